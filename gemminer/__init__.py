@@ -1,0 +1,17 @@
+"""gemminer: find, train, prove and use lottery tickets at initialisation in PyTorch.
+
+ticket = gemminer.mine(model, train_data, density=0.01)             # the model is left as it was
+ticket.save("gem.safetensors")
+result = gemminer.train(model, ticket, train_data, test_data)       # now the model holds the trained kept weights
+verdict = gemminer.check(model, ticket, train_data, test_data, seeds=3)
+
+density = fraction of prunable weights kept, everywhere.
+"""
+
+from gemminer.errors import GemminerError, UsageError
+from gemminer.report import report
+from gemminer.run import Verdict, check, mine, train
+from gemminer.ticket import Ticket
+
+__version__ = "0.1.0"
+__all__ = ["GemminerError", "Ticket", "UsageError", "Verdict", "check", "mine", "report", "train"]

@@ -1,0 +1,548 @@
+"""argv -> recipe -> run; prints. No logic: what a command does is a function of `gemminer.run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gemminer import recipe as recipes
+from gemminer.errors import GemminerError, UsageError
+
+app = typer.Typer(
+    name="gemminer",
+    help="Find, train, prove and use lottery tickets at initialisation. Density = fraction of weights kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_OUT = Console(highlight=False)
+_ERR = Console(stderr=True, highlight=False)
+
+Method = Annotated[str | None, typer.Option("--method", "-m", help="Pruning method (see 'gemminer methods').")]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", "-d", help="Fraction of prunable weights kept, above 0, at most 1."),
+]
+Model = Annotated[str | None, typer.Option("--model", help="Network (see 'gemminer models').")]
+DataName = Annotated[str | None, typer.Option("--data", help="Data set (see 'gemminer data').")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, scores, batches and checks. [0]")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of the search. [by data size: 5 to 40]")]
+TrainEpochs = Annotated[int | None, typer.Option("--train-epochs", help="Epochs of training. [as the search]")]
+Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples in a training batch. [128]")]
+Limit = Annotated[int | None, typer.Option("--limit-train", help="Use only the first N training images.")]
+Ridge = Annotated[float | None, typer.Option("--lambda", help="Gem-Miner's ridge on the scores. [1e-4]")]
+FreezeEvery = Annotated[
+    int | None,
+    typer.Option("--freeze-every", help="Freeze every E epochs, as published; 0: a little every few steps. [0]"),
+]
+Init = Annotated[
+    str | None, typer.Option("--initialiser", help="Distribution of the initial weights. [the method's own]")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable."),
+]
+TrainOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train-option",
+        "-t",
+        metavar="NAME=VALUE",
+        help="A setting of the training (lr, optimiser, ...); repeatable.",
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-option",
+        metavar="NAME=VALUE",
+        help="An option of the network (norm, width, ...); repeatable.",
+    ),
+]
+Augment = Annotated[
+    str | None, typer.Option("--augment", help="crop4+flip and the like, or none. [the data set's own]")
+]
+NoChecks = Annotated[bool, typer.Option("--no-checks", help="Do not run the sanity checks.")]
+NoDense = Annotated[bool, typer.Option("--no-dense", help="Do not train the dense network for reference.")]
+CheckSeeds = Annotated[
+    int | None, typer.Option("--check-seeds", help="Training seeds of the ticket and of each check. [3]")
+]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A named recipe, or a TOML or JSON file of one.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run. [runs/NAME]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew in a folder that holds a run.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [all cores]")]
+Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data set's files.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+TicketFile = Annotated[Path, typer.Argument(help="A ticket.safetensors, or the folder of its run.")]
+
+
+def _pairs(texts: list[str] | None, flag: str) -> dict[str, Any]:
+    """NAME=VALUE texts as a mapping; values are read as JSON where they are JSON."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} takes NAME=VALUE, not {text!r}")
+        try:
+            found[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[name.replace("-", "_")] = value
+    return found
+
+
+def _recipe(base: str | None, changes: Mapping[str, Any], nested: Mapping[str, Mapping[str, Any]]) -> recipes.Recipe:
+    """A named recipe (or the default) with what the command line sets."""
+    start = recipes.load(base) if base else recipes.Recipe()
+    merged = {name: {**getattr(start, name), **values} for name, values in nested.items() if values}
+    return start.with_(**changes, **merged)
+
+
+def _folder(recipe: recipes.Recipe, out: Path | None) -> Path:
+    if out is not None:
+        return out
+    data = recipe.data.replace("/", "_").replace(":", "_")
+    return Path("runs") / f"{recipe.model}-{data}-{recipe.density:g}-{recipe.method}-s{recipe.seed}-{recipe.digest[:6]}"
+
+
+def _threads(count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value))
+
+
+@app.command()
+def mine(
+    method: Method = None,
+    density: Density = None,
+    model: Model = None,
+    data: DataName = None,
+    recipe: RecipeName = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    train_epochs: TrainEpochs = None,
+    batch_size: Batch = None,
+    limit_train: Limit = None,
+    ridge: Ridge = None,
+    freeze_every: FreezeEvery = None,
+    initialiser: Init = None,
+    option: Option = None,
+    train_option: TrainOption = None,
+    model_option: ModelOption = None,
+    augment: Augment = None,
+    no_checks: NoChecks = False,
+    no_dense: NoDense = False,
+    check_seeds: CheckSeeds = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    data_root: Root = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Find a ticket, train it, check it and write a report."""
+    options = _pairs(option, "--option")
+    options |= {k: v for k, v in {"ridge": ridge, "freeze_every": freeze_every}.items() if v is not None}
+    chosen = _recipe(
+        recipe,
+        {
+            "method": method,
+            "density": density,
+            "model": model,
+            "data": data,
+            "seed": seed,
+            "epochs": epochs,
+            "train_epochs": train_epochs,
+            "batch_size": batch_size,
+            "limit_train": limit_train,
+            "initialiser": initialiser,
+            "augment": augment,
+            "check_seeds": check_seeds,
+            "checks": () if no_checks else None,
+            "dense": False if no_dense else None,
+        },
+        {
+            "options": options,
+            "train": _pairs(train_option, "--train-option"),
+            "model_options": _pairs(model_option, "--model-option"),
+        },
+    )
+    _threads(threads)
+    from gemminer.progress import monitor_for
+    from gemminer.run import execute
+
+    folder = _folder(chosen, out)
+    monitor = monitor_for(_ERR if as_json else _OUT)
+    try:
+        result = execute(
+            chosen,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            root=data_root,
+            download=download,
+            monitor=monitor,
+        )
+    finally:
+        monitor.close()
+    if as_json:
+        _print({**json.loads(result.to_json()), "out": str(folder)})
+    else:
+        _summary(json.loads(result.to_json()), folder)
+
+
+def _summary(record: Mapping[str, Any], folder: Path) -> None:
+    """What a person wants to know of a run, in a dozen lines."""
+    density, accuracy, metric = record["density"], record["accuracy"], record["metric"]
+    _OUT.print(
+        f"\n{record['method']} on {record['model']}, {record['data']}, seed {record['seed']}: "
+        f"{density['kept']} of {density['prunable']} weights kept (density {density['realised']:.4%})"
+    )
+    spread = f" +- {accuracy['after_std']:.4f} (n={accuracy['n']})" if accuracy["n"] > 1 else ""
+    _OUT.print(f"test {metric} before training any weight  {accuracy['before']:.4f}")
+    _OUT.print(f"test {metric} after training             {accuracy['after']:.4f}{spread}")
+    if accuracy["dense"] is not None:
+        _OUT.print(f"test {metric} of the dense network        {accuracy['dense']:.4f}")
+    if record["checks"]:
+        _OUT.print(_check_table(record["checks"]))
+        _OUT.print(f"sanity checks: {record['verdict']}")
+    for note in record["notes"]:
+        _OUT.print(note)
+    _OUT.print(f"{folder / 'ticket.safetensors'}, record.json, metrics.jsonl, report.html", soft_wrap=True)
+
+
+def _check_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table("check", "mean", "std", "n", "ticket better by", "verdict", box=None, pad_edge=False)
+    for name, c in checks.items():
+        table.add_row(
+            name,
+            f"{c['mean']:.4f}",
+            f"{c['std']:.4f}",
+            str(c["n"]),
+            f"{c['difference']:+.4f} +- {c['difference_std']:.4f}",
+            c["verdict"],
+        )
+    return table
+
+
+def _ticket_of(path: Path) -> Path:
+    return path / "ticket.safetensors" if path.is_dir() else path
+
+
+@app.command()
+def train(
+    ticket: TicketFile,
+    model: Model = None,
+    data: DataName = None,
+    recipe: RecipeName = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    limit_train: Limit = None,
+    train_option: TrainOption = None,
+    model_option: ModelOption = None,
+    augment: Augment = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the trained weights go. [beside the ticket]")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    data_root: Root = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Train the kept weights of a ticket from their initial values."""
+    chosen = _for_ticket(
+        ticket,
+        recipe,
+        model,
+        data,
+        seed,
+        epochs,
+        batch_size,
+        limit_train,
+        augment,
+        train_option,
+        model_option,
+    )
+    _threads(threads)
+    from gemminer.progress import monitor_for
+    from gemminer.run import train_ticket
+
+    monitor = monitor_for(_ERR if as_json else _OUT)
+    target = out or _ticket_of(ticket).with_name("trained.safetensors")
+    try:
+        result = train_ticket(
+            chosen,
+            _ticket_of(ticket),
+            target,
+            device=device,
+            root=data_root,
+            download=download,
+            monitor=monitor,
+        )
+    finally:
+        monitor.close()
+    if as_json:
+        _print({**result, "out": str(target)})
+    else:
+        _OUT.print(f"test accuracy after training {result['test']:.4f}; weights in {target}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    ticket: TicketFile,
+    model: Model = None,
+    data: DataName = None,
+    recipe: RecipeName = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    limit_train: Limit = None,
+    train_option: TrainOption = None,
+    model_option: ModelOption = None,
+    augment: Augment = None,
+    checks: Annotated[
+        list[str] | None,
+        typer.Option("--check", help="shuffle, reinit, invert, uniform, erk; repeatable. [all]"),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds of the ticket and of each check.")] = 3,
+    device: Device = "auto",
+    threads: Threads = None,
+    data_root: Root = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Prove a ticket: train from it and from what each sanity check leaves of it."""
+    chosen = _for_ticket(
+        ticket,
+        recipe,
+        model,
+        data,
+        seed,
+        epochs,
+        batch_size,
+        limit_train,
+        augment,
+        train_option,
+        model_option,
+    )
+    chosen = chosen.with_(check_seeds=seeds, checks=tuple(checks) if checks else None)
+    _threads(threads)
+    from gemminer.progress import monitor_for
+    from gemminer.run import check_ticket
+
+    monitor = monitor_for(_ERR if as_json else _OUT)
+    try:
+        verdict = check_ticket(
+            chosen, _ticket_of(ticket), device=device, root=data_root, download=download, monitor=monitor
+        )
+    finally:
+        monitor.close()
+    rows = {name: dataclasses.asdict(c) for name, c in verdict.checks.items()}
+    if as_json:
+        _print({"verdict": verdict.verdict, "checks": rows})
+    else:
+        _OUT.print(_check_table(rows))
+        _OUT.print(f"sanity checks: {verdict.verdict}")
+
+
+def _for_ticket(
+    ticket: Path,
+    base: str | None,
+    model: str | None,
+    data: str | None,
+    seed: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    limit_train: int | None,
+    augment: str | None,
+    train_option: list[str] | None,
+    model_option: list[str] | None,
+) -> recipes.Recipe:
+    """The recipe a ticket was found with, as its run's record has it, with what the command line sets."""
+    start: dict[str, Any] = {}
+    found = _ticket_of(ticket).with_name("record.json")
+    if base is None and found.exists():
+        from gemminer.record import read
+
+        start = read(found).recipe
+    elif base is not None:
+        start = recipes.load(base).model_dump(exclude_defaults=True)
+    elif model is None or data is None:
+        raise UsageError(f"there is no record beside {ticket}: say which --model and --data it is of")
+    begin = recipes.make(start)
+    nested = {
+        "train": {**begin.train, **_pairs(train_option, "--train-option")},
+        "model_options": {**begin.model_options, **_pairs(model_option, "--model-option")},
+    }
+    return begin.with_(
+        model=model,
+        data=data,
+        seed=seed,
+        train_epochs=epochs,
+        batch_size=batch_size,
+        limit_train=limit_train,
+        augment=augment,
+        **nested,
+    )
+
+
+@app.command()
+def inspect(ticket: TicketFile, as_json: Json = False) -> None:
+    """Print what a ticket keeps of each layer, and where it came from."""
+    from gemminer.ticket import Ticket
+
+    found = Ticket.load(_ticket_of(ticket))
+    layers, facts = found.per_layer(), found.provenance
+    if as_json:
+        _print(
+            {
+                "kept": found.kept,
+                "prunable": found.prunable,
+                "density": found.density,
+                "digest": found.digest,
+                "layers": [dataclasses.asdict(layer) for layer in layers],
+                "draw": dataclasses.asdict(found.draw) if found.draw else None,
+                "provenance": facts,
+            }
+        )
+        return
+    table = Table("layer", "shape", box=None, pad_edge=False)
+    for name in ("weights", "kept", "density", "filters", "dead"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            str(layer.prunable),
+            str(layer.kept),
+            f"{layer.density:.4%}",
+            str(layer.filters),
+            str(layer.dead_filters),
+        )
+    table.add_row("all", "", str(found.prunable), str(found.kept), f"{found.density:.4%}", "", "")
+    _OUT.print(table)
+    draw = f"{found.draw.kind}, seed {found.draw.seed}" if found.draw else "the model's own"
+    _OUT.print(
+        f"found by {facts.get('method', 'an unknown method')}, seed {facts.get('seed')}; initial weights: {draw}"
+    )
+
+
+def _listing(rows: list[dict[str, Any]], columns: list[str], as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            _print(row)
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in columns))
+    _OUT.print(table)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this method.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the pruning methods, or one method's options."""
+    from gemminer import methods as registry
+
+    if name is None:
+        rows = [
+            {"name": m.name, "summary": m.summary, "source": m.source, "initialiser": m.initialiser}
+            for m in map(registry.get, registry.names())
+        ]
+        _listing(rows, ["name", "summary", "source"], as_json)
+        return
+    found = registry.get(name)
+    fields = [{"option": f.name, "default": f.default, "type": str(f.type)} for f in dataclasses.fields(found.options)]
+    if not as_json:
+        _OUT.print(f"{found.name}: {found.summary} ({found.source})\n\n{found.options.__doc__}\n", markup=False)
+    _listing(fields, ["option", "default", "type"], as_json)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the networks."""
+    from gemminer import models as library
+
+    rows = [{"name": n, "description": library.describe(n)} for n in library.names()]
+    _listing(rows, ["name", "description"], as_json)
+
+
+@app.command("data")
+def data_sets(as_json: Json = False) -> None:
+    """List the data sets."""
+    from gemminer import data as library
+
+    rows = [{"name": n, "description": library.describe(n)} for n in library.names()]
+    _listing(rows, ["name", "description"], as_json)
+
+
+@app.command("recipes")
+def named_recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None, as_json: Json = False
+) -> None:
+    """List the named recipes, or print one as JSON (a file that --recipe takes)."""
+    if name is not None:
+        typer.echo(json.dumps(recipes.load(name).model_dump(mode="json", exclude_defaults=True), indent=1))
+        return
+    rows = [
+        {
+            "name": n,
+            "method": r.method,
+            "model": r.model,
+            "data": r.data,
+            "density": r.density,
+            "epochs": r.epochs,
+        }
+        for n, r in ((n, recipes.load(n)) for n in recipes.names())
+    ]
+    _listing(rows, ["name", "method", "model", "data", "density", "epochs"], as_json)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 with one sentence for what the caller can mend, 130 for Ctrl-C."""
+    try:
+        app(args=argv, standalone_mode=False)
+    except GemminerError as error:
+        _ERR.print(f"gemminer: {error}", markup=False, soft_wrap=True)
+        return 2
+    except click.ClickException as error:
+        _ERR.print(f"gemminer: {error.format_message()}", markup=False, soft_wrap=True)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _ERR.print("gemminer: stopped; the same command with --resume goes on where it was")
+        return 130
+    except OSError as error:
+        _ERR.print(f"gemminer: {error}", markup=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

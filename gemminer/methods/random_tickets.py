@@ -1,0 +1,72 @@
+"""Random tickets: the baselines that must be beaten. They see neither data nor weights, only shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gemminer.initialise import generator
+from gemminer.masking import keep_highest, prunable, target
+from gemminer.methods.allocation import allocate, random_masks
+from gemminer.methods.registry import register
+from gemminer.task import Task
+from gemminer.ticket import Ticket, named_state
+
+
+@dataclass(frozen=True)
+class Options:
+    """Random tickets have nothing to set; `invert` is accepted so that the inversion check is the same call.
+
+    Args:
+        invert: turn the ranking upside down, which for an even draw is another even draw.
+    """
+
+    invert: bool = False
+
+
+def _shapes(task: Task) -> dict[str, torch.Size]:
+    found = prunable(task.model, exclude=task.exclude, embeddings=task.embeddings)
+    return {name: p.shape for name, p in found.items()}
+
+
+def _by_layer(task: Task, density: float, ratios: dict[str, float], seed: int, options: Options) -> Ticket:
+    shapes = _shapes(task)
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    counts = allocate(sizes, ratios, target(density, sum(sizes.values())))
+    return Ticket(random_masks(shapes, counts, -1 - seed if options.invert else seed), named_state(task.model))
+
+
+@register("random", Options, summary="one global draw", source="Frankle & Carbin 2019")
+def find_random(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Keep the round(density * d) highest of d even random numbers."""
+    scores = {
+        name: torch.rand(shape, generator=generator(seed, "random ticket", name))
+        for name, shape in _shapes(task).items()
+    }
+    sign = -1.0 if options.invert else 1.0
+    total = sum(s.numel() for s in scores.values())
+    masks = keep_highest({name: sign * s for name, s in scores.items()}, target(density, total))
+    return Ticket(masks, named_state(task.model))
+
+
+@register("uniform", Options, summary="the same density in every layer, at random", source="Frankle et al. 2021")
+def find_uniform(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Keep `density` of each layer, up to rounding to the exact total, at random."""
+    return _by_layer(task, density, dict.fromkeys(_shapes(task), 1.0), seed, options)
+
+
+def erk_ratio(shape: torch.Size) -> float:
+    """(fan_in + fan_out + kernel extents) / (fan_in * fan_out * kernel extents): ERK's relative layer density.
+
+    >>> erk_ratio(torch.Size([16, 8, 3, 3])) == (8 + 16 + 3 + 3) / (8 * 16 * 3 * 3)
+    True
+    """
+    return sum(shape) / shape.numel()
+
+
+@register("erk", Options, summary="Erdos-Renyi-Kernel layer densities, at random", source="Evci et al. 2020")
+def find_erk(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Random masks with ERK layer densities, capped at 1, the excess redistributed."""
+    ratios = {name: erk_ratio(shape) for name, shape in _shapes(task).items()}
+    return _by_layer(task, density, ratios, seed, options)

@@ -1,0 +1,178 @@
+"""What to run: validated, serialisable, hashed; the paper's settings by name. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gemminer.errors import UsageError, unknown
+
+
+class Recipe(BaseModel):
+    """One run: find a ticket, train it, check it. Its identity is the hash of the fields that are not the default.
+
+    `options` are the method's own (see `gemminer methods NAME`), `train` those of `gemminer.train.Settings`,
+    `model_options` those of `gemminer.models.build`. Epochs left at None are chosen from the size of the data.
+
+    >>> Recipe(density=0.02).digest == Recipe(density=0.02, model="resnet20").digest
+    True
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: str = Field("gem-miner", description="pruning method")
+    density: float = Field(0.05, gt=0, le=1, description="fraction of prunable weights kept")
+    model: str = Field("resnet20", description="network")
+    data: str = Field("digits", description="data set")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, scores, batches and checks")
+    epochs: int | None = Field(None, ge=1, description="epochs of the search")
+    train_epochs: int | None = Field(
+        None, ge=1, description="epochs of training the ticket; as the search if not given"
+    )
+    batch_size: int | None = Field(None, ge=1, description="examples in a training batch")
+    limit_train: int | None = Field(None, ge=2, description="use only the first N training images")
+    validation: float = Field(0.1, ge=0, lt=1, description="fraction of the training data held out")
+    augment: str = Field("default", description="crop4+flip and the like, or none")
+    initialiser: str | None = Field(
+        None, description="distribution of the initial weights; the method's own if not given"
+    )
+    model_options: dict[str, Any] = Field(default_factory=dict, description="options of the network")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
+    train: dict[str, Any] = Field(default_factory=dict, description="optimiser and schedule of the training")
+    checks: tuple[str, ...] = Field(("shuffle", "reinit", "invert", "uniform", "erk"), description="sanity checks")
+    check_seeds: int = Field(3, ge=1, description="training seeds of the ticket and of each check")
+    dense: bool = Field(True, description="train the dense network too, as the reference")
+    exclude: tuple[str, ...] = Field((), description="weights to leave dense, as shell patterns")
+    embeddings: bool = Field(False, description="prune embedding tables too")
+
+    @property
+    def digest(self) -> str:
+        """Hash of the non-default fields: adding a field with a default keeps old runs valid."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+    def with_(self, **changes: Any) -> Recipe:
+        """A validated copy with other fields; those that are None are left as they are."""
+        fields = self.model_dump(exclude_defaults=True)
+        return make({**fields, **{k: v for k, v in changes.items() if v is not None}})
+
+
+def make(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain fields; raises UsageError with one sentence that names the field at fault."""
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        raise UsageError(explain(error, where)) from None
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """The first complaint of pydantic as a sentence."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or where
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} has no field {name!r}"
+    if name == "density" and first["type"] != "float_parsing":
+        return f"density is the fraction of weights kept, above 0 and at most 1; {first['input']} is not"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+
+
+def load(name_or_file: str) -> Recipe:
+    """A named recipe, or one from a TOML or JSON file."""
+    if name_or_file in NAMED:
+        return make(NAMED[name_or_file], name_or_file)
+    path = Path(name_or_file)
+    if path.suffix not in (".toml", ".json"):
+        raise unknown("recipe", name_or_file, NAMED)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        fields = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"the recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"the recipe {path} must hold fields by name, as {{'density': 0.05}}")
+    return make(fields, str(path))
+
+
+def names() -> tuple[str, ...]:
+    """All named recipes."""
+    return tuple(NAMED)
+
+
+# Fine-tuning drops the rate by ten at these epochs of that many (Rare Gems, appendix).
+_DROPS = {150: (80, 120), 200: (100, 150), 300: (150, 250)}
+
+
+def _paper(
+    model: str,
+    data: str,
+    percent: float,
+    optimiser: str,
+    lr: float,
+    every: int,
+    epochs: int,
+    ridge: float,
+    tune_lr: float,
+) -> dict[str, Any]:
+    """A row of the paper's table of settings, as a recipe."""
+    tiny = data == "tiny-imagenet"
+    return {
+        "model": model,
+        "data": data,
+        "density": round(percent / 100, 8),
+        "epochs": epochs,
+        "train_epochs": epochs,
+        "batch_size": 256 if tiny else 128,
+        "initialiser": "signed-constant",
+        "model_options": {"norm": "non-affine", **({"stem": "small"} if tiny else {})},
+        "options": {"optimiser": optimiser, "lr": lr, "freeze_every": every, "ridge": ridge},
+        "train": {"lr": tune_lr, "schedule": "multistep", "milestones": _DROPS[epochs], "weight_decay": 1e-4},
+    }
+
+
+# Network, data, then rows of (density %, optimiser, lr, E, T, lambda, fine-tuning lr): Rare Gems, appendix.
+_TABLE: tuple[tuple[str, str, tuple[tuple[float, str, float, int, int, float, float], ...]], ...] = (
+    (
+        "resnet20",
+        "cifar10",
+        (
+            (50, "sgd", 0.05, 8, 150, 1e-8, 0.1),
+            (13.34, "sgd", 0.1, 5, 150, 1e-5, 0.01),
+            (3.72, "sgd", 0.1, 5, 150, 3e-5, 0.01),
+            (1.44, "sgd", 0.1, 5, 150, 1e-4, 0.01),
+            (0.59, "sgd", 0.1, 5, 150, 1e-4, 0.01),
+        ),
+    ),
+    (
+        "mobilenet-v2",
+        "cifar10",
+        (
+            (20, "sgd", 0.1, 5, 300, 3e-6, 0.01),
+            (5, "sgd", 0.1, 5, 300, 7e-6, 0.01),
+            (1.4, "sgd", 0.1, 5, 300, 1.5e-5, 0.01),
+        ),
+    ),
+    ("vgg16", "cifar10", tuple((d, "adam", 0.01, 5, 200, 1e-6, 0.05) for d in (5, 2.5, 1.4, 0.5))),
+    (
+        "wideresnet-28-2",
+        "cifar10",
+        tuple((d, "sgd", 0.5, 10, 150, 1e-5, 0.01) for d in (20, 5.5, 2.3, 1.4)),
+    ),
+    ("resnet18", "tiny-imagenet", ((1.4, "adam", 1e-3, 5, 200, 9e-6, 0.1),)),
+)
+
+NAMED: dict[str, dict[str, Any]] = {
+    # `make mine`: the smallest ticket of the paper's ResNet-20, on the data set every installation has.
+    "digits": {"model": "resnet20", "data": "digits", "density": 0.0059, "epochs": 40, "batch_size": 64},
+    **{f"paper/{model}-{data}-{row[0]:g}": _paper(model, data, *row) for model, data, rows in _TABLE for row in rows},
+}
