@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gemminer import recipe as recipes
-from gemminer.errors import GemminerError, UsageError
+from gemminer.errors import GemminerError, UsageError, unknown
 
 app = typer.Typer(
     name="gemminer",
@@ -520,23 +519,58 @@ def named_recipes(
     _listing(rows, ["name", "method", "model", "data", "density", "epochs"], as_json)
 
 
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="search or train: a step's time against plain dense training.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Network; repeatable. [resnet20, lenet-300-100]")
+    ] = None,
+    density: Annotated[float, typer.Option("--density", "-d", help="Fraction of weights kept.")] = 0.0144,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Examples in a batch.")] = 128,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Pairs of blocks measured.")] = 15,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure ratios of speed on this machine: baseline's time / ours, above 1 is faster than the baseline."""
+    from gemminer import bench as benches
+
+    if what not in benches.BENCHES:
+        raise unknown("benchmark", what, benches.BENCHES)
+    _threads(threads)
+    for found in benches.run(what, model or ["resnet20", "lenet-300-100"], density, batch_size, runs):
+        if as_json:
+            _print(found.as_dict())
+        else:
+            _OUT.print(
+                f"{what} {found.model}, density {density:g}, batch {batch_size}: {found.ratio:.3f} "
+                f"({found.low:.3f} to {found.high:.3f}, {found.runs} runs; "
+                f"{found.baseline} {found.baseline_ms:.2f} ms, ours {found.ours_ms:.2f} ms)",
+                soft_wrap=True,
+            )
+
+
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, or 2 with one sentence for what the caller can mend, 130 for Ctrl-C."""
     try:
         app(args=argv, standalone_mode=False)
-    except GemminerError as error:
-        _ERR.print(f"gemminer: {error}", markup=False, soft_wrap=True)
-        return 2
-    except click.ClickException as error:
-        _ERR.print(f"gemminer: {error.format_message()}", markup=False, soft_wrap=True)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _ERR.print("gemminer: stopped; the same command with --resume goes on where it was")
         return 130
-    except OSError as error:
-        _ERR.print(f"gemminer: {error}", markup=False, soft_wrap=True)
-        return 2
+    except Exception as error:
+        return _complain(error)
     return 0
+
+
+def _complain(error: Exception) -> int:
+    """One sentence for an error of the caller's or the disk's; any other is ours, and raised again."""
+    if isinstance(error, (GemminerError, OSError)):
+        text = str(error)
+    elif hasattr(error, "format_message"):  # what typer makes of a wrong option, whichever click it carries
+        text = error.format_message()
+    else:
+        raise error
+    _ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
+    return 2
 
 
 def entry() -> None:

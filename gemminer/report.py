@@ -110,7 +110,8 @@ def _read(path: Path) -> _Run:
 def _epochs(file: Path) -> dict[str, list[dict[str, Any]]]:
     """metrics.jsonl by phase and in order; of an epoch written again after a resume, the last counts."""
     phases: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:  # a line that a kill cut short; the resumed run wrote its epoch again
@@ -272,7 +273,6 @@ def _search_chart(run: _Run) -> Any:
     asked = float(run.record["density"]["asked"])
     x = [row["epoch"] for row in rows]
     validation, kept, live = ([_number(row.get(k)) for row in rows] for k in ("validation", "kept", "live"))
-    kept, live = ([v or None for v in y] for y in (kept, live))  # a log axis has no place for 0
     figure = _figure(
         520,
         hovermode="x unified",
@@ -344,7 +344,7 @@ def _layers_chart(run: _Run) -> Any:
     look = {"marker_color": "var(--c0)", "textposition": "outside", "textfont": font, "cliponaxis": False}
     bars = {"x": [max(v, 10**floor) for v in x], "y": list(range(len(x))), "orientation": "h"}
     figure.add_bar(text=text, hovertext=hover, hoverinfo="text", **bars, **look)
-    _mark(figure, overall, "var(--ink)", "dot")
+    _mark(figure, overall, "var(--mark)")
     return figure
 
 
@@ -369,7 +369,7 @@ def _checks_chart(run: _Run) -> Any:
         spread = {"array": [std or 0], "visible": bool(std), "color": colour, "thickness": 2}
         for x, look, said in (
             (seeds, {"marker": points}, "one seed"),
-            ([row["mean"]], {"marker": tick, "error_x": spread}, f"mean, n = {_text(row['n'])}"),
+            ([row["mean"]], {"marker": tick, "error_x": spread}, f"mean, n = {_text(row.get('n') or 1)}"),
         ):
             hover = f"%{{x}}<extra>{said}</extra>"
             figure.add_scatter(x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)

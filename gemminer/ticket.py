@@ -268,13 +268,17 @@ class Ticket:
         left_out = set() if weights else self._redrawable()
         tensors = {f"mask/{name}": torch.from_numpy(self._masks.packed(name)) for name in self._masks}
         tensors |= {f"initial/{name}": v for name, v in self._initial.items() if name not in left_out}
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "shapes": {name: self._masks.shape(name) for name in self._masks},
             "drawn": sorted(left_out),
             "draw": asdict(self.draw) if self.draw else None,
-            "checksum": {"masks": _bits_checksum(self._masks), "initial": self._initial.checksum()},
             "provenance": self.provenance,
+        }
+        header["checksum"] = {
+            "masks": _bits_checksum(self._masks),
+            "initial": self._initial.checksum(),
+            "facts": _facts_checksum(header),
         }
         with atomic(path) as temporary:
             save_file(tensors, temporary, metadata={"gemminer": json.dumps(header, separators=(",", ":"))})
@@ -287,7 +291,8 @@ class Ticket:
                 "save it with weights"
             )
         drawn = self.draw.weights({name: torch.Size(self._masks.shape(name)) for name in self._masks})
-        if any(not torch.equal(drawn[name], self._initial[name]) for name in drawn):
+        own = {name: self._initial[name] for name in drawn}
+        if any(own[name].dtype != w.dtype or not torch.equal(w, own[name]) for name, w in drawn.items()):
             raise UsageError("this ticket's initial weights differ from its recorded draw: save it with weights")
         return set(drawn)
 
@@ -301,7 +306,7 @@ class Ticket:
             if not path.is_file():
                 raise GemminerError(f"there is no ticket file {path}") from None
             raise GemminerError(f"{path} is not a ticket, or it is truncated: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GemminerError(f"{path} is a damaged ticket: {error}") from None
         except GemminerError as error:
             raise GemminerError(f"{path}: {error}") from None
@@ -313,6 +318,8 @@ class Ticket:
             if text is None:
                 raise GemminerError("it is a safetensors file, but not a gemminer ticket")
             header = json.loads(text)
+            if not isinstance(header, dict):
+                raise GemminerError("it is a damaged ticket: its header is no JSON object")
             if header.get("format") != FORMAT:
                 raise GemminerError(f"it has format {header.get('format')!r}; this version reads {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -320,6 +327,8 @@ class Ticket:
         masks = Masks.from_bits({name: tensors[f"mask/{name}"].numpy() for name in shapes}, shapes)
         if _bits_checksum(masks) != header["checksum"]["masks"]:
             raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
+        if _facts_checksum(header) != header["checksum"]["facts"]:
+            raise GemminerError("its provenance is damaged: the checksum differs from the one saved with it")
         draw = Draw(**header["draw"]) if header["draw"] else None
         initial = {n.removeprefix("initial/"): v for n, v in tensors.items() if n.startswith("initial/")}
         if header["drawn"]:
@@ -349,3 +358,9 @@ def _bits_checksum(masks: Masks) -> str:
         digest.update(f"{name} {masks.shape(name)}\n".encode())
         digest.update(masks.packed(name).tobytes())
     return digest.hexdigest()
+
+
+def _facts_checksum(header: Mapping[str, Any]) -> str:
+    """SHA-256 over what a header says of where the ticket came from."""
+    facts = [header["drawn"], header["draw"], header["provenance"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -188,12 +188,7 @@ def _epoch(
     for inputs, targets in task.train.epoch(epoch):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch + min(count / steps, 1.0))
-        loss = task.loss_of(inputs, targets)
-        loss.backward()
-        rule.after_backward()
-        optimiser.step()
-        rule.after_step(epoch * steps + count)
-        total += loss.detach()
+        total += step(task, rule, optimiser, inputs, targets, epoch * steps + count)
         count += 1
         task.monitor.step(phase, epoch * steps + count, settings.epochs * steps)
         if (count % 32 == 0 or count == steps) and not torch.isfinite(total):  # one device sync in 32 steps
@@ -204,3 +199,13 @@ def _epoch(
     if count == 0:
         raise GemminerError("there is nothing to train on: the training data gave no batch")
     return float(total) / count
+
+
+def step(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, inputs: Any, targets: Any, index: int) -> Tensor:
+    """Optimiser step number `index` on one batch; returns its loss, detached."""
+    loss = task.loss_of(inputs, targets)
+    loss.backward()
+    rule.after_backward()
+    optimiser.step()
+    rule.after_step(index)
+    return loss.detach()

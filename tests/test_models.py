@@ -21,9 +21,8 @@ from gemminer import models
 from gemminer.errors import GemminerError, UsageError
 
 NAMES = models.names()
-PAPER = tuple(
-    n for n in NAMES if n not in ("resnet18", "resnet50", "transformer")
-)  # no affine norms, no biases
+PAPER = tuple(n for n in NAMES if n not in ("resnet18", "resnet50", "transformer"))  # no affine norms, no biases
+KINDS = tuple(n for n in NAMES if n not in ("resnet32", "resnet56", "conv-4"))  # differ in repeats only
 NORMED = tuple(n for n in NAMES if n.startswith(("resnet", "vgg", "mobilenet", "wideresnet", "transformer")))
 THIN = {"conv-2", "conv-4", "conv-6", "vgg16", "mobilenet-v2", "resnet18", "resnet50"}  # thinned to be quick
 
@@ -145,15 +144,15 @@ def test_output_and_gradients(name: str, channels: int, size: int) -> None:
     assert dead == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_any_image_size(name: str) -> None:
     with torch.device("meta"):
-        for size in (1, 3, 7, 12, 31, 64):
+        for size in (1, 3, 12, 31):
             net = models.build(name, in_channels=2, classes=1, image_size=size)
             assert net(torch.empty(2, 2, size, size)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_channels_last(name: str) -> None:
     net, x = small(name).eval(), images(2, 3, 32)
     expected = net(x)
@@ -162,7 +161,7 @@ def test_channels_last(name: str) -> None:
     torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_second_derivatives(name: str) -> None:
     """GraSP and ProsPr differentiate a gradient."""
     net = small(name, in_channels=1, image_size=8)
@@ -173,7 +172,7 @@ def test_second_derivatives(name: str) -> None:
     assert all(w.grad is not None and w.grad.isfinite().all() for w in weights)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "transformer"])
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "transformer"])
 def test_layers_are_in_forward_order_and_traceable(name: str) -> None:
     net, order = small(name), []
     for key, module in net.named_modules():
@@ -204,9 +203,7 @@ def test_norm(name: str) -> None:
         return [m for m in net.modules() if isinstance(m, kinds)]
 
     with torch.device("meta"):
-        plain, affine, none = (
-            models.build(name, norm=n, bias=False) for n in ("non-affine", "affine", "none")
-        )
+        plain, affine, none = (models.build(name, norm=n, bias=False) for n in ("non-affine", "affine", "none"))
     assert norms(plain)
     assert dict(plain.named_parameters()).keys() - prunable(plain).keys() == set()
     assert len(norms(affine)) == len(norms(plain))
@@ -221,11 +218,7 @@ def test_norm_none_is_true_of_a_network_without_norm() -> None:
 
 def test_bias_is_where_no_norm_cancels_it() -> None:
     def biased(name: str, **options: Any) -> list[str]:
-        return [
-            k
-            for k, _ in models.build(name, image_size=8, bias=True, **options).named_parameters()
-            if "bias" in k
-        ]
+        return [k for k, _ in models.build(name, image_size=8, bias=True, **options).named_parameters() if "bias" in k]
 
     assert biased("resnet20") == ["fc.bias"]
     assert len(biased("resnet20", norm="none")) == 20
@@ -348,8 +341,9 @@ def test_language_model_is_causal_and_knows_positions() -> None:
     changed = net(torch.tensor([[1, 2, 3, 9, 5, 6]]))
     assert torch.equal(changed[:, :3], logits[:, :3])
     assert all(not torch.allclose(changed[0, t], logits[0, t]) for t in (3, 4, 5))
-    swapped = net(torch.tensor([[2, 1, 3, 4, 5, 6]]))  # without positions the last token could not tell
-    assert not torch.allclose(swapped[0, 5], logits[0, 5])
+    flat = models.build("transformer", task="tokens", classes=11, depth=1)  # sees a set but for the positions
+    swapped = flat(torch.tensor([[2, 1, 3, 4, 5, 6]]))
+    assert not torch.allclose(swapped[0, 5], flat(ids)[0, 5])
     assert net(ids.expand(2, 6)[:, :1]).shape == (2, 1, 11)
     F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
     assert all(w.grad is not None and w.grad.any() for w in prunable(net).values())
@@ -380,7 +374,7 @@ def test_building_is_deterministic_and_leaves_the_random_state(name: str) -> Non
         assert all(p.is_meta for p in models.build(name).parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_copies_and_pickles(name: str) -> None:
     net = small(name, image_size=8).eval()
     x = images(2, 3, 8)
@@ -426,16 +420,12 @@ def test_pretrained_weights_are_loaded(
     assert capsys.readouterr().out == ""  # stdout is for --json
     assert all(torch.equal(w, theirs[key]) for key, w in net.state_dict().items())
     tuned = models.build("resnet18", classes=5, in_channels=1, stem="small", pretrained=True).state_dict()
-    differ = {
-        key for key, w in tuned.items() if w.shape != theirs[key].shape or not torch.equal(w, theirs[key])
-    }
+    differ = {key for key, w in tuned.items() if w.shape != theirs[key].shape or not torch.equal(w, theirs[key])}
     assert differ == {"conv1.weight", "fc.weight", "fc.bias"}
 
 
 def test_pretrained_weights_that_cannot_be_had(hub: Path) -> None:
-    sentence = (
-        f"cannot load the pretrained weights .*{{}}.*leave pretrained out or put .*{WEIGHTS} into {hub}"
-    )
+    sentence = f"cannot load the pretrained weights .*{{}}.*leave pretrained out or put .*{WEIGHTS} into {hub}"
     with pytest.raises(GemminerError, match=sentence.format("no route to host")):
         models.build("resnet18", pretrained=True)
     (hub / WEIGHTS).write_bytes(b"an html page of the proxy")
@@ -517,9 +507,7 @@ def test_names_and_descriptions() -> None:
 
 
 def test_numpy_numbers_and_none_are_fine() -> None:
-    a = models.build(
-        "transformer", classes=np.int64(3), width=np.float32(0.5), norm=None, causal=None, patch=None
-    )
+    a = models.build("transformer", classes=np.int64(3), width=np.float32(0.5), norm=None, causal=None, patch=None)
     assert a(images(1, 3, 32)).shape == (1, 3)
 
 

@@ -274,7 +274,7 @@ def test_a_torn_line_is_passed_over_and_the_last_writing_of_an_epoch_counts(tmp_
     run = make_run(tmp_path, metrics=False)
     row = {"phase": "search", "epoch": 1, "validation": 0.1, "kept": 1.0, "live": float("nan"), "freezes": 0}
     lines = [json.dumps(row), '{"phase": "search", "epo', json.dumps(row | {"validation": 0.7})]
-    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe")
     search = Page(write(run)).figures()["search"]["data"]
     assert [trace["y"] for trace in search] == [[0.7], [1.0], [None]]
 

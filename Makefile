@@ -1,0 +1,39 @@
+# Everything from a fresh clone: `make mine` finds, trains and proves a ticket; `make test` is what CI runs.
+PYTHON ?= python3
+SEED ?= 0
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: mine test lint system clean
+
+mine: .venv/package
+	$(BIN)/gemminer mine --recipe digits --seed $(SEED) --out runs/digits-seed$(SEED) --overwrite $(ARGS)
+
+test: system lint
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=gemminer --cov-branch --cov-fail-under=90 --cov-report=term:skip-covered $(ARGS)
+
+lint: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Debian packages the tests use: real images, and a browser to look at the report with.
+system:
+	sh tools/system.sh
+
+.venv/python: constraints.txt
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/package: .venv/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/development: .venv/package
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs
