@@ -153,14 +153,13 @@ class Bench:
             },
             draw if facts.get("at_initialisation", True) else None,
         )
+        hint = "; the option floor=1 keeps a weight in each layer" if hasattr(options, "floor") else ""
         if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
-            self.note(
-                f"warning: nothing is kept of {', '.join(empty)}; the option floor=1 keeps a weight in each layer"
-            )
+            self.note(f"warning: nothing is kept of {', '.join(empty)}{hint}")
         epochs = facts.get("epochs", len(rows))
         return ticket, {
             "live": live,
-            "cost": self._cost(epochs, seconds, [row.get("layers_kept") for row in rows]),
+            "cost": self._cost(epochs, seconds, rows),
         }
 
     def before(self, ticket: Ticket) -> float:
@@ -193,7 +192,7 @@ class Bench:
             }
             if keep:
                 keep(model)
-        kept = [layer.kept for layer in ticket.per_layer()] if ticket else None
+        kept = {"layers_kept": [layer.kept for layer in ticket.per_layer()]} if ticket else {}
         result["cost"] = self._cost(len(rows), rows[-1]["seconds"], [kept] * len(rows))
         return result
 
@@ -203,20 +202,23 @@ class Bench:
             raise UsageError("there is no test data to measure on: pass test_data")
         return self.test
 
-    def _cost(self, epochs: float, seconds: float, kept: Sequence[Sequence[int] | None]) -> dict[str, float]:
-        """FLOPs of `epochs` epochs of training steps; counting zeros with each epoch's kept weights, if known."""
+    def _cost(self, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """FLOPs of `epochs` epochs of training steps; counting zeros with the weights each row's epoch kept.
+
+        A row may be a `fraction` of an epoch; what no row with kept weights covers counts as dense.
+        """
         if self.flops is None:
             parameters = prunable(self.task.model, exclude=self.task.exclude, embeddings=self.task.embeddings)
             self.flops = cost.count(self.task, parameters)
             self._sizes = {name: p.numel() for name, p in parameters.items()}
         passes = cost.TRAINING_PASSES * self.task.train.examples
         dense = passes * self.flops.dense
+        known = [(row["layers_kept"], row.get("fraction", 1.0)) for row in rows if "layers_kept" in row]
         sparse = [
-            passes * self.flops.sparse({n: k / s for (n, s), k in zip(self._sizes.items(), row, strict=True)})
-            for row in kept
-            if row is not None
+            part * passes * self.flops.sparse({n: k / s for (n, s), k in zip(self._sizes.items(), kept, strict=True)})
+            for kept, part in known
         ]
-        sparse += [dense] * max(0, math.ceil(epochs) - len(sparse))
+        sparse.append(dense * max(0.0, epochs - math.fsum(part for _, part in known)))
         return {
             "epochs": epochs,
             "seconds": seconds,
@@ -389,17 +391,19 @@ def mine(
     target(density, sum(p.numel() for p in prunable(model, exclude=exclude, embeddings=embeddings).values()))
     if checkpoint is not None:
         bench.task.checkpoint = Checkpoint(Path(checkpoint))
-    ticket, _ = bench.find(method, density, chosen, draw_of(initialiser, row.initialiser, seed))
+    ticket, _ = bench.find(method, density, chosen, draw_of(initialiser, row, density, seed))
     if bench.task.checkpoint:
         bench.task.checkpoint.clear()
     return ticket
 
 
-def draw_of(name: str | None, default: str, seed: int) -> Draw | None:
-    """The draw of an initialiser's name: "default" (or None) is the method's, "keep" none at all."""
+def draw_of(name: str | None, method: methods.Method, density: float, seed: int) -> Draw | None:
+    """The draw of an initialiser's name: "default" (or None) is the method's own, "keep" none at all."""
     if name == "keep":
         return None
-    return Draw(default if name in (None, "default") else name, seed)
+    if name in (None, "default"):
+        return Draw(method.initialiser, seed, density if method.fan_scaled else 1.0)
+    return Draw(name, seed)
 
 
 def train(
@@ -633,9 +637,8 @@ def prepare(
         monitor=monitor or Monitor(),
     )
     pretrained = recipe.model_options.get("pretrained", False)
-    draw = draw_of(
-        "keep" if pretrained and not recipe.initialiser else recipe.initialiser, row.initialiser, recipe.seed
-    )
+    initialiser = recipe.initialiser or ("keep" if pretrained else "default")
+    draw = draw_of(initialiser, row, recipe.density, recipe.seed)
     chosen = options_of(row.options, options, recipe.method)
     target(recipe.density, sum(p.numel() for p in prunable(model, exclude=recipe.exclude).values()))
     task.channels_last = wants_channels_last(task)

@@ -1,6 +1,33 @@
 """Pruning methods: one file each, one function each, one registry row each."""
 
-from gemminer.methods import gem_miner, random_tickets
+from gemminer.methods import (
+    edge_popup,
+    gem_miner,
+    grasp,
+    imp,
+    magnitude,
+    prospr,
+    random_tickets,
+    smart_ratio,
+    snip,
+    synflow,
+)
 from gemminer.methods.registry import Find, Method, get, names, register
 
-__all__ = ["Find", "Method", "gem_miner", "get", "names", "random_tickets", "register"]
+__all__ = [
+    "Find",
+    "Method",
+    "edge_popup",
+    "gem_miner",
+    "get",
+    "grasp",
+    "imp",
+    "magnitude",
+    "names",
+    "prospr",
+    "random_tickets",
+    "register",
+    "smart_ratio",
+    "snip",
+    "synflow",
+]

@@ -36,7 +36,8 @@ def allocate(sizes: Mapping[str, int], ratios: Mapping[str, float], total: int) 
         full |= over
     exact = {name: float(sizes[name]) if name in full else scale * ratios[name] * sizes[name] for name in sizes}
     counts = {name: min(sizes[name], math.floor(value + 1e-9)) for name, value in exact.items()}
-    by_remainder = sorted(sizes, key=lambda name: counts[name] - exact[name])
+    # Rounded, so that remainders equal but for float noise tie, and the earlier layer comes first.
+    by_remainder = sorted(sizes, key=lambda name: round(counts[name] - exact[name], 9))
     while missing := total - sum(counts.values()):
         for name in [n for n in by_remainder if counts[n] < sizes[n]][:missing]:
             counts[name] += 1

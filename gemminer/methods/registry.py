@@ -21,7 +21,8 @@ class Find(Protocol):
 class Method:
     """One row of the registry.
 
-    `initialiser` is the distribution the method's source draws initial weights from.
+    `initialiser` is the distribution the method's source draws initial weights from; `fan_scaled` says that it
+    draws them for the kept weights alone, with fan_in times the density (`Draw.fan_scale`).
     """
 
     name: str
@@ -30,18 +31,25 @@ class Method:
     summary: str
     source: str
     initialiser: str
+    fan_scaled: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 
 
 def register(
-    name: str, options: type[Any], *, summary: str, source: str, initialiser: str = "kaiming-normal"
+    name: str,
+    options: type[Any],
+    *,
+    summary: str,
+    source: str,
+    initialiser: str = "kaiming-normal",
+    fan_scaled: bool = False,
 ) -> Callable[[Find], Find]:
     """Decorator that adds a method under `name`; the conformance suite and the command line take it up by itself."""
 
     def add(find: Find) -> Find:
-        _METHODS[name] = Method(name, find, options, summary, source, initialiser)
+        _METHODS[name] = Method(name, find, options, summary, source, initialiser, fan_scaled)
         return find
 
     return add

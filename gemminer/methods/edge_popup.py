@@ -1,0 +1,180 @@
+"""Edge-Popup, and the ladder of changes that leads from it to Gem-Miner.
+
+Sources: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", CVPR 2020; the rungs are table 3 of
+Sreenivasan et al., "Rare Gems", NeurIPS 2022, and the fifth is the method gem-miner. Where we differ on purpose:
+counts are exact, ties go to the lower index, and a frozen weight never returns (the released Rare Gems code counts
+frozen weights but lets them come back when their score rises).
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.errors import UsageError, unknown
+from gemminer.initialise import generator
+from gemminer.masking import borrowed, prunable, target
+from gemminer.methods import gem_miner
+from gemminer.methods.registry import register
+from gemminer.methods.scoring import keep
+from gemminer.task import Task
+from gemminer.ticket import State, Ticket, named_state
+from gemminer.train import Settings, fit
+
+RUNGS = ("layer", "global", "gradual", "ridge")
+
+
+@dataclass(frozen=True)
+class Options(Settings):
+    """Edge-Popup's settings: those of `train.Settings` for the scores, and its own.
+
+    Args:
+        rung: "layer" ranks scores in each layer, all of the same density (Edge-Popup as published); "global" ranks
+            all together; "gradual" also freezes the lowest on Gem-Miner's schedule; "ridge" also penalises them.
+        ridge: lambda of the penalty lambda * |s|^2, in the rung "ridge" only; weight_decay holds in every rung.
+        freeze_every: as Gem-Miner's: 0 freezes a little every few steps, E > 0 at the end of epochs E, 2E, ... (5 in
+            table 3).
+        repair: as Gem-Miner's: the last fraction of a continuous search in which nothing is frozen.
+        invert: keep the lowest |s| instead, the sanity check.
+    """
+
+    weight_decay: float = 5e-4
+    rung: Literal["layer", "global", "gradual", "ridge"] = "layer"
+    ridge: float = 1e-4
+    freeze_every: int = 0
+    repair: float = 0.25
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rung not in RUNGS:
+            raise unknown("rung", self.rung, RUNGS)
+        if not (self.ridge >= 0 and math.isfinite(self.ridge)):
+            raise UsageError(f"lambda (ridge) must be 0 or more, not {self.ridge}")
+        if self.rung in ("gradual", "ridge"):
+            self.freezing()
+
+    def freezing(self) -> gem_miner.Options:
+        """What Gem-Miner's schedule depends on; raises UsageError where there is no time to freeze."""
+        return gem_miner.Options(epochs=self.epochs, freeze_every=self.freeze_every, repair=self.repair)
+
+
+class Popup:
+    """The search's rule: scores s in place of the weights.
+
+        w_eff = w * top_k(|s|);   ds := dL/dw_eff * w * sign(s) (straight-through)
+
+    k is round(density * d), or, with a freezing schedule, what the next freeze will leave (as in the released code):
+    |s| is ranked among the unfrozen, and a freeze closes all that are below.
+
+    Args:
+        parameters: the prunable weights, at their initial values; their data are replaced.
+        schedule: step -> weights unfrozen after it, falling; empty for no freezing.
+        count: weights kept at the end.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], options: Options, schedule: dict[int, int], count: int, seed: int
+    ) -> None:
+        self.weights = dict(parameters)
+        self.initial = {name: p.detach().clone() for name, p in parameters.items()}
+        self.scores = {name: _first_scores(p, generator(seed, "scores", name)) for name, p in parameters.items()}
+        self.open = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+        self.scope, self.invert = "layer" if options.rung == "layer" else "global", options.invert
+        self.schedule, self.ends, self.counts = schedule, list(schedule), [*schedule.values(), count]
+        self.freezes = 0
+        self._write(-1)
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.scores.values())
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        for name, p in self.weights.items():
+            s, w = self.scores[name], self.initial[name]
+            if p.grad is None:
+                s.grad = torch.zeros_like(s)
+            else:
+                s.grad = (p.grad * w).to(s.dtype) * s.sign()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        if step in self.schedule:
+            self.open = self._top(self.schedule[step])
+            self.freezes += 1
+        self._write(step)
+        for p in self.weights.values():
+            p.grad = None
+
+    def _top(self, count: int) -> dict[str, Tensor]:
+        """The `count` highest |s| among the unfrozen."""
+        ranking = {}
+        for name, s in self.scores.items():
+            rank = -s.abs() if self.invert else s.abs()
+            ranking[name] = rank.masked_fill(~self.open[name], -torch.inf)
+        return keep(ranking, count, self.scope)
+
+    @torch.no_grad()
+    def _write(self, step: int) -> None:
+        """w_eff of the step after `step` into the model."""
+        self.step = step
+        self.on = self._top(self.counts[bisect.bisect_right(self.ends, step)])
+        for name, p in self.weights.items():
+            torch.mul(self.initial[name], self.on[name], out=p.data)
+
+    def numbers(self) -> dict[str, Any]:
+        kept = [int(mask.sum()) for mask in self.on.values()]
+        density = sum(kept) / sum(mask.numel() for mask in self.on.values())
+        row = {"kept": density, "live": density, "freezes": self.freezes, "layers_kept": kept}
+        self.freezes = 0
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self.scores, "open": self.open, "step": self.step}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, s in self.scores.items():
+            s.copy_(state["scores"][name])
+        self.open = {name: mask.to(self.scores[name].device) for name, mask in state["open"].items()}
+        self._write(state["step"])
+
+
+def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
+    """Kaiming uniform with a = sqrt(5): U(-b, b), b = sqrt(6 / ((1 + a^2) * fan_in)) = 1 / sqrt(fan_in)."""
+    bound = math.sqrt(parameter.shape[0] / parameter.numel())
+    drawn = (2 * torch.rand(parameter.shape, generator=source) - 1) * bound
+    return drawn.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+
+
+@register(
+    "edge-popup",
+    Options,
+    summary="learn scores and keep the top, by layer; rungs towards gem-miner",
+    source="Ramanujan et al., CVPR 2020",
+    initialiser="signed-constant",
+    fan_scaled=True,
+)
+def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Train scores and keep the highest |s|: exactly round(density * d), in each layer its share or over all."""
+    initial = State(named_state(task.model))
+    with borrowed(task.model):
+        parameters = prunable(task.model, exclude=task.exclude, embeddings=task.embeddings)
+        total = sum(p.numel() for p in parameters.values())
+        gradual = options.rung in ("gradual", "ridge")
+        schedule = gem_miner.freeze_schedule(options.freezing(), len(task.train), density, total) if gradual else {}
+        for p in task.model.parameters():
+            p.requires_grad_(False)
+        for p in parameters.values():
+            p.requires_grad_(True)
+        rule = Popup(parameters, options, schedule, target(density, total), seed)
+        decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
+        rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
+        return Ticket(rule.on, initial, {"live": rows[-1]["live"], "rows": rows})

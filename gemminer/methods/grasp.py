@@ -1,0 +1,119 @@
+"""GraSP: keep the weights whose removal would reduce the gradient flow after pruning most.
+
+Source: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020. Where we
+differ from the released code on purpose: it draws the linear layers anew before it scores them, we score the weights
+that will be trained; it splits its examples in two halves, sorted by class, we take batches of the training size in
+the stream's order (batch norm sees all classes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from gemminer.errors import UsageError
+from gemminer.methods.registry import register
+from gemminer.methods.scoring import DataOptions, Seen, first_batches, gradient, one_shot, shares, twice_differentiable
+from gemminer.task import Task
+from gemminer.ticket import Ticket
+
+# A gradient for g, and for H g a gradient and the way back through it.
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Options(DataOptions):
+    """GraSP's settings.
+
+    Args:
+        temperature: T, which the logits are divided by.
+        per_class: examples of each class the score sees, the first in a pass over the training data; 0, or targets
+            that are not class numbers (n,), leave it to `batches`.
+    """
+
+    temperature: float = 200.0
+    per_class: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+        if self.per_class < 0:
+            raise UsageError(f"per_class must be 0 or more, not {self.per_class}")
+
+
+def of_each_class(task: Task, count: int) -> Seen:
+    """The first `count` examples of each class in the training data, in batches of the training size.
+
+    Empty where targets are not class numbers of shape (n,).
+    """
+    taken: dict[int, int] = {}
+    examples: list[tuple[Any, Any]] = []
+    size = 1
+    for inputs, targets in task.train.epoch(0):
+        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+            return []
+        size = max(size, len(targets))
+        chosen = []
+        for i, label in enumerate(targets.tolist()):
+            if taken.setdefault(label, 0) < count:
+                taken[label] += 1
+                chosen.append(i)
+        examples += [(tree_map(lambda t, i=i: t[i], inputs), targets[i]) for i in chosen]
+    parts = math.ceil(len(examples) / size)  # even ones: batch norm cannot train on one left over
+    bounds = [len(examples) * i // parts for i in range(parts + 1)]
+    return [_batch(examples[a:b]) for a, b in itertools.pairwise(bounds)]
+
+
+def _batch(examples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    inputs = tree_map(lambda *parts: torch.stack(parts), *(x for x, _ in examples))
+    return inputs, torch.stack([y for _, y in examples])
+
+
+def hessian_gradient(task: Task, seen: Seen, weights: Sequence[Tensor]) -> list[Tensor]:
+    """H g of the mean loss over the batches, g its gradient, H its Hessian: d<g(w), g>/dw with the second g fixed.
+
+    Adds it to the `.grad` of the borrowed weights. A whole backward pass, as `torch.autograd.grad` would take a
+    function without a second derivative for a constant.
+    """
+    fixed = gradient(task, seen, weights)
+    for (inputs, targets), share in zip(seen, shares(seen), strict=True):
+        loss = task.loss_of(inputs, targets) * share
+        flow = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+        product = torch.stack([(f * g).sum() for f, g in zip(flow, fixed, strict=True) if f is not None]).sum()
+        if product.requires_grad:  # else the loss is linear in the weights: H = 0
+            product.backward()
+    return [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+
+
+@register(
+    "grasp",
+    Options,
+    summary="-w * (H g) at initialisation, the highest removed",
+    source="Wang et al., ICLR 2020",
+)
+def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Remove the highest S = -w * (H g), of the loss of logits / T (equation 8 there)."""
+    warm = dataclasses.replace(
+        task,
+        loss=lambda output, targets: task.loss(
+            tree_map(lambda t: t / options.temperature if isinstance(t, Tensor) else t, output), targets
+        ),
+    )
+    seen = of_each_class(task, options.per_class) if options.per_class else []
+    seen = seen or first_batches(task, options.batches)
+
+    def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        with twice_differentiable("grasp"):
+            products = hessian_gradient(warm, seen, list(weights.values()))
+        return {name: w * hg for (name, w), hg in zip(weights.items(), products, strict=True)}  # -S
+
+    return one_shot(task, density, options, seed, score, STEPS * len(seen))

@@ -1,0 +1,203 @@
+"""Iterative magnitude pruning: train, remove the smallest weights, rewind, repeat.
+
+Sources: Frankle & Carbin, ICLR 2019 ("cold": rewind to initialisation); Frankle et al., ICML 2020 ("warm": rewind to
+step k, and train the rest of the schedule); Renda et al., ICLR 2020 ("lr": keep the weights, restart the schedule).
+The ticket's own training is not part of the search: n rounds are n trainings, and one more by whoever uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.data import Batches
+from gemminer.errors import UsageError, unknown
+from gemminer.masking import KeepMask, borrowed, keep_highest, prunable, target
+from gemminer.methods.registry import register
+from gemminer.task import Task
+from gemminer.ticket import State, Ticket, named_state
+from gemminer.train import Settings, fit
+
+REWINDS = ("cold", "warm", "lr")
+# Step 1000 of 150 epochs of CIFAR-10 at batch 128, as a fraction of the training.
+WARM = 1000 / 58650
+
+
+@dataclass(frozen=True)
+class Options(Settings):
+    """IMP's settings: those of `train.Settings` for each round's training, and its own.
+
+    Args:
+        epochs: of each round.
+        schedule: multistep without milestones drops the rate at 8/15 and 12/15 of the epochs (80 and 120 of 150).
+        rewind: where weights go back to after a round: "cold" to step 0, "warm" to step k, "lr" nowhere.
+        rewind_steps: k for warm; 0 takes 1.7% of the training (1000 of 58,650 steps in the source), at least one.
+        rate: the fraction of the kept weights each round removes; the last removes what reaches the exact count.
+        invert: remove the largest instead, the sanity check.
+    """
+
+    schedule: Literal["cosine", "multistep", "constant"] = "multistep"
+    rewind: Literal["cold", "warm", "lr"] = "cold"
+    rewind_steps: int = 0
+    rate: float = 0.2
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rewind not in REWINDS:
+            raise unknown("rewind", self.rewind, REWINDS)
+        if self.rewind_steps < 0:
+            raise UsageError(f"rewind_steps is a number of steps, 0 or more, not {self.rewind_steps}")
+        if not 0 < self.rate < 1:
+            raise UsageError(f"rate, the fraction removed in a round, must lie between 0 and 1, not {self.rate}")
+
+
+def round_counts(total: int, density: float, rate: float) -> list[int]:
+    """Weights kept after each round: round(total * (1 - rate)^k), the last round(total * density).
+
+    The number of rounds is the whole number nearest to log(density) / log(1 - rate), at least one.
+
+    >>> [len(round_counts(268_336, d, 0.2)) for d in (0.1334, 0.0372, 0.0144, 0.0059)]
+    [9, 15, 19, 23]
+    """
+    final = target(density, total)
+    rounds = max(1, round(math.log(density) / math.log(1 - rate)))
+    return [max(final, round(total * (1 - rate) ** k)) for k in range(1, rounds)] + [final]
+
+
+def prune(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], count: int, invert: bool = False
+) -> dict[str, Tensor]:
+    """Keep, of the weights kept so far, the `count` with the largest |w| over all layers (inverted: the smallest)."""
+    sign = -1.0 if invert else 1.0
+    ranking = {name: (sign * w.detach().abs()).masked_fill(~masks[name], -torch.inf) for name, w in weights.items()}
+    return keep_highest(ranking, count)
+
+
+class _Round(KeepMask):
+    """A round's training: what is masked stays zero, and the state after step k of the first round is kept.
+
+    `history` is all that earlier rounds leave to later ones. It goes into every checkpoint, so that a search that is
+    killed need not repeat a finished round; `_resumed` reads it back.
+    """
+
+    def __init__(self, model: nn.Module, history: dict[str, Any], capture: int) -> None:
+        super().__init__(model, history["masks"])
+        self.model, self.history, self.capture = model, history, capture
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        if self.history["round"] == 1 and step + 1 == self.capture:
+            self.history["state"] = {name: t.detach().clone() for name, t in named_state(self.model).items()}
+
+    def numbers(self) -> dict[str, Any]:
+        kept = [int(mask.sum()) for mask in self.history["masks"].values()]
+        density = sum(kept) / sum(mask.numel() for mask in self.history["masks"].values())
+        return {"kept": density, "live": density, "layers_kept": kept}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"imp": self.history}
+
+
+class _From:
+    """The batches of a training that starts `skip` steps into epoch `first`."""
+
+    def __init__(self, batches: Batches, first: int, skip: int) -> None:
+        self.batches, self.first, self.skip = batches, first, skip
+
+    @property
+    def examples(self) -> int:
+        return self.batches.examples
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
+        return itertools.islice(self.batches.epoch(index), self.skip if index == self.first else 0, None)
+
+
+def _resumed(task: Task, key: str) -> dict[str, Any] | None:
+    """The history in the task's checkpoint, if it holds one of this search."""
+    state = task.checkpoint.load() if task.checkpoint else None
+    if task.checkpoint is None or state is None or not state["phase"].startswith(f"{task.phase}:round"):
+        return None
+    history: dict[str, Any] = state["rule"]["imp"]
+    if history["key"] != key:
+        raise UsageError(f"the checkpoint {task.checkpoint.path} is of another search: delete it to begin anew")
+    return {**history, "masks": {n: m.to(task.device) for n, m in history["masks"].items()}}
+
+
+def _write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in named_state(model).items():
+            tensor.copy_(state[name])
+
+
+def _training(options: Options) -> Settings:
+    if options.schedule == "multistep" and not options.milestones:
+        drops = (round(options.epochs * 8 / 15), round(options.epochs * 12 / 15))
+        return dataclasses.replace(options, milestones=drops)
+    return options
+
+
+@register("imp", Options, summary="train, prune 20%, rewind, repeat", source="Frankle & Carbin, ICLR 2019")
+def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Rounds of training and removing the smallest |w| until round(density * d) are left.
+
+    The ticket starts from the initial weights (cold), from those after step k (warm) or from the trained ones (lr);
+    only the first is at initialisation.
+    """
+    initial = State(named_state(task.model))
+    steps, settings = len(task.train), _training(options)
+    k = (options.rewind_steps or math.ceil(WARM * options.epochs * steps)) if options.rewind == "warm" else 0
+    if k >= options.epochs * steps:
+        raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")
+    late = dataclasses.replace(task, train=_From(task.train, k // steps, k % steps))
+    with borrowed(task.model) as model:
+        weights = prunable(model, exclude=task.exclude, embeddings=task.embeddings)
+        counts = round_counts(sum(w.numel() for w in weights.values()), density, options.rate)
+        key = repr((seed, density, options))
+        history = _resumed(task, key) or {
+            "key": key,
+            "round": 1,
+            "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
+            "state": None,  # after step k of the first round
+            "rows": [],
+        }
+        for number in range(history["round"], len(counts) + 1):
+            if number > 1 and options.rewind != "lr":
+                _write(model, history["state"] or initial)
+            with torch.no_grad():
+                for name, w in weights.items():
+                    w.mul_(history["masks"][name])
+            history["round"] = number
+            rows = fit(
+                late if number > 1 else task,
+                _Round(model, history, k),
+                settings,
+                seed=seed,
+                phase=f"{task.phase}:round{number}",
+                first_epoch=k // steps if number > 1 else 0,
+            )
+            begun = history["rows"][-1]["seconds"] if history["rows"] else 0.0
+            rows = [{**row, "seconds": begun + row["seconds"], "fraction": 1.0} for row in rows]
+            if number > 1:
+                rows[0]["fraction"] = 1 - k % steps / steps  # of an epoch
+            history["rows"] = history["rows"] + rows
+            history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
+        start = named_state(model) if options.rewind == "lr" else history["state"] or initial
+        ticket = Ticket(history["masks"], start)
+    return ticket.with_(
+        rows=history["rows"],
+        epochs=math.fsum(row["fraction"] for row in history["rows"]),
+        live=ticket.density,
+        at_initialisation=options.rewind == "cold",
+        rewind_step=k if options.rewind == "warm" else None,
+    )

@@ -1,0 +1,27 @@
+"""Magnitude at initialisation: the largest weights, before anything is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gemminer.methods.registry import register
+from gemminer.methods.scoring import ScoreOptions, one_shot
+from gemminer.task import Task
+from gemminer.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class Options(ScoreOptions):
+    """Magnitude's settings are those of every score; it sees no data."""
+
+
+@register("magnitude", Options, summary="|w| at initialisation, no data", source="Frankle et al., ICLR 2021")
+def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Keep the highest s = |w|. With signed-constant weights all of a layer tie, and the lower index is kept."""
+
+    def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        return {name: w.abs() for name, w in weights.items()}
+
+    return one_shot(task, density, options, seed, score)

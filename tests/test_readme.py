@@ -1,0 +1,66 @@
+"""The commands and code of the README and the docs are run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+CODE = [(page.name, code) for page in PAGES for code in blocks(page, "python")]
+
+
+@pytest.mark.parametrize("code", [c for _, c in CODE], ids=[f"{name}-{i}" for i, (name, _) in enumerate(CODE)])
+def test_python_of_the_docs_runs(code: str, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
+    lines = [
+        line.split("  #")[0].strip()
+        for block in blocks(PAGES[0], "sh")
+        for line in block.splitlines()
+        if line.startswith("gemminer ")
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        command = [sys.executable, "-m", "gemminer.cli", *shlex.split(line)[1:]]
+        run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+        assert run.returncode == 0, f"{line}\n{run.stderr}"
+        assert run.stdout, line
+
+
+@pytest.mark.slow
+def test_make_mine_gives_a_gem_that_beats_its_checks(tmp_path: Path) -> None:
+    """The main job, as a newcomer types it. One seed: the thresholds of five seeds, less what a seed may vary."""
+    python = {} if (ROOT / ".venv/package").exists() else {"BIN": str(Path(sys.executable).parent)}
+    overrides = [f"{k}={v}" for k, v in python.items()] + (["-o", ".venv/package"] if python else [])
+    out = tmp_path / "run"
+    subprocess.run(
+        ["make", "mine", f"ARGS=--out {out} --json", *overrides], cwd=ROOT, check=True, capture_output=True, timeout=900
+    )
+    record = json.loads((out / "record.json").read_text())
+    assert (record["density"]["kept"], record["density"]["prunable"]) == (1581, 268_048)
+    assert record["accuracy"]["before"] >= 0.75
+    assert record["accuracy"]["after"] >= 0.95
+    assert record["checks"]["shuffle"]["difference"] >= 0.01
+    assert record["checks"]["uniform"]["difference"] >= 0.10
+    assert (out / "report.html").stat().st_size < 8_000_000
