@@ -7,19 +7,14 @@ training from the destroyed one, over seeds, by more than chance.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
-from scipy import stats
 
 from gemminer.errors import UsageError
 from gemminer.initialise import Draw, generator, mixed
 from gemminer.ticket import Ticket
+from gemminer.verdict import Check, Verdict, compare, overall
 
-Verdict = Literal["pass", "fail", "not decided"]
+__all__ = ["CHECKS", "Check", "Verdict", "compare", "overall", "reinit", "shuffle"]
 
 CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 
@@ -30,11 +25,14 @@ def shuffle(ticket: Ticket, seed: int) -> Ticket:
     Raises UsageError where every layer is empty or full, so that no permutation changes anything: a shuffle that
     shuffles nothing would be passed off as a check.
     """
-    masks = {}
+    masks, partly = {}, False
     for name, mask in ticket.masks.items():
-        order = torch.randperm(mask.numel(), generator=generator(seed, "shuffle", name))
-        masks[name] = mask.reshape(-1)[order].reshape(mask.shape)
-    if all(torch.equal(masks[name], mask) for name, mask in ticket.masks.items()):
+        flat, source = mask.reshape(-1), generator(seed, "shuffle", name)
+        shuffled = flat
+        while torch.equal(shuffled, flat) and 0 < ticket.masks.kept(name) < flat.numel():
+            shuffled, partly = flat[torch.randperm(flat.numel(), generator=source)], True  # small ones may come back
+        masks[name] = shuffled.reshape(mask.shape)
+    if not partly:
         raise UsageError("shuffling changes nothing in this ticket: each of its layers is empty or full")
     return ticket.with_(masks=masks, check="shuffle", check_seed=seed)
 
@@ -43,7 +41,7 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     """Keep the mask and draw the masked weights anew from the distribution the ticket's own were drawn from.
 
     Where that is unknown (a user's own weights) the layer's initial values are permuted: a draw, without
-    replacement, from the distribution they form.
+    replacement, from the distribution they form. Raises UsageError where that changes nothing.
     """
     if ticket.draw is not None:
         draw = Draw(ticket.draw.kind, mixed(seed, "reinit", ticket.draw.seed), ticket.draw.fan_scale)
@@ -55,61 +53,6 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
             values = ticket.initial[name]
             order = torch.randperm(values.numel(), generator=generator(seed, "reinit", name))
             fresh[name] = values.reshape(-1)[order].reshape(values.shape)
+    if all(torch.equal(fresh[name], ticket.initial[name]) for name in fresh):
+        raise UsageError("drawing this ticket's weights anew changes nothing: each of its layers is constant")
     return ticket.with_(initial={**ticket.initial, **fresh}, draw=draw, check="reinit", check_seed=seed)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check's outcome over n paired seeds; `difference` is the mean of ticket minus check, pair by pair."""
-
-    mean: float
-    std: float
-    n: int
-    difference: float
-    difference_std: float
-    verdict: Verdict
-    values: tuple[float, ...]
-    ticket_values: tuple[float, ...]
-
-
-def compare(ticket: Sequence[float], check: Sequence[float], *, margin: float = 0.005, level: float = 0.95) -> Check:
-    """Judge a check from paired metrics (same training seed, same batches) of the ticket and of what is left of it.
-
-    With the mean m and standard error s of the n differences and Student's t quantile at `level`, one-sided:
-
-        pass         m - t * s > 0              the ticket is better, beyond chance
-        fail         m + t * s < margin         any gain is below the margin, beyond chance
-        not decided  otherwise, and always for n = 1
-
-    Args:
-        ticket, check: metrics of the same seeds, in the same order; higher is better.
-        margin: the least gain that matters, in units of the metric (0.005: half a point of accuracy).
-
-    >>> compare([0.97, 0.96, 0.98], [0.90, 0.91, 0.90]).verdict
-    'pass'
-    """
-    if len(ticket) != len(check) or not ticket:
-        raise UsageError(f"paired values are needed; there are {len(ticket)} of the ticket, {len(check)} of the check")
-    n = len(ticket)
-    differences = [a - b for a, b in zip(ticket, check, strict=True)]
-    mean, std = _mean_std(differences)
-    verdict: Verdict = "not decided"
-    if n > 1:
-        reach = float(stats.t.ppf(level, n - 1)) * std / math.sqrt(n)
-        verdict = "pass" if mean - reach > 0 else "fail" if mean + reach < margin else "not decided"
-    own, own_std = _mean_std(check)
-    return Check(own, own_std, n, mean, std, verdict, tuple(check), tuple(ticket))
-
-
-def overall(checks: Sequence[Check]) -> Verdict:
-    """pass when every check passes, fail when one fails, else not decided."""
-    verdicts = {check.verdict for check in checks}
-    return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "not decided"
-
-
-def _mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1; 0 for one value)."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, 0.0
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -39,7 +39,7 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of the sear
 TrainEpochs = Annotated[int | None, typer.Option("--train-epochs", help="Epochs of training. [as the search]")]
 Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples in a training batch. [128]")]
 Limit = Annotated[int | None, typer.Option("--limit-train", help="Use only the first N training images.")]
-Ridge = Annotated[float | None, typer.Option("--lambda", help="Gem-Miner's ridge on the scores. [1e-4]")]
+Ridge = Annotated[float | None, typer.Option("--lambda", help="Gem-Miner's ridge on the scores. [3e-4]")]
 FreezeEvery = Annotated[
     int | None,
     typer.Option("--freeze-every", help="Freeze every E epochs, as published; 0: a little every few steps. [0]"),
@@ -549,16 +549,149 @@ def bench(
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The program: exit code 0, or 2 with one sentence for what the caller can mend, 130 for Ctrl-C."""
+Many = list[str] | None
+
+
+def _list(texts: Many) -> list[str] | None:
+    """The values of a repeatable flag that also takes several at once, between commas."""
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()] if texts else None
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; what is finished there stays.")],
+    method: Annotated[
+        Many, typer.Option("--method", "-m", help="Methods: NAME or NAME:OPTION=VALUE, a,b or repeated; all.")
+    ] = None,
+    density: Annotated[Many, typer.Option("--density", "-d", help="Densities, as 0.05,0.01; or repeated.")] = None,
+    model: Annotated[Many, typer.Option("--model", help="Networks; a,b or repeated.")] = None,
+    data: Annotated[Many, typer.Option("--data", help="Data sets; a,b or repeated.")] = None,
+    seed: Annotated[Many, typer.Option("--seed", help="Seeds, as 0,1,2 or 0-2; or repeated. [0]")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="A TOML or JSON file of these fields, options by method.")
+    ] = None,
+    epochs: Epochs = None,
+    train_epochs: TrainEpochs = None,
+    batch_size: Batch = None,
+    limit_train: Limit = None,
+    initialiser: Init = None,
+    train_option: TrainOption = None,
+    model_option: ModelOption = None,
+    augment: Augment = None,
+    checks: Annotated[
+        Many, typer.Option("--checks", help="Sanity checks of each cell. [shuffle,reinit,invert]")
+    ] = None,
+    no_checks: NoChecks = False,
+    check_seeds: Annotated[
+        int | None, typer.Option("--check-seeds", help="Training seeds of each cell and check. [1]")
+    ] = None,
+    no_dense: NoDense = False,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: none but this one.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of each cell. [cores / workers]")
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="local, or ray for a Ray cluster.")] = "local",
+    device: Device = "auto",
+    data_root: Root = None,
+    download: Download = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and their cost; run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run methods x densities x networks x data sets x seeds, resume what was stopped, and report on all."""
+    from gemminer import compare as comparison
+    from gemminer import grid
+
+    fields = grid.load(recipe) if recipe else {}
+    for name, nested in (("train", train_option), ("model_options", model_option)):
+        if pairs := _pairs(nested, f"--{name}"):
+            fields[name] = {**fields.get(name, {}), **pairs}
+    chosen = {
+        **{"method": _list(method), "density": _list(density), "model": _list(model), "data": _list(data)},
+        **{"seed": _list(seed), "epochs": epochs, "train_epochs": train_epochs, "batch_size": batch_size},
+        **{"limit_train": limit_train, "initialiser": initialiser, "augment": augment, "check_seeds": check_seeds},
+        **{"checks": [] if no_checks else _list(checks), "dense": False if no_dense else None},
+    }
+    asked = comparison.plan(fields | {k: v for k, v in chosen.items() if v is not None})
+    if dry_run:
+        _estimates(asked.cells(), comparison.estimates(asked.cells(), root=data_root, download=download), as_json)
+        return
+    from gemminer.board import board_for
+
+    board = board_for(_ERR if as_json else _OUT, _print if as_json else None)
     try:
-        app(args=argv, standalone_mode=False)
+        result = comparison.compare(
+            asked,
+            out,
+            workers=workers,
+            threads=threads,
+            device=device,
+            root=data_root,
+            download=download,
+            backend=backend,
+            watch=board,
+        )
+    except KeyboardInterrupt:
+        done = f" with {board.done} of {board.total} cells done" if board.total else ""
+        _ERR.print(f"gemminer: stopped{done}; the same command goes on from there", soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print({"finished": len(result.records), "failed": result.failures, "out": str(out)})
+    else:
+        _aligned(result.summary(), ["method", "model", "data", "density", "n", "before", "after"])
+        _OUT.print(f"{out / 'report.html'}, table.csv, table.md, summary.csv, costs.csv", soft_wrap=True)
+    if result.failures:
+        _ERR.print(f"gemminer: {result.sentence()}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _aligned(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Columns as wide as they need to be, on a narrow screen or none."""
+    table = [columns, *([str(row[c]) for c in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
+        _OUT.print(text.rstrip(), markup=False, soft_wrap=True)
+
+
+def _estimates(cells: Any, expected: Mapping[str, Any], as_json: bool) -> None:
+    """The cells of a comparison with what each will cost, in epochs and as a part of the whole."""
+    whole = sum(e.flops for e in expected.values()) or 1.0
+    rows = []
+    for cell in cells:
+        r, e = cell.recipe, expected.get(cell.digest)
+        row = {"cell": cell.digest, "method": cell.label, "model": r.model, "data": r.data}
+        row |= {"density": r.density, "seed": r.seed}
+        row |= {k: getattr(e, k, None) for k in ("search", "training", "checks", "epochs", "flops")}
+        rows.append({**row, "share": e.flops / whole if e else None})
+    if as_json:
+        for row in rows:
+            _print(row)
+        return
+    words = {
+        "search": "g",
+        "training": "g",
+        "checks": "g",
+        "epochs": "g",
+        "density": "g",
+        "flops": ".3g",
+        "share": ".1%",
+    }
+    texts = [{k: "?" if v is None else format(v, words.get(k, "")) for k, v in row.items()} for row in rows]
+    _aligned(texts, list(rows[0]))
+    total = sum(e.epochs for e in expected.values())
+    _OUT.print(f"{len(rows)} cells, {total:g} epochs, {whole:.3g} FLOPs; nothing was run", soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, 1 where cells failed, 2 with one sentence for the caller, 130 for Ctrl-C."""
+    try:
+        code = app(args=argv, standalone_mode=False)  # what typer.Exit was raised with
     except (KeyboardInterrupt, typer.Abort):
         _ERR.print("gemminer: stopped; the same command with --resume goes on where it was")
         return 130
     except Exception as error:
         return _complain(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _complain(error: Exception) -> int:

@@ -16,6 +16,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ from gemminer.errors import GemminerError, UsageError
 from gemminer.files import Checkpoint, atomic
 
 SCHEMA = "gemminer.record/1"
+FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
 
 
 class Density(BaseModel):
@@ -139,11 +142,59 @@ def read(path: str | Path) -> Record:
         raise GemminerError(f"{path} is not a gemminer record: {str(error).splitlines()[0]}") from None
 
 
+class Busy(UsageError):
+    """Another process runs in the folder."""
+
+
+class _Lock:
+    """A file that one process holds at a time; the system lets go of it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.release = weakref.finalize(self, os.close, self.file)
+
+    def take(self) -> bool:
+        """Whether the file is ours now; also where the file system knows no locks."""
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self.file, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            return True
+        return True
+
+
+# By file, as long as a Folder holds it: a process does not lock itself out.
+_LOCKS: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
+
+
+def _locked(folder: Path, wait: float = 3.0) -> _Lock:
+    """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going."""
+    path = (folder / "state" / "lock").resolve()
+    if (held := _LOCKS.get(path)) is not None:
+        return held
+    lock, last = _Lock(path), time.monotonic() + wait
+    while not lock.take():
+        if time.monotonic() > last:
+            lock.release()
+            raise Busy(f"another process is running in {folder}: wait for it, or give another folder with --out")
+        time.sleep(0.05)
+    _LOCKS[path] = lock
+    return lock
+
+
 class Folder:
     """A run's folder: finished steps, checkpoints and epoch rows, all of which outlive the process.
 
     Raises UsageError where the folder holds another recipe's run, or a run at all and neither `resume` nor
-    `overwrite` is asked for.
+    `overwrite` is asked for; Busy, a UsageError, where another process is running in it.
     """
 
     def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -153,20 +204,24 @@ class Folder:
         try:
             if path.exists() and not path.is_dir():
                 raise UsageError(f"{path} is a file: give another folder with --out")
-            if existing.exists() or (path / "record.json").exists():
-                if overwrite:
-                    self._wipe()
-                elif not resume:
+            held = existing.exists() or (path / "record.json").exists()
+            if held and not overwrite:
+                if not resume:
                     raise UsageError(
                         f"{path} holds a run already: add --resume to go on with it, --overwrite to begin anew, or "
                         "--out FOLDER for another place"
                     )
-                elif (found := existing.read_text().strip() if existing.exists() else "") != recipe_hash:
+                if (found := existing.read_text().strip() if existing.exists() else "") != recipe_hash:
                     raise UsageError(
                         f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}): "
                         "resume with the same options, or give another folder with --out"
                     )
             self.state.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            if held and overwrite:
+                self._wipe()
+            for stale in [*self.state.glob(".*"), *(f for name in FILES for f in path.glob(f".{name}.*"))]:
+                stale.unlink()  # what a kill left of an atomic write
         except OSError as error:
             raise GemminerError(f"cannot use the folder {path}: {error.strerror}") from None
         with atomic(existing) as temporary:
@@ -176,8 +231,8 @@ class Folder:
         }
 
     def _wipe(self) -> None:
-        files = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
-        for file in [*self.state.glob("*"), *(self.path / name for name in files)]:
+        ours = [file for file in self.state.glob("*") if file.name != "lock"]
+        for file in [*ours, *(self.path / name for name in FILES)]:
             file.unlink(missing_ok=True)
 
     def finish(self, step: str, result: Mapping[str, Any]) -> dict[str, Any]:

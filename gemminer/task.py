@@ -79,6 +79,8 @@ class Task:
             if self.channels_last and value.dim() == 4:
                 return value.to(self.device, memory_format=torch.channels_last, non_blocking=True)
             return value.to(self.device, non_blocking=True)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self.place, value))  # a NamedTuple takes its fields one by one
         if isinstance(value, (list, tuple)):
             return type(value)(self.place(v) for v in value)
         if isinstance(value, dict):
@@ -94,7 +96,7 @@ class Task:
         output = self.forward(inputs)
         try:
             return self.loss(output, self.place(targets))
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             shapes = f"output {_shape(output)}, targets {_shape(targets)}"
             raise GemminerError(f"the loss does not fit the model and data ({shapes}): {error}") from error
 

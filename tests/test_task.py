@@ -1,0 +1,144 @@
+"""Losses, metrics, evaluation and batch-norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import tiny_data, tiny_net
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemminer.data import TensorBatches
+from gemminer.errors import GemminerError
+from gemminer.task import Task, accuracy, cross_entropy, evaluate, modes, recalibrate
+
+
+def test_cross_entropy_and_accuracy_of_every_layout() -> None:
+    source = torch.Generator().manual_seed(0)
+    logits, tokens = torch.randn(4, 5, 7, generator=source), torch.randint(7, (4, 5), generator=source)
+    by_hand = -torch.log_softmax(logits, -1).gather(-1, tokens.unsqueeze(-1)).mean()
+    right = (logits.argmax(-1) == tokens).double().mean()
+    for output in (logits, logits.transpose(1, 2)):  # classes last, as in text; second, as in images
+        assert torch.allclose(cross_entropy(output, tokens), by_hand)
+        assert accuracy(output, tokens).numel() == 20
+        assert accuracy(output, tokens).mean() == right
+    assert torch.allclose(cross_entropy(logits[:, 0], tokens[:, 0]), F.cross_entropy(logits[:, 0], tokens[:, 0]))
+    assert accuracy(torch.eye(3), torch.tensor([0, 1, 1])).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_probabilities_as_targets() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    soft = torch.full((4, 3), 1 / 3)
+    assert torch.allclose(cross_entropy(logits, soft), -torch.log_softmax(logits, 1).mean())
+
+
+class Pair(NamedTuple):
+    ids: Tensor
+    mask: Tensor
+
+
+def test_batches_of_any_structure_are_placed() -> None:
+    task = Task(nn.Linear(2, 2), TensorBatches(*tiny_data()), channels_last=True)
+    image, flat = torch.rand(2, 3, 4, 4), torch.rand(2, 3)
+    placed = task.place({"a": [image, flat], "b": (image, "text"), "c": 7, "d": Pair(flat, image)})
+    assert placed["a"][0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(placed["a"][0], image)
+    assert type(placed["a"]) is list
+    assert type(placed["b"]) is tuple
+    assert (placed["b"][1], placed["c"]) == ("text", 7)
+    assert type(placed["d"]) is Pair
+    assert placed["d"].mask.is_contiguous(memory_format=torch.channels_last)
+    task.channels_last = False
+    assert task.place(image) is image
+
+
+def test_a_loss_that_does_not_fit_is_one_sentence() -> None:
+    inputs, targets = tiny_data()
+    task = Task(tiny_net(), TensorBatches(inputs, targets))
+    with pytest.raises(GemminerError) as caught:
+        task.loss_of(inputs, targets + 1)  # classes 1..3 of 3
+    assert "the loss does not fit the model and data" in str(caught.value)
+    assert "output (96, 3) of torch.float32, targets (96,) of torch.int64" in str(caught.value)
+    with pytest.raises(GemminerError, match="targets list"):
+        task.loss_of(inputs, [1, 2])
+    assert float(task.loss_of(inputs, targets).detach()) > 0
+
+
+class Lists:
+    """Batches that are given."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+        self.examples = sum(len(targets) for _, targets in batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, index: int) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def test_evaluation_weighs_examples_not_batches() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Dropout(0.9), nn.Linear(1, 1))
+    ragged = Lists((torch.ones(3, 1), torch.ones(3)), (torch.zeros(1, 1), torch.zeros(1)))
+    each = Task(nn.Linear(1, 1), ragged, metric=lambda output, target: target)
+    assert evaluate(each, ragged) == 3 / 4
+    mean = Task(nn.Linear(1, 1), ragged, metric=lambda output, target: target.mean())
+    assert evaluate(mean, ragged) == 3 / 4
+    model[0].eval()
+    flags = [m.training for m in model.modules()]
+    task = Task(model, ragged, metric=lambda output, target: output[:, 0])
+    assert evaluate(task, ragged) == evaluate(task, ragged)  # no dropout
+    assert [m.training for m in model.modules()] == flags
+    with pytest.raises(GemminerError, match="nothing to evaluate on"):
+        evaluate(task, Lists())
+
+
+def test_modes_are_put_back_after_an_error() -> None:
+    model = tiny_net()
+    model[1].eval()
+    with pytest.raises(KeyboardInterrupt), modes(model):  # noqa: PT012
+        model.train()
+        raise KeyboardInterrupt
+    assert not model[1].training
+    assert model[0].training
+
+
+def test_recalibration_averages_over_batches() -> None:
+    """Against the means and (unbiased) variances of each batch, averaged by hand."""
+    inputs, targets = tiny_data(64)
+    data = TensorBatches(inputs, targets, batch_size=16, shuffle=False)
+    model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(6, momentum=0.3), nn.Linear(6, 3))
+    model[1].running_mean.fill_(100)  # of another network
+    model.eval()
+    recalibrate(Task(model, data), steps=3)
+    batches = inputs[:48].reshape(3, 16, 6)
+    assert torch.allclose(model[1].running_mean, batches.mean(1).mean(0), atol=1e-6)
+    assert torch.allclose(model[1].running_var, batches.var(1).mean(0), atol=1e-6)
+    assert int(model[1].num_batches_tracked) == 3
+    assert model[1].momentum == 0.3
+    assert not any(m.training for m in model.modules())
+
+
+def test_recalibration_puts_things_back_after_an_error() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.BatchNorm1d(6), Broken(), nn.Linear(6, 3))
+    with pytest.raises(KeyboardInterrupt):
+        recalibrate(Task(model, TensorBatches(*tiny_data())))
+    assert model[0].momentum == 0.1
+    assert all(m.training for m in model.modules())
+
+
+def test_recalibration_of_what_has_no_statistics() -> None:
+    class Untouchable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("no batch is needed")
+
+    norm = nn.BatchNorm1d(6, track_running_stats=False)
+    recalibrate(Task(nn.Sequential(nn.Linear(6, 6), norm, Untouchable()), TensorBatches(*tiny_data())))
