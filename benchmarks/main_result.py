@@ -54,7 +54,8 @@ def picture(found: list[tuple[str, float, float, float | None, float | None]], t
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 110} {height}" '
         f'font-family="system-ui, sans-serif" font-size="14" role="img" aria-label="{title}">',
-        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="16" y="28" font-size="17" font-weight="600">{title}</text>',
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<text x="16" y="28" font-size="17" font-weight="600">{title}</text>',
     ]
     for tick in range(0, 101, 20):
         x = left + width * tick / 100

@@ -8,9 +8,10 @@ verdict = gemminer.check(model, ticket, train_data, test_data, seeds=3)
 density = fraction of prunable weights kept, everywhere.
 """
 
+from gemminer.api import check, mine, train
 from gemminer.errors import GemminerError, UsageError
 from gemminer.report import report
-from gemminer.run import Verdict, check, mine, train
+from gemminer.steps import Verdict
 from gemminer.ticket import Ticket
 
 __version__ = "0.1.0"

@@ -358,7 +358,10 @@ def _front(figure: Any, front: Sequence[tuple[float, float, str]]) -> None:
     line = {"color": "var(--mark)", "width": 2, "shape": "hv"}
     figure.add_scatter(mode="lines", line=line, name="Pareto front", **places)
     ring = {"size": 19, "symbol": "circle-open", "color": "var(--ink)", "line": {"width": 1.5}}
-    names = {"text": [f"<b>{_text(name)}</b>" for *_, name in front], "textposition": "top center"}
+    left, right = figure.layout.xaxis.range
+    ends = [(math.log10(x) - left) / (right - left) for x, _, _ in front]  # names at the edges must not be cut
+    aside = ["right" if end < 0.25 else "left" if end > 0.75 else "center" for end in ends]
+    names = {"text": [f"<b>{_text(name)}</b>" for *_, name in front], "textposition": [f"top {at}" for at in aside]}
     font = {"size": 12, "color": "var(--ink)"}
     figure.add_scatter(mode="markers+text", marker=ring, name="on the front", textfont=font, **places, **names)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemminer import recipe as recipes
-from gemminer.errors import GemminerError, UsageError, unknown
+from gemminer.errors import GemminerError, Stopped, UsageError, unknown
 
 app = typer.Typer(
     name="gemminer",
@@ -632,8 +632,7 @@ def compare(
         )
     except KeyboardInterrupt:
         done = f" with {board.done} of {board.total} cells done" if board.total else ""
-        _ERR.print(f"gemminer: stopped{done}; the same command goes on from there", soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise Stopped(f"stopped{done}; the same command goes on from there") from None
     if as_json:
         _print({"finished": len(result.records), "failed": result.failures, "out": str(out)})
     else:
@@ -687,10 +686,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = app(args=argv, standalone_mode=False)  # what typer.Exit was raised with
     except (KeyboardInterrupt, typer.Abort):
-        _ERR.print("gemminer: stopped; the same command with --resume goes on where it was")
-        return 130
+        code = 130
     except Exception as error:
         return _complain(error)
+    if code == 130:  # typer gives Ctrl-C back as this code
+        return _complain(Stopped("stopped; the same command with --resume goes on where it was"))
     return code if isinstance(code, int) else 0
 
 
@@ -700,10 +700,13 @@ def _complain(error: Exception) -> int:
         text = str(error)
     elif hasattr(error, "format_message"):  # what typer makes of a wrong option, whichever click it carries
         text = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            _ERR.print(text, markup=False)
+            return 2
     else:
         raise error
     _ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
-    return 2
+    return 130 if isinstance(error, Stopped) else 2
 
 
 def entry() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gemminer import cluster, cost, data, grid, methods, models, record, run, tables
+from gemminer import cluster, cost, data, grid, methods, models, record, run, steps, tables
 from gemminer.errors import GemminerError, UsageError
 from gemminer.files import atomic
 from gemminer.grid import Cell, Grid
@@ -56,7 +56,7 @@ def plan(fields: Mapping[str, Any]) -> Grid:
     for name in found.axes["data"]:
         data.describe(name)
     for cell in found.cells():
-        run.check_names(cell.recipe.checks)
+        steps.check_names(cell.recipe.checks)
         _settings(cell.recipe, 1)
     return found
 
@@ -67,7 +67,7 @@ def _settings(recipe: Recipe, epochs: int) -> tuple[Any, Settings]:
     if "epochs" in {f.name for f in dataclasses.fields(kind)}:
         own = {"epochs": recipe.epochs or epochs, **own}
     trained = {"epochs": recipe.train_epochs or recipe.epochs or epochs, **recipe.train}
-    return run.options_of(kind, own, recipe.method), run.options_of(Settings, trained, "training")
+    return steps.options_of(kind, own, recipe.method), steps.options_of(Settings, trained, "training")
 
 
 # --- what it will cost -------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def facts(recipe: Recipe, **where: Any) -> Facts:
 
 def estimate(recipe: Recipe, known: Facts) -> Estimate:
     """search = epochs (IMP: of each round), training = epochs * seeds * (1 + checks), and the search upside down."""
-    options, settings = _settings(recipe, run.default_epochs(known.examples))
+    options, settings = _settings(recipe, steps.default_epochs(known.examples))
     search = float(getattr(options, "epochs", 0))
     if isinstance(options, imp.Options):
         search *= len(imp.round_counts(known.prunable, recipe.density, options.rate))
@@ -307,7 +307,7 @@ def compare(
         GemminerError: the disk, or the data of every cell.
     """
     cells = asked.cells()
-    run.device_of(device if backend == "local" else "cpu")
+    steps.device_of(device if backend == "local" else "cpu")
     expected = estimates(cells, root=root, download=download)
     out = out.absolute()
     threads = _threads(out, threads, workers)

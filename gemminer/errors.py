@@ -17,6 +17,10 @@ class UsageError(GemminerError, ValueError):
     """
 
 
+class Stopped(GemminerError):
+    """The person stopped the work (Ctrl-C). Its text says what was done and how to go on."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list, naming the nearest known one.
 

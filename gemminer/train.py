@@ -191,11 +191,13 @@ def _epoch(
         total += step(task, rule, optimiser, inputs, targets, epoch * steps + count)
         count += 1
         task.monitor.step(phase, epoch * steps + count, settings.epochs * steps)
-        if (count % 32 == 0 or count == steps) and not torch.isfinite(total):  # one device sync in 32 steps
-            raise GemminerError(
-                f"the loss is no longer finite in epoch {epoch + 1} of '{phase}': lower the learning rate "
-                f"(lr is {settings.lr}) or check the data for NaN"
-            )
+        if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
+            break
+    if not torch.isfinite(total):
+        raise GemminerError(
+            f"the loss is no longer finite in epoch {epoch + 1} of '{phase}': lower the learning rate "
+            f"(lr is {settings.lr}) or check the data for NaN"
+        )
     if count == 0:
         raise GemminerError("there is nothing to train on: the training data gave no batch")
     return float(total) / count

@@ -329,7 +329,6 @@ def test_there_are_enough_bad_cases() -> None:
     assert len(BAD) >= 30
 
 
-@pytest.mark.xfail(strict=True, reason="core: cli.main prints the whole help after 'gemminer: ' for a bare 'gemminer'")
 def test_no_arguments_at_all_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     captured = capsys.readouterr()
@@ -349,14 +348,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        pytest.param(
-            KeyboardInterrupt(),
-            130,
-            "gemminer: stopped; the same command with --resume goes on",
-            marks=pytest.mark.xfail(
-                strict=True, reason="core: typer turns Ctrl-C into a returned 130, which cli.main drops: exit code 0"
-            ),
-        ),
+        (KeyboardInterrupt(), 130, "gemminer: stopped; the same command with --resume goes on"),
         (typer.Abort(), 130, "gemminer: stopped"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
     ],

@@ -1,0 +1,290 @@
+"""For a user's own model and data: mine, train, check."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemminer import checks, data, methods
+from gemminer.errors import UsageError
+from gemminer.files import Checkpoint
+from gemminer.initialise import mixed
+from gemminer.masking import prunable, target
+from gemminer.progress import Monitor
+from gemminer.steps import (
+    Verdict,
+    Workbench,
+    check_names,
+    copied,
+    default_epochs,
+    draw_of,
+    judge,
+    options_of,
+    require_test,
+    wants_channels_last,
+)
+from gemminer.task import Loss, Metric, Task, accuracy, cross_entropy
+from gemminer.ticket import Ticket, named_state
+from gemminer.train import Settings
+
+
+def _bench(
+    model: nn.Module,
+    train_data: Any,
+    test_data: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    loss: Loss,
+    metric: Metric,
+    monitor: Monitor | None,
+    settings: Settings,
+    validation_data: Any = None,
+    checkpoint: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+) -> Workbench:
+    """The user's model and data, as the steps want them."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
+
+    def held_out(given: Any) -> data.Batches | None:
+        return None if given is None else data.as_batches(given, batch_size=256, shuffle=False)
+
+    task = Task(
+        model,
+        data.as_batches(train_data, batch_size=batch_size, seed=mixed(seed, "batches")),
+        held_out(validation_data),
+        loss,
+        metric,
+        str(getattr(metric, "__name__", "metric")),
+        exclude=tuple(exclude),
+        embeddings=embeddings,
+        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+        monitor=monitor or Monitor(),
+    )
+    prunable(model, exclude=task.exclude, embeddings=embeddings)
+    task.channels_last = wants_channels_last(task)
+    return Workbench(task, held_out(test_data), settings, seed)
+
+
+def mine(
+    model: nn.Module,
+    train_data: Any,
+    density: float,
+    *,
+    method: str = "gem-miner",
+    epochs: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    initialiser: str = "default",
+    loss: Loss = cross_entropy,
+    metric: Metric = accuracy,
+    validation_data: Any = None,
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    checkpoint: str | Path | None = None,
+    monitor: Monitor | None = None,
+    **options: Any,
+) -> Ticket:
+    """Find a lottery ticket in `model` at initialisation; the model is left as it was.
+
+    Gem-Miner trains a score p for each weight w while w stays as it is, w_eff = w * q * 1[p > 1/2], and freezes the
+    lowest scores (q = 0) on a schedule until round(density * d) of the d prunable weights remain.
+
+    Args:
+        model: any module; its convolutions, linear layers and attention projections are pruned.
+        train_data: a DataLoader, a dataset, or a pair of tensors (inputs, targets).
+        density: fraction of prunable weights kept, above 0 and at most 1.
+        method: a name from `gemminer.methods.names()`.
+        epochs: passes over the data; by default 40 on small data, fewer on large.
+        seed: of the initial weights, the scores and the order of batches.
+        batch_size: of datasets and tensors; a DataLoader has its own.
+        initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
+            constant for Gem-Miner), "keep" takes the model's, any of `gemminer.initialise.kinds()` draws from that.
+        loss: (output, target) -> scalar; cross-entropy by default.
+        metric: (output, target) -> tensor to average, higher is better; accuracy by default.
+        validation_data: logged each epoch; never used to choose.
+        exclude: parameter names to leave dense, as shell patterns.
+        embeddings: prune embedding tables too.
+        checkpoint: a file that a killed search is resumed from; removed at the end.
+        monitor: a `gemminer.progress.Monitor` that is told of every step.
+        options: the method's own, see `gemminer.methods.get(method).options`.
+
+    Returns:
+        The ticket: `ticket.apply(model)` makes `model` the subnetwork, `gemminer.train(model, ticket, ...)` trains it.
+
+    Raises:
+        UsageError: a density, name or option that cannot be, data that is not pairs, nothing to prune.
+        GemminerError: the loss is not finite, the disk is full.
+
+    Source: Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
+
+    >>> import gemminer, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> inputs = torch.randn(64, 4)
+    >>> ticket = gemminer.mine(net, (inputs, (inputs[:, 0] > 0).long()), density=0.25, epochs=5)
+    >>> ticket.kept, ticket.prunable
+    (24, 96)
+    """
+    row = methods.get(method)
+    bench = _bench(
+        model,
+        train_data,
+        None,
+        batch_size=batch_size,
+        seed=seed,
+        loss=loss,
+        metric=metric,
+        monitor=monitor,
+        settings=Settings(),
+        validation_data=validation_data,
+        checkpoint=checkpoint,
+        exclude=exclude,
+        embeddings=embeddings,
+    )
+    fields = {f.name for f in dataclasses.fields(row.options)}
+    if "epochs" in fields:
+        options["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
+    elif epochs is not None:
+        raise UsageError(f"the method {method!r} has no epochs to set")
+    chosen = options_of(row.options, options, method)
+    target(density, sum(p.numel() for p in prunable(model, exclude=exclude, embeddings=embeddings).values()))
+    ticket, _ = bench.find(method, density, chosen, draw_of(initialiser, row, density, seed))
+    if bench.task.checkpoint:
+        bench.task.checkpoint.clear()
+    return ticket
+
+
+def train(
+    model: nn.Module,
+    ticket: Ticket,
+    train_data: Any,
+    test_data: Any = None,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    loss: Loss = cross_entropy,
+    metric: Metric = accuracy,
+    checkpoint: str | Path | None = None,
+    monitor: Monitor | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train the kept weights from their initial values; afterwards `model` holds them, the others exactly zero.
+
+    Args:
+        model: of the ticket's shape; its own values are overwritten.
+        ticket: what to keep.
+        train_data, test_data: as in `mine`; the test data is read once, at the end.
+        epochs: as in `mine`.
+        checkpoint: a file that a killed training is resumed from; removed at the end.
+        settings: fields of `gemminer.train.Settings`: optimiser, lr, weight_decay, schedule, ...
+
+    Returns:
+        {"test": metric or None, "validation": None, "cost": {"epochs", "seconds", "flops_dense", "flops_sparse"}}.
+
+    Raises:
+        UsageError: the ticket is of another model; a setting that cannot be.
+        GemminerError: the loss is not finite.
+
+    >>> import gemminer, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> data = (x := torch.randn(64, 4), (x[:, 0] > 0).long())
+    >>> ticket = gemminer.mine(net, data, density=0.25, epochs=5)
+    >>> result = gemminer.train(net, ticket, data, data, epochs=5)
+    >>> sum(int(p.count_nonzero()) for name, p in net.named_parameters() if name in ticket.masks) <= ticket.kept
+    True
+    """
+    bench = _bench(
+        model,
+        train_data,
+        test_data,
+        batch_size=batch_size,
+        seed=seed,
+        loss=loss,
+        metric=metric,
+        monitor=monitor,
+        settings=Settings(),
+        checkpoint=checkpoint,
+        exclude=ticket.provenance.get("exclude", ()),
+        embeddings=ticket.provenance.get("embeddings", False),
+    )
+    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
+    bench.settings = options_of(Settings, settings, "training")
+    ticket.check_fits(model)
+    trained: dict[str, Tensor] = {}
+    result = bench.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
+    with torch.no_grad():
+        for name, tensor in named_state(model).items():
+            tensor.copy_(trained[name])
+    if bench.task.checkpoint:
+        bench.task.checkpoint.clear()
+    return result
+
+
+def check(
+    model: nn.Module,
+    ticket: Ticket,
+    train_data: Any,
+    test_data: Any,
+    *,
+    seeds: int = 3,
+    names: Sequence[str] = checks.CHECKS,
+    epochs: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    loss: Loss = cross_entropy,
+    metric: Metric = accuracy,
+    monitor: Monitor | None = None,
+    **settings: Any,
+) -> Verdict:
+    """Prove a ticket: train from it and from what each sanity check leaves of it, over paired seeds.
+
+    A check is passed where the ticket's mean metric exceeds the check's beyond chance (`gemminer.checks.compare`).
+
+    Args:
+        model: of the ticket's shape; left as it was.
+        seeds: trainings of the ticket and of each check; 1 decides nothing.
+        names: shuffle, reinit, invert (the method upside down), uniform and erk (random at equal density).
+        settings: fields of `gemminer.train.Settings`.
+
+    Raises:
+        UsageError: an unknown check, a ticket of another model.
+
+    >>> import gemminer, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> data = (x := torch.randn(64, 4), (x[:, 0] > 0).long())
+    >>> ticket = gemminer.mine(net, data, density=0.25, epochs=5)
+    >>> gemminer.check(net, ticket, data, data, seeds=1, names=["shuffle"], epochs=2).verdict
+    'not decided'
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds must be 1 or more, not {seeds}")
+    names = check_names(names)
+    facts = ticket.provenance
+    bench = _bench(
+        model,
+        train_data,
+        test_data,
+        batch_size=batch_size,
+        seed=seed,
+        loss=loss,
+        metric=metric,
+        monitor=monitor,
+        settings=Settings(),
+        exclude=facts.get("exclude", ()),
+        embeddings=facts.get("embeddings", False),
+    )
+    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
+    bench.settings = options_of(Settings, settings, "training")
+    ticket.check_fits(model)
+    require_test(bench.test)
+
+    own = [bench.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
+    return judge(bench, ticket, own, names)
