@@ -143,6 +143,10 @@ class Scores:
         self.q = torch.ones(total, dtype=torch.bool, device=device)
         self.remaining = total  # the number of ones in q
         self.kept_initial = self.initial.clone()  # w * q
+        self.closed = torch.zeros_like(self.p)  # infinity where q = 0: added to a ranking, it takes the frozen out
+        self._products = list(
+            zip(self.weights, self._parts(self.kept_initial), self._parts(self.gradient), strict=True)
+        )
         self.frozen_in_epoch = 0
         self._write()
 
@@ -151,23 +155,25 @@ class Scores:
         return [v.view(p.shape) for v, p in zip(flat.split(self.sizes), self.weights, strict=True)]
 
     def _bind(self) -> None:
-        """Make parameters and their gradients views of the flat vectors (other types get a copy each step)."""
-        self._foreign: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-        for p, weight, grad in zip(self.weights, self._parts(self.effective), self._parts(self.gradient), strict=True):
+        """Make the parameters views of the flat vector of effective weights; other types get a copy each step."""
+        self._copies: list[tuple[nn.Parameter, Tensor]] = []
+        for p, weight in zip(self.weights, self._parts(self.effective), strict=True):
+            p.grad = None
             if p.dtype == weight.dtype:
-                p.data, p.grad = weight, grad
+                p.data = weight
             else:
-                p.grad = None
-                self._foreign.append((p, weight, grad))
+                self._copies.append((p, weight))
 
     def parameters(self) -> list[Tensor]:
         return [self.p]
 
     def after_backward(self) -> None:
-        for p, _, grad in self._foreign:
-            if p.grad is not None:
-                grad.copy_(p.grad)
-        self.gradient.mul_(self.kept_initial)
+        for p, kept, gradient in self._products:
+            if p.grad is None:  # a parameter the loss does not use
+                gradient.zero_()
+            else:
+                torch.mul(p.grad, kept, out=gradient)
+                p.grad = None
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -175,29 +181,26 @@ class Scores:
         if step in self.schedule:
             self._freeze(self.remaining - self.schedule[step])
         self._write()
-        self.gradient.zero_()
-        for p, _, _ in self._foreign:
-            p.grad = None
 
     def _write(self) -> None:
         """w_eff into the model."""
         # Ones and zeros in the weights' own type: six times faster than a product with booleans.
         torch.gt(self.p, self.options.threshold, out=self.effective)
         self.effective.mul_(self.kept_initial)
-        for p, weight, _ in self._foreign:
+        for p, weight in self._copies:
             p.data.copy_(weight)
 
     def _freeze(self, count: int) -> None:
         """Take the `count` lowest scores among the unfrozen out of q for good, ties by index."""
         if count <= 0:
             return
-        ranking = -self.p if self.options.invert else self.p.clone()
-        ranking.masked_fill_(~self.q, math.inf)
+        ranking = self.closed - self.p if self.options.invert else self.closed + self.p
         if self.options.floor:
             ranking[self._protected(ranking)] = math.inf
         frozen = lowest(ranking, count)
         self.q[frozen] = False
         self.kept_initial[frozen] = 0.0
+        self.closed[frozen] = math.inf
         self.remaining -= count
         self.frozen_in_epoch += 1
 
@@ -238,7 +241,8 @@ class Scores:
         self.p.copy_(state["p"])
         self.q.copy_(state["q"])
         self.remaining = int(self.q.sum())
-        self.kept_initial = self.initial * self.q
+        torch.mul(self.initial, self.q, out=self.kept_initial)
+        self.closed.masked_fill_(~self.q, math.inf)
         self._write()
 
 
