@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,14 +148,5 @@ def load(path: Path) -> dict[str, Any]:
     """The fields of a grid from a TOML or JSON file, or from a comparison's compare.json."""
     if path.suffix not in (".toml", ".json"):
         raise UsageError(f"a comparison's recipe is a .toml or .json file, not {str(path)!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        fields = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"the recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"the recipe {path} must hold fields by name, as {{'density': [0.05, 0.01]}}")
+    fields = recipes.fields_of(path)
     return dict(fields["grid"]) if isinstance(fields.get("grid"), dict) else fields

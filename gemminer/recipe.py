@@ -91,6 +91,11 @@ def load(name_or_file: str) -> Recipe:
     path = Path(name_or_file)
     if path.suffix not in (".toml", ".json"):
         raise unknown("recipe", name_or_file, NAMED)
+    return make(fields_of(path), str(path))
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    """What a TOML or JSON file holds by name; raises UsageError with one sentence where it holds something else."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -101,7 +106,7 @@ def load(name_or_file: str) -> Recipe:
         raise UsageError(f"the recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(fields, dict):
         raise UsageError(f"the recipe {path} must hold fields by name, as {{'density': 0.05}}")
-    return make(fields, str(path))
+    return fields
 
 
 def names() -> tuple[str, ...]:
