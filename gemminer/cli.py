@@ -601,17 +601,19 @@ def compare(
     from gemminer import compare as comparison
     from gemminer import grid
 
-    fields = grid.load(recipe) if recipe else {}
-    for name, nested in (("train", train_option), ("model_options", model_option)):
-        if pairs := _pairs(nested, f"--{name}"):
-            fields[name] = {**fields.get(name, {}), **pairs}
     chosen = {
         **{"method": _list(method), "density": _list(density), "model": _list(model), "data": _list(data)},
         **{"seed": _list(seed), "epochs": epochs, "train_epochs": train_epochs, "batch_size": batch_size},
         **{"limit_train": limit_train, "initialiser": initialiser, "augment": augment, "check_seeds": check_seeds},
         **{"checks": [] if no_checks else _list(checks), "dense": False if no_dense else None},
     }
-    asked = comparison.plan(fields | {k: v for k, v in chosen.items() if v is not None})
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    nested = {"train": _pairs(train_option, "--train"), "model_options": _pairs(model_option, "--model_options")}
+    parts = [
+        {**part, **chosen, **{name: {**part.get(name, {}), **pairs} for name, pairs in nested.items() if pairs}}
+        for part in grid.parts_of(grid.load(recipe) if recipe else {})
+    ]
+    asked = comparison.plan({grid.PARTS: parts})
     if dry_run:
         _estimates(asked.cells(), comparison.estimates(asked.cells(), root=data_root, download=download), as_json)
         return

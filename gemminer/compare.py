@@ -45,20 +45,24 @@ def plan(fields: Mapping[str, Any]) -> Grid:
 
     Raises UsageError for an unknown name or an option that cannot be, in any of its cells.
     """
-    asked = fields.get("method")
-    labels = list(asked) if isinstance(asked, (list, tuple)) else [asked]
-    if "all" in labels:
-        labels = [name for label in labels for name in (methods.names() if label == "all" else [label])]
-        fields = {**fields, "method": labels}
-    found = grid.make(fields)
-    for name in found.axes["model"]:
-        models.describe(name)
-    for name in found.axes["data"]:
-        data.describe(name)
+    found = grid.make({grid.PARTS: [_all_methods(part) for part in grid.parts_of(fields)]})
+    for part in found.parts:
+        for name in part.axes["model"]:
+            models.describe(name)
+        for name in part.axes["data"]:
+            data.describe(name)
     for cell in found.cells():
         steps.check_names(cell.recipe.checks)
         _settings(cell.recipe, 1)
     return found
+
+
+def _all_methods(fields: dict[str, Any]) -> dict[str, Any]:
+    asked = fields.get("method")
+    labels = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+    if "all" not in labels:
+        return fields
+    return {**fields, "method": [n for label in labels for n in (methods.names() if label == "all" else [label])]}
 
 
 def _settings(recipe: Recipe, epochs: int) -> tuple[Any, Settings]:
@@ -216,7 +220,8 @@ def run_cell(job: Job, tell: cluster.Tell) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
-        run.execute(job.recipe, job.folder, resume=True, device=job.device, root=job.root, monitor=_Telling(tell))
+        where: Any = {"device": job.device, "root": job.root}
+        run.execute(job.recipe, job.folder, resume=True, monitor=_Telling(tell), page=False, **where)
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ AXES = ("data", "model", "density", "method", "seed")
 # tickets are methods of their own, and dense networks cells of their own.
 CHECKS = ("shuffle", "reinit", "invert")
 DENSE = "dense"
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,19 @@ class Grid:
     """What is compared: the values of each axis, the fields all cells share, the options by method.
 
     With `dense`, each (data, model, seed) has a reference: the method "uniform" at density 1, which keeps every weight.
+    `others` are grids compared with this one, as more seeds at one of the densities.
     """
 
     axes: Mapping[str, tuple[Any, ...]]
     common: Mapping[str, Any]
     options: Mapping[str, Mapping[str, Any]]
     dense: bool = True
+    others: tuple[Grid, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Grid, ...]:
+        """This grid, and those compared with it."""
+        return (self, *self.others)
 
     def cells(self) -> list[Cell]:
         """Every cell once, in the order of the table; raises UsageError for a recipe that cannot be.
@@ -58,7 +67,7 @@ class Grid:
         ['gem-miner, resnet20, digits, density 0.1, seed 0', 'gem-miner, resnet20, digits, density 0.1, seed 1']
         """
         found: dict[str, Cell] = {}
-        for cell in self._all():
+        for cell in itertools.chain.from_iterable(part._all() for part in self.parts):
             found.setdefault(cell.digest, cell)
         return list(found.values())
 
@@ -82,7 +91,8 @@ class Grid:
     def as_fields(self) -> dict[str, Any]:
         """What `make` takes, as JSON has it."""
         axes = {name: list(values) for name, values in self.axes.items()}
-        return {**axes, **self.common, "options": {k: dict(v) for k, v in self.options.items()}, "dense": self.dense}
+        own = {**axes, **self.common, "options": {k: dict(v) for k, v in self.options.items()}, "dense": self.dense}
+        return {PARTS: [own, *(other.as_fields() for other in self.others)]} if self.others else own
 
 
 def parse(label: str) -> tuple[str, dict[str, Any]]:
@@ -107,8 +117,16 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
 def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
     """A grid from plain fields: those of `Recipe`, with lists in `AXES`, and `options` by method.
 
-    Seeds may be ranges: "0-4" is 0, 1, 2, 3, 4. Raises UsageError with one sentence that names the field at fault.
+    Seeds may be ranges: "0-4" is 0, 1, 2, 3, 4. `parts` are several grids in one: a list of fields, each on top of
+    those beside it. Raises UsageError with one sentence that names the field at fault.
+
+    >>> fields = {"data": "digits", "dense": False, "parts": [{"density": 0.1, "seed": "0-1"}, {"density": 0.01}]}
+    >>> len(make(fields).cells())
+    3
     """
+    if PARTS in fields:
+        first, *others = (make(part, where) for part in parts_of(fields))
+        return dataclasses.replace(first, others=tuple(others))
     for name in fields:
         if name not in Recipe.model_fields:
             raise unknown(f"field of the {where}", name, Recipe.model_fields)
@@ -125,6 +143,15 @@ def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
         raise UsageError(f"dense: must be true or false, not {dense!r}")
     common = {k: v for k, v in fields.items() if k not in (*AXES, "options", "dense")}
     return Grid(axes, common, options, dense)
+
+
+def parts_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of each part; of a grid without parts its own."""
+    parts = fields.get(PARTS, [{}])
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        raise UsageError("the parts of a comparison are a list of fields: write [[parts]] before those of each")
+    common = {name: value for name, value in fields.items() if name != PARTS}
+    return [{**common, **part} for part in parts]
 
 
 def _values(axis: str, given: Any) -> tuple[Any, ...]:

@@ -66,6 +66,13 @@ class Accuracy(BaseModel):
     validation: float | None = Field(None, description="of the ticket after training, first seed")
 
 
+class PerClass(BaseModel):
+    """The metric after training over the test examples of each class; None for a class without any."""
+
+    after: tuple[float | None, ...]
+    names: tuple[str, ...] = Field((), description="of the classes, where the data set names them")
+
+
 class CheckRow(BaseModel):
     """A sanity check over n paired seeds; `difference` is ticket minus check."""
 
@@ -109,6 +116,7 @@ class Record(BaseModel):
     density: Density
     layers: list[LayerRow]
     accuracy: Accuracy
+    per_class: PerClass | None = None
     verdict: str | None = None
     checks: dict[str, CheckRow]
     cost: dict[str, Cost]

@@ -7,6 +7,7 @@ the run's folder, so a run killed anywhere goes on with the step it was in, from
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def prepare(
         sum(p.numel() for p in prunable(model, exclude=recipe.exclude, embeddings=recipe.embeddings).values()),
     )
     task.channels_last = wants_channels_last(task)
-    return Workbench(task, loaded.test, settings, recipe.seed), chosen, draw
+    return Workbench(task, loaded.test, settings, recipe.seed, classes=loaded.class_names), chosen, draw
 
 
 def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[str, Any]:
@@ -150,8 +151,11 @@ def execute(
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
+    page: bool = True,
 ) -> Record:
     """Run a recipe in the folder `out`: search, measure, train, check, report. Returns the record it wrote.
+
+    Without `page` there is no report.html (4.9 MB), for a run that is a line of a comparison's page.
 
     Raises UsageError for what cannot be, before anything is computed or written; GemminerError for a disk or data at
     fault. Killed at any point, the same call with `resume` ends with the same ticket and weights, bit for bit on a CPU.
@@ -208,7 +212,8 @@ def execute(
     notes = [note for done in folder.steps.values() for note in done.get("notes", ())]
     result = _record(recipe, bench, ticket, searched, before, trained, dense, verdict, notes)
     result.save(out / "record.json")
-    write_report(out)
+    if page:
+        write_report(out)
     return result
 
 
@@ -262,6 +267,7 @@ def _record(
             dense=dense,
             validation=trained[0]["validation"],
         ),
+        per_class=_per_class([t.get("classes") for t in trained], bench.classes),
         verdict=verdict.verdict if verdict else None,
         checks={n: record.CheckRow(**dataclasses.asdict(c)) for n, c in verdict.checks.items()} if verdict else {},
         cost={"search": record.Cost(**searched["cost"]), "train": record.Cost(**trained[0]["cost"])},
@@ -270,3 +276,13 @@ def _record(
         versions=record.versions(),
         git=record.git_revision(),
     )
+
+
+def _per_class(runs: Sequence[Sequence[float | None] | None], names: Sequence[str]) -> record.PerClass | None:
+    """Means over the training seeds; None where the metric is not one value for each example of a class."""
+    found = [classes for classes in runs if classes]
+    if not found:
+        return None
+    of_class = [[x for x in values if x is not None] for values in zip(*found, strict=True)]
+    after = [statistics.fmean(values) if values else None for values in of_class]
+    return record.PerClass(after=tuple(after), names=tuple(names) if len(names) == len(after) else ())

@@ -22,7 +22,7 @@ from gemminer.errors import GemminerError, UsageError, unknown
 from gemminer.initialise import Draw, mixed
 from gemminer.masking import Dense, KeepMask, borrowed, prunable
 from gemminer.recipe import explain
-from gemminer.task import Task, evaluate, recalibrate
+from gemminer.task import Task, evaluate, measure, recalibrate
 from gemminer.ticket import Ticket, named_state
 from gemminer.train import Settings, fit
 
@@ -117,12 +117,14 @@ class Workbench:
         test: the test batches; only `evaluate` reads them.
         settings: how a ticket is trained.
         seed: the run's; training seed i is derived from it.
+        classes: their names, if the data has any.
     """
 
     task: Task
     test: Batches | None
     settings: Settings
     seed: int = 0
+    classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     _flops: dict[tuple[str, ...], cost.Flops] = field(default_factory=dict)
 
@@ -196,10 +198,8 @@ class Workbench:
                 ticket.apply(model)
                 rule = KeepMask(model, ticket.masks)
             rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
-            result: dict[str, Any] = {
-                "test": evaluate(task, self.test) if self.test else None,
-                "validation": rows[-1]["validation"],
-            }
+            test, classes = measure(task, self.test) if self.test else (None, None)
+            result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
             if keep:
                 keep(model)
         masked = ticket.masks if ticket else ()

@@ -105,20 +105,42 @@ def _shape(value: Any) -> str:
     return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-@torch.no_grad()
 def evaluate(task: Task, batches: Batches) -> float:
     """The mean metric over `batches` in evaluation mode; the model's modes are put back."""
+    return measure(task, batches)[0]
+
+
+@torch.no_grad()
+def measure(task: Task, batches: Batches) -> tuple[float, list[float | None] | None]:
+    """The mean metric over `batches`, and over each class's examples, in one pass in evaluation mode.
+
+    The second is None unless there is one class index and one value of the metric for each example; a class without
+    examples is None in it. The model's modes are put back.
+    """
     total, count = 0.0, 0
+    classes: list[tuple[Tensor, Tensor]] | None = []
     with modes(task.model):
         task.model.eval()
         for inputs, targets in batches.epoch(0):
-            values = task.metric(task.forward(inputs), task.place(targets))
+            placed = task.place(targets)
+            values = task.metric(task.forward(inputs), placed)
             examples = values.numel() if values.dim() else len(targets)  # a scalar is a mean over the batch
             total += float(values.double().mean()) * examples
             count += examples
+            single = isinstance(placed, Tensor) and placed.dtype == torch.int64 and placed.dim() == 1
+            if not single or values.shape != placed.shape or not 0 <= int(placed.min()) <= int(placed.max()) < 10_000:
+                classes = None
+            elif classes is not None:
+                classes.append((placed, values.double()))
     if count == 0:
         raise GemminerError("there is nothing to evaluate on: the data set is empty")
-    return total / count
+    return total / count, _by_class(classes) if classes else None
+
+
+def _by_class(seen: list[tuple[Tensor, Tensor]]) -> list[float | None]:
+    targets, values = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
+    counts = targets.bincount().tolist()
+    return [s / n if n else None for s, n in zip(targets.bincount(values).tolist(), counts, strict=True)]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_record, make_run
+from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_record, make_run, settle
 
 from gemminer import answers, comparison
 from gemminer.errors import GemminerError
@@ -483,7 +483,7 @@ def test_chromium_chooses_hovers_and_hides(opened: Any) -> None:
     title = cost.locator(".xtitle")
     assert title.text_content() == "epochs of the search"
     page.select_option("[data-choose=measure]", "flops_dense")
-    page.wait_for_function("() => document.querySelector('#cost .xtitle').textContent == 'FLOPs of the search'")
+    settle(page, "() => document.querySelector('#cost .xtitle').textContent == 'FLOPs of the search'")
     page.select_option("[data-choose=field]", "1")
     page.select_option("[data-choose=at]", "0")
     headings = page.locator("h2", has=page.locator("[data-chosen]")).all_text_contents()
@@ -505,23 +505,23 @@ def test_chromium_chooses_hovers_and_hides(opened: Any) -> None:
     chip = page.locator(".chip", has_text="snip")
     chip.click()
     assert chip.get_attribute("aria-pressed") == "false"
-    page.wait_for_function("() => document.getElementById('cost').data.every((t) => t.name !== 'snip')")
+    settle(page, "() => document.getElementById('cost').data.every((t) => t.name !== 'snip')")
     assert drawn() == 13
     page.locator(".chip", has_text="hide all").click()
     page.locator(".chip", has_text="show all").click()
-    page.wait_for_function("() => document.getElementById('cost').data.length == 16")
+    settle(page, "() => document.getElementById('cost').data.length == 16")
     whole = page.evaluate("document.getElementById('after').layout.yaxis.range[0]")
     page.select_option("[data-choose=scale]", "near")
-    page.wait_for_function("(low) => document.getElementById('after').layout.yaxis.range[0] > low", arg=whole)
+    settle(page, "(low) => document.getElementById('after').layout.yaxis.range[0] > low", arg=whole)
 
 
 def test_chromium_prints_all_tables_and_charts(opened: Any) -> None:
     page = opened.page
     assert page.locator("[data-field]:visible").count() == 3
     page.emulate_media(media="print")
-    page.wait_for_function("() => document.querySelectorAll('.chart .main-svg').length > 4")
+    settle(page, "() => document.querySelectorAll('.chart .main-svg').length > 4")
     assert page.locator("[data-field]:visible").count() == 18
     assert page.locator("details:not([open])").count() == 0
     assert page.locator(".chart .main-svg").count() >= 4
     page.emulate_media(media="screen")
-    page.wait_for_function("() => [...document.querySelectorAll('[data-field]')].filter((d) => !d.hidden).length == 3")
+    settle(page, "() => [...document.querySelectorAll('[data-field]')].filter((d) => !d.hidden).length == 3")

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -513,6 +514,14 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+def settle(page: Any, script: str, arg: Any = None, seconds: float = 20.0) -> None:
+    """Wait until `script` is true. Playwright's wait_for_function has the page evaluate strings, which it forbids."""
+    last = time.monotonic() + seconds
+    while not page.evaluate(script, arg):
+        assert time.monotonic() < last, f"never true: {script}"
+        page.wait_for_timeout(20)
+
+
 class Opened:
     """A page in Chromium, with all it complained of and asked for, and how long until its charts were drawn."""
 
@@ -566,9 +575,7 @@ def test_chromium_follows_the_scheme_hovers_and_prints(browser: Any, gem: Path) 
     page.wait_for_selector("#layers .hoverlayer .hovertext")
     assert "37 of 144 weights kept" in page.locator("#layers .hoverlayer").text_content()
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(
-        "getComputedStyle(document.querySelector('#search .xtick text')).fill == 'rgb(163, 170, 181)'"
-    )
+    settle(page, "getComputedStyle(document.querySelector('#search .xtick text')).fill == 'rgb(163, 170, 181)'")
     page.evaluate(
         """addEventListener("beforeprint", () => { window.printed = {
             folded: document.querySelectorAll("details:not([open])").length,
