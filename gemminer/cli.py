@@ -608,7 +608,7 @@ def compare(
         **{"checks": [] if no_checks else _list(checks), "dense": False if no_dense else None},
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    nested = {"train": _pairs(train_option, "--train"), "model_options": _pairs(model_option, "--model_options")}
+    nested = {"train": _pairs(train_option, "--train-option"), "model_options": _pairs(model_option, "--model-option")}
     parts = [
         {**part, **chosen, **{name: {**part.get(name, {}), **pairs} for name, pairs in nested.items() if pairs}}
         for part in grid.parts_of(grid.load(recipe) if recipe else {})

@@ -55,13 +55,18 @@ def write(run: Path | str) -> Path:
 
 
 def report(
-    runs: Sequence[Path | str], out: Path | str | None = None, *, failed: Mapping[str, str] | None = None
+    runs: Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    failed: Mapping[str, str] | None = None,
+    beside: bool = True,
 ) -> Path:
     """Write one page for one or many run folders, replaced whole and never half-written; return its path.
 
     One run gives its full page, by default run/report.html. Many give a comparison, by default report.html in the
     folder that holds them all, with the same in numbers beside it (.csv, .md); a run that cannot be read is listed
-    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder.
+    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder. Without
+    `beside` there is the page alone, as in the folder of `gemminer compare`, which writes tables of its own.
     Raises UsageError for no runs, GemminerError if no record can be read.
 
     >>> report(["runs/a", "runs/b"], out="both.html")  # doctest: +SKIP
@@ -74,7 +79,7 @@ def report(
         out = Path(os.path.commonpath(paths)) / "report.html"
     target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
     if len(paths) > 1 or failed:
-        return _compare(paths, target, dict(failed or {}))
+        return _compare(paths, target, dict(failed or {}), beside)
     run = _read(paths[0])
     try:
         page = _run_page(run)
@@ -83,7 +88,7 @@ def report(
     return _replace(target, page)
 
 
-def _compare(paths: list[Path], target: Path, missing: dict[str, str]) -> Path:
+def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: bool) -> Path:
     """The page of many runs and, beside it, its CSV and Markdown."""
     root = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
     runs: dict[Path, comparison.Run] = {}
@@ -99,8 +104,9 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str]) -> Path:
         raise errors[0]
     fields = comparison.fields(runs.values())
     page = _runs_page(runs, fields, missing, target)
-    _replace(target.with_suffix(".csv"), answers.to_csv(fields))
-    _replace(target.with_suffix(".md"), answers.to_markdown(fields, missing))
+    if beside:
+        _replace(target.with_suffix(".csv"), answers.to_csv(fields))
+        _replace(target.with_suffix(".md"), answers.to_markdown(fields, missing))
     return _replace(target, page)
 
 

@@ -82,6 +82,51 @@ def test_options_by_method_and_label_reach_only_their_cells() -> None:
     assert [dict(c.recipe.options) for c in cells] == [{"rate": 0.3}, {"rate": 0.5}, {}]
 
 
+PARTS = """
+method = "all"
+seed = "0-1"
+[[parts]]
+density = [0.1, 0.05]
+method = ["snip", "erk"]
+[[parts]]
+density = 0.1
+method = "imp"
+seed = 4
+checks = ["shuffle"]
+"""
+
+
+def test_several_grids_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(PARTS)
+    found = plan(**grid.load(path), dense=False)
+    seen = [(c.recipe.density, c.label, c.recipe.seed, len(c.recipe.checks)) for c in found.cells()]
+    assert seen == [
+        *((d, m, s, 3) for d in (0.1, 0.05) for m in ("snip", "erk") for s in (0, 1)),
+        (0.1, "imp", 4, 1),
+    ]
+    # Written down and read again it is the same; a cell of two parts is run once.
+    path.with_suffix(".json").write_text(json.dumps({"grid": found.as_fields(), "threads": 1}))
+    assert compare.plan(grid.load(path.with_suffix(".json"))).cells() == found.cells()
+    twice = plan(parts=[{"method": "snip"}, {"method": ["snip", "erk"]}], dense=False)
+    assert [c.label for c in twice.cells()] == ["snip", "erk"]
+    # A dense reference for the seeds of every part.
+    assert [c.recipe.seed for c in plan(**grid.load(path)).cells() if c.label == "dense"] == [0, 1, 4]
+
+
+def test_flags_reach_every_part_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(PARTS)
+    flags = ["--model", "lenet-300-100", "--data", "digits", "--recipe", str(path), "--density", "0.2", "--no-dense", "--no-checks"]
+    command = ["compare", *flags, "--train-option", "lr=0.05", "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    assert cli.main(command) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["method"], r["density"], r["seed"]) for r in rows if "method" in r] == [
+        *((m, 0.2, s) for m in ("snip", "erk") for s in (0, 1)),
+        ("imp", 0.2, 4),
+    ]
+
+
 @pytest.mark.parametrize("suffix", [".toml", ".json"])
 def test_grid_from_a_file(tmp_path: Path, suffix: str) -> None:
     toml = 'method = ["gem-miner", "imp"]\ndensity = [0.1, 0.05]\nseed = "0-2"\nepochs = 3\n[options.imp]\nrate = 0.5\n'
@@ -115,6 +160,9 @@ def test_grid_from_a_file(tmp_path: Path, suffix: str) -> None:
         ({"train": {"lr": -1.0}}, "learning rate"),
         ({"epochs": 0}, "epochs"),
         ({"dense": "yes"}, "dense"),
+        ({"parts": {"seed": 1}}, "a list of fields"),
+        ({"parts": []}, "a list of fields"),
+        ({"parts": [{"seeds": 1}]}, "did you mean 'seed'"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_run(fields: dict[str, Any], sentence: str) -> None:
@@ -395,6 +443,8 @@ def test_finished_cells_are_skipped_and_failed_ones_tried_again(
     assert float(rows[2]["shuffle_difference"]) == snip.checks["shuffle"].difference
     assert rows[0]["shuffle"] == ""
     assert (tmp_path / "report.html").stat().st_size > 0
+    assert not list(tmp_path.glob("cells/*/report.html"))  # 4.9 MB each
+    assert not (tmp_path / "report.csv").exists()
     assert json.loads((tmp_path / "compare.json").read_text())["threads"] == 1  # kept from the first call
 
 

@@ -155,6 +155,28 @@ def test_first_scores_are_kaiming_uniform() -> None:
     assert float(s.std()) == pytest.approx(float(reference.std()), rel=0.02)
 
 
+def test_clipping_keeps_a_filter_without_weights_from_drawing_all_of_them() -> None:
+    """Batch norm of a filter that gives zeros has a gradient of 1/sqrt(eps) = 316 times that of one of unit spread."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.Flatten())
+    parameters = {"0.weight": model[0].weight}
+    norms = {}
+    for clip in (0.0, 0.5):
+        rule = edge_popup.Popup(parameters, edge_popup.Options(rung="global", clip=clip), {}, 9, seed=0)
+        rule.on = {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)}
+        rule.on["0.weight"][0] = True  # three filters of four are empty
+        model[0].weight.data = rule.initial["0.weight"] * rule.on["0.weight"]
+        inputs = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        (model(inputs) * torch.arange(64.0)).sum().backward()
+        rule.after_backward()
+        gradient = rule.scores["0.weight"].grad
+        assert gradient is not None
+        norms[clip] = gradient.flatten(1).norm(dim=1)
+        model[0].weight.grad, model[0].weight.data = None, rule.initial["0.weight"].clone()
+    assert norms[0.0][1:].min() > 50 * norms[0.0][0]
+    assert float(norms[0.5].norm()) == pytest.approx(0.5, rel=1e-4)
+    torch.testing.assert_close(norms[0.5] / 0.5, norms[0.0] / norms[0.0].norm())  # its direction stays
+
+
 def test_edge_popup_asks_for_a_draw_scaled_by_the_density() -> None:
     rows = [methods.get(name) for name in methods.names()]
     assert [row.name for row in rows if row.fan_scaled] == ["edge-popup"]
@@ -276,6 +298,7 @@ def test_seconds_add_up_over_rounds() -> None:
     [
         (edge_popup.Options, {"rung": "layers"}, "rung"),
         (edge_popup.Options, {"ridge": -1.0}, "ridge"),
+        (edge_popup.Options, {"clip": -1.0}, "clip"),
         (edge_popup.Options, {"rung": "gradual", "repair": 1.0}, "repair"),
         (edge_popup.Options, {"rung": "ridge", "freeze_every": 5, "epochs": 5}, "epochs"),
         (imp.Options, {"rewind": "hot"}, "rewind"),

@@ -619,6 +619,11 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Reco
     for value in (result.accuracy.before, result.accuracy.dense, result.accuracy.validation):
         assert value is not None
         assert 0 <= value <= 1
+    assert result.per_class is not None
+    assert result.per_class.names == tuple("0123456789")
+    # Each tenth of the test set is one class, so that the mean over classes is nearly that over examples.
+    over_classes = [x for x in result.per_class.after if x is not None]
+    assert sum(over_classes) / 10 == pytest.approx(result.accuracy.after, abs=0.01)
     assert set(result.cost) == {"search", "train"}
     assert result.cost["search"].epochs == 4
     assert result.cost["train"].epochs == 2

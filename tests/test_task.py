@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gemminer.data import TensorBatches
 from gemminer.errors import GemminerError
-from gemminer.task import Task, accuracy, cross_entropy, evaluate, modes, recalibrate
+from gemminer.task import Task, accuracy, cross_entropy, evaluate, measure, modes, recalibrate
 
 
 def test_cross_entropy_and_accuracy_of_every_layout() -> None:
@@ -95,6 +95,22 @@ def test_evaluation_weighs_examples_not_batches() -> None:
     assert [m.training for m in model.modules()] == flags
     with pytest.raises(GemminerError, match="nothing to evaluate on"):
         evaluate(task, Lists())
+
+
+def test_accuracy_by_class_is_of_each_class_s_examples() -> None:
+    chances = torch.eye(4)  # predicts its input
+    task = Task(nn.Embedding.from_pretrained(chances), Lists())
+    batches = Lists((torch.tensor([0, 0, 3]), torch.tensor([0, 1, 3])), (torch.tensor([3]), torch.tensor([1])))
+    assert measure(task, batches) == (2 / 4, [1.0, 0.0, None, 1.0])
+    # A metric of the whole batch, regression, negative (ignored) and token targets have no classes.
+    mean = Task(task.model, Lists(), metric=lambda output, target: (output.argmax(1) == target).double().mean())
+    assert measure(mean, batches) == (2 / 4, None)
+    real = Task(task.model, Lists(), metric=lambda output, target: output[:, 0] * target)
+    assert measure(real, Lists((torch.tensor([0]), torch.tensor([0.5])))) == (0.5, None)
+    ignored = Lists((torch.tensor([1, 2]), torch.tensor([1, -100])))
+    assert measure(task, ignored) == (1 / 2, None)
+    tokens = Lists((torch.tensor([[1, 2]]), torch.tensor([[1, 1]])))
+    assert measure(task, tokens) == (1 / 2, None)
 
 
 def test_modes_are_put_back_after_an_error() -> None:

@@ -42,6 +42,9 @@ class Options(Settings):
         freeze_every: as Gem-Miner's: 0 freezes a little every few steps, E > 0 at the end of epochs E, 2E, ... (5 in
             table 3).
         repair: as Gem-Miner's: the last fraction of a continuous search in which nothing is frozen.
+        clip: the largest norm of each layer's score gradient; 0, as published, sets no limit. Batch norm divides what
+            a filter without kept weights gives (zeros) by sqrt(eps), so that its scores get a gradient some 300 times
+            too large: at low densities one such step sends all the weights of the rung "global" into one layer.
         invert: keep the lowest |s| instead, the sanity check.
     """
 
@@ -50,6 +53,7 @@ class Options(Settings):
     ridge: float = 1e-4
     freeze_every: int = 0
     repair: float = 0.25
+    clip: float = 0.0
     invert: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class Options(Settings):
             raise unknown("rung", self.rung, RUNGS)
         if not (self.ridge >= 0 and math.isfinite(self.ridge)):
             raise UsageError(f"lambda (ridge) must be 0 or more, not {self.ridge}")
+        if not (self.clip >= 0 and math.isfinite(self.clip)):
+            raise UsageError(f"clip, the largest norm of a gradient, must be 0 (no limit) or more, not {self.clip}")
         if self.rung in ("gradual", "ridge"):
             self.freezing()
 
@@ -88,6 +94,7 @@ class Popup:
         self.scores = {name: _first_scores(p, generator(seed, "scores", name)) for name, p in parameters.items()}
         self.open = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
         self.scope, self.invert = "layer" if options.rung == "layer" else "global", options.invert
+        self.clip = options.clip
         self.schedule, self.ends, self.counts = schedule, list(schedule), [*schedule.values(), count]
         self.freezes = 0
         self._write(-1)
@@ -103,6 +110,8 @@ class Popup:
                 s.grad = torch.zeros_like(s)
             else:
                 s.grad = (p.grad * w).to(s.dtype) * s.sign()
+            if self.clip:
+                nn.utils.clip_grad_norm_(s, self.clip)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
