@@ -1,7 +1,7 @@
 """Cells an hour of two workers against one: python benchmarks/workers.py [RUNS]
 
-The same 12 cells (LeNet-300-100 and ResNet-20 on digits, three methods, two seeds), with one worker and with two, in turns. A cell
-has one thread either way; the second baseline, "cores", gives the one worker both.
+The same six cells on digits (three methods, two seeds) with one worker and with two, in turns. A cell has one thread
+either way; against the second baseline the one worker has both cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GRID = [
     *("--method", "gem-miner,snip,erk", "--data", "digits", "--density", "0.05", "--seed", "0-1", "--no-dense"),
     *("--train-epochs", "10", "--batch-size", "64", "--checks", "shuffle"),
 ]
-SIZES = {"lenet-300-100": "60", "resnet20": "8"}  # epochs: some twenty seconds for one worker
+SIZES = {"lenet-300-100": "60", "resnet20": "8"}  # epochs: some ten to twenty seconds for one worker
 
 
 def seconds(model: str, workers: int, threads: int) -> float:
