@@ -23,7 +23,8 @@ def percent(row: Row, name: str) -> str:
 def check(row: Row, name: str) -> str:
     if not row.get(f"{name}_verdict"):
         return ""
-    return f"{100 * float(row[f'{name}_difference']):+.1f} ± {100 * float(row[f'{name}_std']):.1f}, {row[f'{name}_verdict']}"
+    difference, std = (100 * float(row[f"{name}_{part}"]) for part in ("difference", "std"))
+    return f"{difference:+.1f} ± {std:.1f}, {row[f'{name}_verdict']}"
 
 
 def table(rows: Sequence[Row], checks: Sequence[str]) -> str:
@@ -83,8 +84,8 @@ def picture(rows: Sequence[Row], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" '
         f'font-size="13" role="img" aria-label="{title}"><rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="16" y="26" font-size="16" font-weight="600">{title}</text>',
-        f'<text x="16" y="{height - 14}" fill="#555555">Test accuracy, %: ring before any training, dot after; bars are '
-        "standard deviations over seeds; dashed: dense network. Blue Gem-Miner, orange: sees trained weights.</text>",
+        f'<text x="16" y="{height - 14}" fill="#555555">Test accuracy, %: ring before any training, dot after; bars: '
+        "standard deviation over seeds; dashed: dense network. Blue: Gem-Miner; orange: sees trained weights.</text>",
     ]
     for i, method in enumerate(order):
         parts.append(f'<text x="{LEFT - 14}" y="{TOP + STEP * i + STEP / 2}" text-anchor="end">{method}</text>')

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -466,17 +466,28 @@ def methods(
     from gemminer import methods as registry
 
     if name is None:
-        rows = [
-            {"name": m.name, "summary": m.summary, "source": m.source, "initialiser": m.initialiser}
-            for m in map(registry.get, registry.names())
-        ]
+        rows = []
+        for m in map(registry.get, registry.names()):
+            row = {"name": m.name, "summary": m.summary, "source": m.source, "initialiser": m.initialiser}
+            defaults = {field.name: field.default for field in dataclasses.fields(m.options)}
+            rows.append({**row, "options": defaults, "choices": _choices(m.options)})
         _listing(rows, ["name", "summary", "source"], as_json)
         return
     found = registry.get(name)
-    fields = [{"option": f.name, "default": f.default, "type": str(f.type)} for f in dataclasses.fields(found.options)]
+    choices = _choices(found.options)
+    fields = [
+        {"option": f.name, "default": f.default, "type": " | ".join(choices.get(f.name, [str(f.type)]))}
+        for f in dataclasses.fields(found.options)
+    ]
     if not as_json:
         _OUT.print(f"{found.name}: {found.summary} ({found.source})\n\n{found.options.__doc__}\n", markup=False)
     _listing(fields, ["option", "default", "type"], as_json)
+
+
+def _choices(options: type) -> dict[str, list[str]]:
+    """The names an option can have, where it is one of several: Edge-Popup's rungs, IMP's rewinding."""
+    types = {name: kind for name, kind in get_type_hints(options).items() if get_origin(kind) is Literal}
+    return {name: list(get_args(kind)) for name, kind in types.items()}
 
 
 @app.command()

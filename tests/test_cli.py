@@ -168,6 +168,18 @@ def test_every_methods_options(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert {"option", "default", "type"} <= set(json.loads(capsys.readouterr().out.splitlines()[0]))
 
 
+def test_methods_are_listed_with_their_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    named = ["gem-miner", "edge-popup", "imp", "snip", "grasp", "synflow", "prospr", "magnitude", "random", "uniform"]
+    assert set(rows) >= {*named, "erk", "smart-ratio"}
+    assert rows["edge-popup"]["choices"]["rung"] == ["layer", "global", "gradual", "ridge"]
+    assert rows["imp"]["choices"]["rewind"] == ["cold", "warm", "lr"]
+    assert rows["imp"]["options"]["rate"] == 0.2
+    assert main(["methods", "imp"]) == 0
+    assert "cold | warm | lr" in capsys.readouterr().out
+
+
 def test_a_printed_recipe_is_a_file_that_recipe_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "paper/resnet20-cifar10-1.44"
     assert main(["recipes", name]) == 0

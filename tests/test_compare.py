@@ -117,8 +117,18 @@ def test_several_grids_in_one_file(tmp_path: Path) -> None:
 def test_flags_reach_every_part_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(PARTS)
-    flags = ["--model", "lenet-300-100", "--data", "digits", "--recipe", str(path), "--density", "0.2", "--no-dense", "--no-checks"]
-    command = ["compare", *flags, "--train-option", "lr=0.05", "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    flags = ["--model", "lenet-300-100", "--data", "digits", "--recipe", str(path), "--density", "0.2", "--no-dense"]
+    command = [
+        "compare",
+        *flags,
+        "--no-checks",
+        "--train-option",
+        "lr=0.05",
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+        "--json",
+    ]
     assert cli.main(command) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["method"], r["density"], r["seed"]) for r in rows if "method" in r] == [
