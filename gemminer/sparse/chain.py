@@ -1,0 +1,310 @@
+"""A chain: sparse layers with their batch norms, additions and ReLUs, run as one autograd function.
+
+The tensor between two layers is never normalised in memory. A layer writes its raw sums z and their statistics; the
+next one reads y = relu(scale * z + shift) on the fly. Only values read twice (a residual block's) are kept as y.
+Backwards, a layer writes g, the gradient behind its input's ReLU, and sums g and g * (z - mean) as it goes; the next
+one forms batch norm's dz from those on the fly. That is two passes over memory forwards and four backwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemminer.sparse import kernels as k
+from gemminer.sparse.memory import Pool
+from gemminer.sparse.patterns import Array, Pattern
+
+
+class Shortcut(NamedTuple):
+    """Every stride-th pixel, with zero channels before and after: He et al.'s option A."""
+
+    stride: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """y = relu(norm(layer(source)) + residual), norm, residual and relu being optional; or y = shortcut(source).
+
+    `layer` and `norm` are modules by path; values are numbered: the chain's inputs, then its units in order.
+    """
+
+    layer: str
+    source: int
+    norm: str | None = None
+    residual: int | None = None
+    relu: bool = False
+    shortcut: Shortcut | None = None
+
+
+@dataclass(frozen=True)
+class Links:
+    """A chain's units and the values it returns."""
+
+    inputs: int
+    units: tuple[Unit, ...]
+    outputs: tuple[int, ...]
+
+    def consumers(self) -> list[int]:
+        """How many units read each value; a chain's output counts once more."""
+        counts = [0] * (self.inputs + len(self.units))
+        for unit in self.units:
+            counts[unit.source] += 1
+            if unit.residual is not None:
+                counts[unit.residual] += 1
+        for value in self.outputs:
+            counts[value] += 1
+        return counts
+
+
+class Norm(NamedTuple):
+    """What a unit takes from its batch norm: `training` means statistics of the batch."""
+
+    mean: Array | None
+    var: Array | None
+    eps: float
+    training: bool
+    momentum: float | None  # None: leave the running statistics alone
+
+
+class Step(NamedTuple):
+    """A unit ready to run."""
+
+    pattern: Pattern | None
+    norm: Norm | None
+    unit: Unit
+
+
+class Weights(NamedTuple):
+    """A unit's parameters, or their gradients: kept weights and bias of the layer, scale and shift of the norm."""
+
+    values: Array | None
+    bias: Array | None
+    gamma: Array | None
+    beta: Array | None
+
+
+@dataclass
+class Value:
+    """A map (channels, height, width) of every image: `y`, or z with scale, shift and relu still to be applied."""
+
+    channels: int
+    height: int
+    width: int
+    y: Array | None = None
+    z: Array | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+    alive: Array | None = None
+    mean: Array | None = None
+    invstd: Array | None = None
+    relu: bool = False
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Numbers an image has."""
+        return self.channels * self.area
+
+
+def threads_for(blocks: int) -> int:
+    """As many threads as PyTorch uses, which the user sets, and no more than there are blocks."""
+    return max(1, min(torch.get_num_threads(), blocks))
+
+
+@functools.cache
+def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that sleep until a kernel needs them; a forked child starts its own.
+
+    Python's threads, because kernels run without the interpreter's lock: a launch costs some 15 microseconds. A pool
+    of OpenMP's would spin beside PyTorch's (6 milliseconds a launch where another process has a core), does not
+    survive a fork, and doubles the time to compile.
+    """
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="gemminer-sparse")
+
+
+def block_size(batch: int, area: int, width: int) -> int:
+    """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
+    lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
+    return max(1, min(lanes, -(-batch // threads_for(batch))))
+
+
+class Runner:
+    """Runs kernels on the images of one batch."""
+
+    def __init__(self, batch: int, block: int, dtype: Any, pool: Pool) -> None:
+        self.batch, self.block, self.dtype, self.pool = batch, block, dtype, pool
+        self.blocks = -(-batch // block)
+        self.threads = threads_for(self.blocks)
+        self.counts = np.array([min(block, batch - b * block) for b in range(self.blocks)], dtype=np.float64)
+        self.none = np.empty(0, dtype)
+        self.no_stats = np.empty((0, 0, 0), np.float64)
+
+    def launch(self, kernel: Callable[..., None], *args: Any) -> None:
+        """Run kernel(t, threads, *args) for every thread t; thread t takes blocks t, t + threads, ..."""
+        n = self.threads
+        helpers = _helpers(os.getpid(), n) if n > 1 else None
+        others = [helpers.submit(kernel, t, n, *args) for t in range(1, n)] if helpers else []
+        try:
+            kernel(0, n, *args)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def empty(self, value: Value) -> Array:
+        return self.pool.take((self.batch * value.size,), self.dtype)
+
+    def work(self, size: int) -> Array:
+        size = -(-size // 64) * 64
+        return self.pool.take((self.threads, size), self.dtype)
+
+    def block_in(self, x: Tensor, value: Value) -> Array:
+        images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
+        out = self.empty(value)
+        self.launch(k.block, self.block, images, out, True)
+        return out
+
+    def block_out(self, blocked: Array, value: Value, shape: Sequence[int]) -> Tensor:
+        out = np.empty((self.batch, value.channels, value.height, value.width), self.dtype)
+        self.launch(k.block, self.block, out, blocked, False)
+        return torch.from_numpy(out).reshape(tuple(shape))
+
+
+def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:
+    """The kernels' arguments that say how to read a value: z, residual, scale, shift, alive, flags."""
+    if value.y is not None:
+        none, dead = run.none, np.empty(value.channels, np.bool_)
+        blank = np.empty(value.channels, run.dtype)
+        return (value.y, none, blank, blank, dead), k.IDENTITY
+    flags = k.RELU if value.relu else 0
+    res = run.none
+    if residual is not None:
+        assert residual.y is not None
+        flags, res = flags | k.RESIDUAL, residual.y
+    return (value.z, res, value.scale, value.shift, value.alive), flags
+
+
+def between(run: Runner, source: Value, out: Value, shortcut: Shortcut) -> tuple[int, ...]:
+    """The sizes the shortcut's kernel takes."""
+    sizes = (run.batch, run.block, source.channels, source.height, source.width, out.channels)
+    return (*sizes, shortcut.stride, shortcut.before)
+
+
+class Forward:
+    """One forward pass and what its backward pass needs."""
+
+    def __init__(self, links: Links, steps: Sequence[Step], run: Runner) -> None:
+        self.links, self.steps, self.run = links, steps, run
+        self.values: list[Value] = []
+        counts, n = links.consumers(), links.inputs
+        read_as_y = {u.residual for u in links.units} | set(links.outputs)
+        read_as_y |= {u.source for u in links.units if u.shortcut}
+        # Kept as y: what is read twice, what is added, what is returned, and sums.
+        self.kept = [
+            v in read_as_y or counts[v] > 1 or (v >= n and links.units[v - n].residual is not None)
+            for v in range(len(counts))
+        ]
+
+    def __call__(self, inputs: Sequence[tuple[Array, Value]], weights: Sequence[Weights]) -> None:
+        self.values = [value for _, value in inputs]
+        for (blocked, _), value in zip(inputs, self.values, strict=True):
+            value.y = blocked
+        for step, weight in zip(self.steps, weights, strict=True):
+            self._layer(step, weight)
+        for v in self.links.outputs:
+            self.materialise(v)
+
+    def _residual(self, v: int) -> Value | None:
+        if v < self.links.inputs or (r := self.steps[v - self.links.inputs].unit.residual) is None:
+            return None
+        self.materialise(r)
+        return self.values[r]
+
+    def materialise(self, v: int) -> None:
+        """Write value v out as y, if no layer has."""
+        value = self.values[v]
+        if value.y is None:
+            args, flags = _source(value, self._residual(v), self.run)
+            y = self.run.empty(value)
+            self.run.launch(
+                k.apply, self.run.batch, self.run.block, value.channels, value.height, value.width, *args, flags, y
+            )
+            value.y = y
+
+    def _layer(self, step: Step, weight: Weights) -> None:
+        run, pattern, source = self.run, step.pattern, self.values[step.unit.source]
+        if pattern is None:
+            self._shortcut(step.unit)
+            return
+        layout = pattern.layout(source.height, source.width)
+        row = layout.at(run.batch, run.block)
+        oh, ow = pattern.out_size(source.height, source.width)
+        out = Value(pattern.shape[0], oh, ow, alive=pattern.alive, relu=step.unit.relu)
+        args, flags = _source(source, self._residual(step.unit.source), run)
+        y = run.none
+        if source.y is None and self.kept[step.unit.source]:
+            y, flags = run.empty(source), flags | k.STORE
+        out.z = run.empty(out)
+        fresh = step.norm is not None and step.norm.training
+        stats = np.zeros((run.blocks, out.channels, 3)) if fresh else run.no_stats
+        s2 = pattern.stride**2
+        size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) * run.block + source.width * run.block
+        run.launch(
+            k.forward,
+            *(row, *args, flags, pattern.wanted, y, pattern.start, layout.offset, weight.values, out.z, stats),
+            run.work(size),
+        )
+        if y is not run.none:
+            source.y = y
+        self._normalise(out, step.norm, weight, stats)
+        self.values.append(out)
+
+    def _shortcut(self, unit: Unit) -> None:
+        self.materialise(unit.source)
+        source = self.values[unit.source]
+        assert unit.shortcut is not None
+        assert source.y is not None
+        s, before, after = unit.shortcut
+        height, width = -(-source.height // s), -(-source.width // s)
+        out = Value(before + source.channels + after, height, width)
+        out.y = self.run.empty(out)
+        self.run.launch(k.shortcut, *between(self.run, source, out, unit.shortcut), source.y, out.y, False)
+        self.values.append(out)
+
+    def _normalise(self, out: Value, norm: Norm | None, weight: Weights, stats: Array) -> None:
+        """Find scale and shift such that norm(z + bias) = scale * z + shift, and move the running statistics."""
+        run, n = self.run, out.channels
+        bias = np.zeros(n) if weight.bias is None else weight.bias.astype(np.float64)
+        if norm is None:
+            out.scale, out.shift = np.ones(n, run.dtype), bias.astype(run.dtype)
+            return
+        if norm.training:
+            mean, var = np.empty(n), np.empty(n)
+            assert out.alive is not None
+            k.batch_statistics(stats, run.counts * out.area, out.alive, mean, var)
+            if norm.momentum is not None and norm.mean is not None and norm.var is not None:
+                total, m = run.batch * out.area, norm.momentum
+                norm.mean[:] = (1 - m) * norm.mean + m * (mean + bias)
+                norm.var[:] = (1 - m) * norm.var + m * (var * (total / (total - 1)))
+        else:
+            assert norm.mean is not None
+            assert norm.var is not None
+            mean, var = norm.mean - bias, norm.var.astype(np.float64)
+        out.mean, out.invstd = mean, 1 / np.sqrt(var + norm.eps)
+        scale = out.invstd if weight.gamma is None else out.invstd * weight.gamma
+        shift = -mean * scale if weight.beta is None else weight.beta - mean * scale
+        out.scale, out.shift = scale.astype(run.dtype), shift.astype(run.dtype)

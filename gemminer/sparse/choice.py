@@ -1,0 +1,148 @@
+"""Dense or sparse? The density at which both take equal time, measured once on each machine and kept in a file.
+
+A training step of a sparse layer takes b + c * density seconds, that of a dense one d whatever the density; both
+grow alike with the map, so d = b + c * density gives a crossover that a kind of layer has on a machine. Layers are
+timed as they occur in a network, three in a row with batch norm and ReLU.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.files import atomic
+from gemminer.sparse.fuse import fused
+from gemminer.sparse.modules import SparseConv2d, SparseLinear
+
+VERSION = 2
+_BATCH, _REPEATS, _IN_A_ROW = 64, 7, 3
+_DENSITIES = (0.02, 0.3)
+# The layers timed: kind -> (module, side of its input). Nearest in channels stands for the others of its kind.
+_PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
+    "conv 16": (lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False), 32),
+    "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), 8),
+    "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), 4),
+    "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), 16),
+    "depthwise": (lambda: nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), 16),
+    "linear": (lambda: nn.Linear(512, 512, bias=False), 1),
+}
+
+
+def sparse_pays(layer: nn.Module, kept: int) -> bool:
+    """Whether keeping `kept` weights of a convolution or linear layer trains faster sparse than dense here."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return kept < crossovers()[_kind(layer)] * weight.numel()
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    assert isinstance(layer, nn.Conv2d)
+    if layer.groups > 1:
+        return "depthwise"
+    if layer.kernel_size == (1, 1):
+        return "point"
+    channels = (layer.in_channels * layer.out_channels) ** 0.5
+    return "conv 16" if channels < 32 else "conv 64" if channels < 128 else "conv 256"
+
+
+@functools.cache
+def crossovers() -> dict[str, float]:
+    """The density below which each kind of layer is faster sparse: from this machine's file, or measured now.
+
+    Measuring takes some two seconds; the file is written atomically, one for each machine, number of threads and
+    PyTorch, in the user's cache folder. Delete it to measure again.
+    """
+    path = _path()
+    try:
+        known = {str(kind): float(density) for kind, density in json.loads(path.read_text()).items()}
+        if known.keys() >= _PROBES.keys():
+            return known
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # none yet, or a damaged one: measure
+    found = {kind: _crossover(kind) for kind in _PROBES}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            Path(temporary).write_text(json.dumps(found))
+    except OSError:
+        pass  # a home that cannot be written costs a measurement each time, no more
+    return found
+
+
+def _path() -> Path:
+    facts: list[Any] = [VERSION, platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability()]
+    facts += [os.cpu_count(), torch.get_num_threads(), torch.__version__]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "gemminer" / f"crossover-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
+
+
+def _crossover(kind: str) -> float:
+    """Where the line through two densities' times meets the dense time, 5% taken off for doubt."""
+    side = _PROBES[kind][1]
+    nets = [_stack(kind, None), *(fused(_stack(kind, density)) for density in _DENSITIES)]
+    steps = [_step(nets[0], side, dense=True), *(_step(net, side) for net in nets[1:])]
+    for step in steps:
+        step()  # compiles, fills buffers
+    times = [[_time(step) for step in steps] for _ in range(_REPEATS)]  # in turns: a disturbance meets all
+    dense, few, many = (min(run[i] for run in times) for i in range(3))
+    if few >= 0.95 * dense:
+        return 0.0
+    slope = max(many - few, 0.05 * few) / (_DENSITIES[1] - _DENSITIES[0])
+    return min(1.0, _DENSITIES[0] + (0.95 * dense - few) / slope)
+
+
+def _stack(kind: str, density: float | None) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(_IN_A_ROW):
+            layer = _PROBES[kind][0]()
+            part: nn.Module = layer
+            if density is not None:
+                mask = torch.zeros(layer.weight.shape, dtype=torch.bool)
+                places = torch.arange(round(density * mask.numel())) / density
+                mask.view(-1)[places.long()] = True
+                part = (
+                    SparseLinear(layer, mask)
+                    if isinstance(layer, nn.Linear)
+                    else SparseConv2d(layer, mask, padding=(layer.kernel_size[0] // 2, layer.kernel_size[1] // 2))
+                )
+            conv = isinstance(layer, nn.Conv2d)
+            parts += [part, nn.BatchNorm2d(layer.weight.shape[0]), nn.ReLU()] if conv else [part, nn.ReLU()]
+    return nn.Sequential(*parts)
+
+
+def _step(net: nn.Module, side: int, *, dense: bool = False) -> Callable[[], None]:
+    """Forward and backward; dense in channels-last, which is PyTorch's fastest on a CPU."""
+    channels = 512 if side == 1 else next(m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn((_BATCH, channels) if side == 1 else (_BATCH, channels, side, side), generator=source)
+    if dense and side > 1:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for parameter in net.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def step() -> None:
+        with torch.enable_grad():
+            net(x).sum().backward()
+
+    return step
+
+
+def _time(step: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun

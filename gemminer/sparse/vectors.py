@@ -1,0 +1,147 @@
+# mypy: disable-error-code="no-untyped-call"
+"""The innermost loops of the sparse engine, written as LLVM vectors so that sums stay in registers.
+
+For one tile of a row, and all kept weights j of one filter in one go,
+
+    sum_tile        out[i] = sum over j of value[j] * planes[base + offset[j] * lanes + i]
+    gather_tile     sums[j] += grad[i] * planes[base + offset[j] * lanes + i], a vector of sums a weight
+
+at one load and one multiply-add a weight and vector. A plain Numba loop would keep its sums in memory and check for
+overlap at each call. A vector is 64 bytes: one AVX-512 register, and LLVM splits it where registers are shorter.
+
+Numba's cache looks at the file of the function it compiles only: after a change here, touch `kernels.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+VECTOR_BYTES = 64
+_INDEX = ir.IntType(64)
+
+
+def _lanes(dtype: Any) -> int:
+    return int(VECTOR_BYTES // (dtype.bitwidth // 8))
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _load(builder: Any, pointer: Any, at: Any, vector: ir.VectorType) -> Any:
+    """The vector that starts at element `at`, which need not be aligned."""
+    address = builder.bitcast(builder.gep(pointer, [at]), vector.as_pointer())
+    return builder.load(address, align=4)
+
+
+def _splat(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _add_product(builder: Any, x: Any, y: Any, total: Any) -> None:
+    """total += x * y, in one instruction where the machine has it."""
+    product = builder.fmul(x, y, flags=("contract",))
+    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+
+def _sum_tile(tiles: int) -> Callable[..., Any]:
+    @intrinsic
+    def sum_tile(
+        typing: Any, planes: Any, base: Any, offset: Any, lanes: Any, value: Any, j0: Any, j1: Any, out: Any, at: Any
+    ) -> Any:
+        i64 = types.int64
+        signature = types.void(planes, i64, offset, i64, value, i64, i64, out, i64)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            scalar = context.get_value_type(kinds[0].dtype)
+            width = _lanes(kinds[0].dtype)
+            vector = ir.VectorType(scalar, width)
+            planes, offset, value, out = (_pointer(context, builder, kinds[k], args[k]) for k in (0, 2, 4, 7))
+            base, lanes, j0, j1, at = args[1], args[3], args[5], args[6], args[8]
+            sums = [cgutils.alloca_once(builder, vector) for _ in range(tiles)]
+            for one in sums:
+                builder.store(ir.Constant(vector, None), one)
+            with cgutils.for_range_slice(builder, j0, j1, ir.Constant(_INDEX, 1)) as (j, _):
+                v = _splat(builder, builder.load(builder.gep(value, [j])), vector)
+                shift = builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)
+                start = builder.add(base, builder.mul(shift, lanes))
+                for k, one in enumerate(sums):
+                    x = _load(builder, planes, builder.add(start, ir.Constant(_INDEX, k * width)), vector)
+                    _add_product(builder, v, x, one)
+            for k, one in enumerate(sums):
+                to = builder.gep(out, [builder.add(at, ir.Constant(_INDEX, k * width))])
+                builder.store(builder.load(one), builder.bitcast(to, vector.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return sum_tile
+
+
+def _gather_tile(tiles: int) -> Callable[..., Any]:
+    @intrinsic
+    def gather_tile(
+        typing: Any, grad: Any, at: Any, planes: Any, base: Any, offset: Any, lanes: Any, j0: Any, j1: Any,
+        sums: Any, shift: Any,
+    ) -> Any:  # fmt: skip
+        i64 = types.int64
+        signature = types.void(grad, i64, planes, i64, offset, i64, i64, i64, sums, i64)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            width = _lanes(kinds[0].dtype)
+            vector = ir.VectorType(context.get_value_type(kinds[0].dtype), width)
+            grad, planes, offset, sums = (_pointer(context, builder, kinds[k], args[k]) for k in (0, 2, 4, 8))
+            at, base, lanes, j0, j1, first = args[1], args[3], args[5], args[6], args[7], args[9]
+            held = [_load(builder, grad, builder.add(at, ir.Constant(_INDEX, k * width)), vector) for k in range(tiles)]
+            # Two chains of sums a weight: the next weight's start before they end.
+            chains = [cgutils.alloca_once(builder, vector) for _ in range(min(2, tiles))]
+            with cgutils.for_range_slice(builder, j0, j1, ir.Constant(_INDEX, 1)) as (j, _):
+                place = builder.mul(builder.sub(j, first), ir.Constant(_INDEX, width))
+                builder.store(_load(builder, sums, place, vector), chains[0])
+                for chain in chains[1:]:
+                    builder.store(ir.Constant(vector, None), chain)
+                shift = builder.sext(builder.load(builder.gep(offset, [j])), _INDEX)
+                start = builder.add(base, builder.mul(shift, lanes))
+                for k, g in enumerate(held):
+                    x = _load(builder, planes, builder.add(start, ir.Constant(_INDEX, k * width)), vector)
+                    _add_product(builder, g, x, chains[k % len(chains)])
+                total = builder.load(chains[0])
+                for chain in chains[1:]:
+                    total = builder.fadd(total, builder.load(chain))
+                to = builder.bitcast(builder.gep(sums, [place]), vector.as_pointer())
+                builder.store(total, to, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return gather_tile
+
+
+@intrinsic
+def move(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
+    """out[to:] = source[at:], one vector of each."""
+    i64 = types.int64
+    signature = types.void(source, i64, out, i64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
+        source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
+        address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
+        builder.store(_load(builder, source, args[1], vector), address, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+sum_8, sum_4, sum_2, sum_1 = (_sum_tile(n) for n in (8, 4, 2, 1))
+gather_8, gather_4, gather_2, gather_1 = (_gather_tile(n) for n in (8, 4, 2, 1))
