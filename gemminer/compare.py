@@ -338,7 +338,7 @@ def compare(
     tables.write(out, cells, records, outcome.failures)
     if records:
         # All of them: the page names those that failed or are missing.
-        report([folders[c.digest] for c in cells], out / "report.html", beside=False)
+        report([folders[c.digest] for c in cells], out / "report.html", beside=tables.BESIDE)
     return outcome
 
 

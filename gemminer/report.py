@@ -59,14 +59,14 @@ def report(
     out: Path | str | None = None,
     *,
     failed: Mapping[str, str] | None = None,
-    beside: bool = True,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one page for one or many run folders, replaced whole and never half-written; return its path.
 
     One run gives its full page, by default run/report.html. Many give a comparison, by default report.html in the
     folder that holds them all, with the same in numbers beside it (.csv, .md); a run that cannot be read is listed
-    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder. Without
-    `beside` there is the page alone, as in the folder of `gemminer compare`, which writes tables of its own.
+    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder. `beside`
+    names the same in numbers where somebody else has written it, as `gemminer compare` does: {"CSV": "table.csv"}.
     Raises UsageError for no runs, GemminerError if no record can be read.
 
     >>> report(["runs/a", "runs/b"], out="both.html")  # doctest: +SKIP
@@ -88,8 +88,8 @@ def report(
     return _replace(target, page)
 
 
-def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: bool) -> Path:
-    """The page of many runs and, beside it, its CSV and Markdown."""
+def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: Mapping[str, str] | None) -> Path:
+    """The page of many runs and, beside it, its CSV and Markdown if nobody else has written such."""
     root = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
     runs: dict[Path, comparison.Run] = {}
     errors: list[GemminerError] = []
@@ -103,10 +103,11 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: b
     if not runs:
         raise errors[0]
     fields = comparison.fields(runs.values())
-    page = _runs_page(runs, fields, missing, target)
-    if beside:
+    if beside is None:
         _replace(target.with_suffix(".csv"), answers.to_csv(fields))
         _replace(target.with_suffix(".md"), answers.to_markdown(fields, missing))
+        beside = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
+    page = _runs_page(runs, fields, missing, target, beside)
     return _replace(target, page)
 
 
@@ -233,7 +234,11 @@ def _run_page(run: _Run) -> str:
 
 
 def _runs_page(
-    runs: Mapping[Path, comparison.Run], fields: list[comparison.Field], missing: Mapping[str, str], target: Path
+    runs: Mapping[Path, comparison.Run],
+    fields: list[comparison.Field],
+    missing: Mapping[str, str],
+    target: Path,
+    beside: Mapping[str, str],
 ) -> str:
     methods = comparison.methods(fields)
     densities = sorted({asked for field in fields for asked in field.rows}, reverse=True)
@@ -258,7 +263,7 @@ def _runs_page(
             _table_row(path, run, labels.get(run.name, run.record["method"]), target.parent.absolute())
             for path, run in runs.items()
         ],
-        "beside": {"CSV": target.with_suffix(".csv").name, "Markdown": target.with_suffix(".md").name},
+        "beside": beside,
     }
     drawn = dict(_many_charts(fields, densities, methods))
     return _render("runs.html.j2", f"{len(runs)} runs side by side", drawn, context)

@@ -16,6 +16,7 @@ from gemminer.grid import Cell
 from gemminer.record import Record
 
 Row = dict[str, Any]
+BESIDE = {"CSV": "table.csv", "over seeds": "summary.csv", "Markdown": "table.md"}  # what the page links to
 _GROUP = ("data", "model", "density", "method")
 
 

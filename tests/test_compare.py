@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -455,6 +456,9 @@ def test_finished_cells_are_skipped_and_failed_ones_tried_again(
     assert (tmp_path / "report.html").stat().st_size > 0
     assert not list(tmp_path.glob("cells/*/report.html"))  # 4.9 MB each
     assert not (tmp_path / "report.csv").exists()
+    links = re.findall(r'href="([^"]*\.(?:csv|md))"', (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert links == ["table.csv", "summary.csv", "table.md"]
+    assert all((tmp_path / link).exists() for link in links)
     assert json.loads((tmp_path / "compare.json").read_text())["threads"] == 1  # kept from the first call
 
 
