@@ -73,6 +73,25 @@ def _bench(
     return Workbench(task, held_out(test_data), settings, seed)
 
 
+def _bench_of(
+    ticket: Ticket,
+    model: nn.Module,
+    train_data: Any,
+    test_data: Any,
+    epochs: int | None,
+    settings: dict[str, Any],
+    **given: Any,
+) -> Workbench:
+    """The bench on which a ticket is trained: prunable is what it says, and the settings are checked."""
+    facts = ticket.provenance
+    prunes = {"exclude": facts.get("exclude", ()), "embeddings": facts.get("embeddings", False)}
+    bench = _bench(model, train_data, test_data, settings=Settings(), **prunes, **given)
+    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
+    bench.settings = options_of(Settings, settings, "training")
+    ticket.check_fits(model)
+    return bench
+
+
 def mine(
     model: nn.Module,
     train_data: Any,
@@ -201,23 +220,20 @@ def train(
     >>> sum(int(p.count_nonzero()) for name, p in net.named_parameters() if name in ticket.masks) <= ticket.kept
     True
     """
-    bench = _bench(
+    bench = _bench_of(
+        ticket,
         model,
         train_data,
         test_data,
+        epochs,
+        settings,
         batch_size=batch_size,
         seed=seed,
         loss=loss,
         metric=metric,
         monitor=monitor,
-        settings=Settings(),
         checkpoint=checkpoint,
-        exclude=ticket.provenance.get("exclude", ()),
-        embeddings=ticket.provenance.get("embeddings", False),
     )
-    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
-    bench.settings = options_of(Settings, settings, "training")
-    ticket.check_fits(model)
     trained: dict[str, Tensor] = {}
     result = bench.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
     with torch.no_grad():
@@ -267,23 +283,19 @@ def check(
     if seeds < 1:
         raise UsageError(f"seeds must be 1 or more, not {seeds}")
     names = check_names(names)
-    facts = ticket.provenance
-    bench = _bench(
+    bench = _bench_of(
+        ticket,
         model,
         train_data,
         test_data,
+        epochs,
+        settings,
         batch_size=batch_size,
         seed=seed,
         loss=loss,
         metric=metric,
         monitor=monitor,
-        settings=Settings(),
-        exclude=facts.get("exclude", ()),
-        embeddings=facts.get("embeddings", False),
     )
-    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
-    bench.settings = options_of(Settings, settings, "training")
-    ticket.check_fits(model)
     require_test(bench.test)
 
     own = [bench.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]

@@ -90,16 +90,7 @@ TicketFile = Annotated[Path, typer.Argument(help="A ticket.safetensors, or the f
 
 def _pairs(texts: list[str] | None, flag: str) -> dict[str, Any]:
     """NAME=VALUE texts as a mapping; values are read as JSON where they are JSON."""
-    found: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{flag} takes NAME=VALUE, not {text!r}")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.replace("-", "_")] = value
-    return found
+    return dict(recipes.setting(text, f"{flag} takes NAME=VALUE, not {text!r}") for text in texts or ())
 
 
 def _recipe(base: str | None, changes: Mapping[str, Any], nested: Mapping[str, Mapping[str, Any]]) -> recipes.Recipe:

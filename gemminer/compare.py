@@ -220,8 +220,15 @@ def run_cell(job: Job, tell: cluster.Tell) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
-        where: Any = {"device": job.device, "root": job.root}
-        run.execute(job.recipe, job.folder, resume=True, monitor=_Telling(tell), page=False, **where)
+        run.execute(
+            job.recipe,
+            job.folder,
+            resume=True,
+            device=job.device,
+            root=job.root,
+            monitor=_Telling(tell),
+            page=False,
+        )
     finally:
         torch.set_num_threads(before)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -102,16 +101,8 @@ def parse(label: str) -> tuple[str, dict[str, Any]]:
     ('imp', {'rewind': 'warm', 'rate': 0.3})
     """
     method, *parts = label.split(":")
-    options: dict[str, Any] = {}
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals or not name:
-            raise UsageError(f"a method with options is written NAME:OPTION=VALUE, not {label!r}")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            options[name.replace("-", "_")] = value
-    return method, options
+    complaint = f"a method with options is written NAME:OPTION=VALUE, not {label!r}"
+    return method, dict(recipes.setting(part, complaint) for part in parts)
 
 
 def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:

@@ -94,6 +94,17 @@ def load(name_or_file: str) -> Recipe:
     return make(fields_of(path), str(path))
 
 
+def setting(text: str, complaint: str) -> tuple[str, Any]:
+    """NAME=VALUE as a field's name and its value, read as JSON where it is JSON; else a UsageError: `complaint`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(complaint)
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
+
+
 def fields_of(path: Path) -> dict[str, Any]:
     """What a TOML or JSON file holds by name; raises UsageError with one sentence where it holds something else."""
     try:

@@ -107,18 +107,18 @@ def _shape(value: Any) -> str:
 
 def evaluate(task: Task, batches: Batches) -> float:
     """The mean metric over `batches` in evaluation mode; the model's modes are put back."""
-    return measure(task, batches)[0]
+    return measure(task, batches, by_class=False)[0]
 
 
 @torch.no_grad()
-def measure(task: Task, batches: Batches) -> tuple[float, list[float | None] | None]:
+def measure(task: Task, batches: Batches, *, by_class: bool = True) -> tuple[float, list[float | None] | None]:
     """The mean metric over `batches`, and over each class's examples, in one pass in evaluation mode.
 
     The second is None unless there is one class index and one value of the metric for each example; a class without
     examples is None in it. The model's modes are put back.
     """
     total, count = 0.0, 0
-    classes: list[tuple[Tensor, Tensor]] | None = []
+    seen: list[tuple[Tensor, Tensor]] | None = [] if by_class else None
     with modes(task.model):
         task.model.eval()
         for inputs, targets in batches.epoch(0):
@@ -127,20 +127,23 @@ def measure(task: Task, batches: Batches) -> tuple[float, list[float | None] | N
             examples = values.numel() if values.dim() else len(targets)  # a scalar is a mean over the batch
             total += float(values.double().mean()) * examples
             count += examples
-            single = isinstance(placed, Tensor) and placed.dtype == torch.int64 and placed.dim() == 1
-            if not single or values.shape != placed.shape or not 0 <= int(placed.min()) <= int(placed.max()) < 10_000:
-                classes = None
-            elif classes is not None:
-                classes.append((placed, values.double()))
+            if seen is not None:
+                single = isinstance(placed, Tensor) and placed.dtype == torch.int64 and placed.dim() == 1
+                if single and values.shape == placed.shape:
+                    seen.append((placed, values))
+                else:
+                    seen = None
     if count == 0:
         raise GemminerError("there is nothing to evaluate on: the data set is empty")
-    return total / count, _by_class(classes) if classes else None
+    return total / count, _by_class(seen) if seen else None
 
 
-def _by_class(seen: list[tuple[Tensor, Tensor]]) -> list[float | None]:
+def _by_class(seen: list[tuple[Tensor, Tensor]]) -> list[float | None] | None:
     targets, values = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
-    counts = targets.bincount().tolist()
-    return [s / n if n else None for s, n in zip(targets.bincount(values).tolist(), counts, strict=True)]
+    if not 0 <= int(targets.min()) <= int(targets.max()) < 10_000:
+        return None
+    counts, sums = targets.bincount().tolist(), targets.bincount(values.double()).tolist()
+    return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
 
 
 @contextlib.contextmanager

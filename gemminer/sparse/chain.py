@@ -8,10 +8,8 @@ one forms batch norm's dz from those on the fly. That is two passes over memory 
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from torch import Tensor
 from gemminer.sparse import kernels as k
 from gemminer.sparse.memory import Pool
 from gemminer.sparse.patterns import Array, Pattern
+from gemminer.sparse.threads import helpers
 
 
 class Shortcut(NamedTuple):
@@ -125,17 +124,6 @@ def threads_for(blocks: int) -> int:
     return max(1, min(torch.get_num_threads(), blocks))
 
 
-@functools.cache
-def _helpers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that sleep until a kernel needs them; a forked child starts its own.
-
-    Python's threads, because kernels run without the interpreter's lock: a launch costs some 15 microseconds. A pool
-    of OpenMP's would spin beside PyTorch's (6 milliseconds a launch where another process has a core), does not
-    survive a fork, and doubles the time to compile.
-    """
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="gemminer-sparse")
-
-
 def block_size(batch: int, area: int, width: int) -> int:
     """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
     lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
@@ -156,8 +144,7 @@ class Runner:
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
         """Run kernel(t, threads, *args) for every thread t; thread t takes blocks t, t + threads, ..."""
         n = self.threads
-        helpers = _helpers(os.getpid(), n) if n > 1 else None
-        others = [helpers.submit(kernel, t, n, *args) for t in range(1, n)] if helpers else []
+        others = [helpers(n).submit(kernel, t, n, *args) for t in range(1, n)]
         try:
             kernel(0, n, *args)
         finally:

@@ -14,8 +14,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +26,7 @@ from torch import Tensor
 from gemminer.errors import GemminerError, UsageError
 from gemminer.files import atomic
 from gemminer.sparse.inference_layout import Array, Entries, Layout, Operation, Plan, Pool, Shape, Sum
+from gemminer.sparse.threads import helpers
 
 Images = TypeVar("Images", Tensor, Array)
 
@@ -107,10 +106,10 @@ class Program:
             while (begin := next(begins)) < count:
                 layout.run(rows, logits, begin, min(count, begin + piece))
 
-        helpers = [_pool(threads).submit(work) for _ in range(min(threads, groups) - 1)]
+        others = [helpers(threads).submit(work) for _ in range(min(threads, groups) - 1)]
         work()
-        for helper in helpers:
-            helper.result()
+        for other in others:
+            other.result()
 
     def _lanes(self, count: int, threads: int) -> int:
         """Images a group: as many as fit the cache, but no fewer groups than threads."""
@@ -182,19 +181,6 @@ class Program:
         if [t.dtype for t in tensors.values()] != [np.float32, np.uint8, np.float32]:
             raise GemminerError("it is a damaged program: its vectors have other types")
         return cls(*_from_json(header, tensors["value"], _from_bytes(tensors["index"]), tensors["bias"]))
-
-
-# threads
-
-_workers: dict[str, Any] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; a forked process has none of its parent's and makes its own."""
-    if _workers.get("process") != os.getpid() or _workers["threads"] < threads:
-        _workers.update(pool=ThreadPoolExecutor(threads, "gemminer"), threads=threads, process=os.getpid())
-    pool: ThreadPoolExecutor = _workers["pool"]
-    return pool
 
 
 # on disk
