@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import checks, data, methods
+from gemminer import engine as engines
 from gemminer.errors import UsageError
 from gemminer.files import Checkpoint
 from gemminer.initialise import mixed
 from gemminer.masking import prunable, target
 from gemminer.progress import Monitor
+from gemminer.recipe import budget_of
 from gemminer.steps import (
     Verdict,
     Workbench,
@@ -44,6 +46,7 @@ def _bench(
     metric: Metric,
     monitor: Monitor | None,
     settings: Settings,
+    engine: str = "auto",
     validation_data: Any = None,
     checkpoint: str | Path | None = None,
     exclude: Sequence[str] = (),
@@ -65,10 +68,12 @@ def _bench(
         str(getattr(metric, "__name__", "metric")),
         exclude=tuple(exclude),
         embeddings=embeddings,
+        engine=engine,
         checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
         monitor=monitor or Monitor(),
     )
     prunable(model, exclude=task.exclude, embeddings=embeddings)
+    engines.checked(engine, task.device)
     task.channels_last = wants_channels_last(task)
     return Workbench(task, held_out(test_data), settings, seed)
 
@@ -92,6 +97,14 @@ def _bench_of(
     return bench
 
 
+def _epochs(bench: Workbench, budget: str | None) -> int:
+    """Those of a search that is given none: by default, or as many as the budget allows."""
+    seconds, part = (None, 1.0) if budget is None else budget_of(budget)
+    if seconds is not None:
+        return bench.affordable(seconds)
+    return max(1, round((part or 1.0) * default_epochs(bench.task.train.examples)))
+
+
 def mine(
     model: nn.Module,
     train_data: Any,
@@ -99,6 +112,7 @@ def mine(
     *,
     method: str = "gem-miner",
     epochs: int | None = None,
+    budget: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     initialiser: str = "default",
@@ -107,6 +121,7 @@ def mine(
     validation_data: Any = None,
     exclude: Sequence[str] = (),
     embeddings: bool = False,
+    engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
     **options: Any,
@@ -122,6 +137,7 @@ def mine(
         density: fraction of prunable weights kept, above 0 and at most 1.
         method: a name from `gemminer.methods.names()`.
         epochs: passes over the data; by default 40 on small data, fewer on large.
+        budget: the search's length instead: "120s", or a part of those epochs, "0.5".
         seed: of the initial weights, the scores and the order of batches.
         batch_size: of datasets and tensors; a DataLoader has its own.
         initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
@@ -131,6 +147,8 @@ def mine(
         validation_data: logged each epoch; never used to choose.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
+        engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
+            results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end.
         monitor: a `gemminer.progress.Monitor` that is told of every step.
         options: the method's own, see `gemminer.methods.get(method).options`.
@@ -161,6 +179,7 @@ def mine(
         loss=loss,
         metric=metric,
         monitor=monitor,
+        engine=engine,
         settings=Settings(),
         validation_data=validation_data,
         checkpoint=checkpoint,
@@ -168,9 +187,11 @@ def mine(
         embeddings=embeddings,
     )
     fields = {f.name for f in dataclasses.fields(row.options)}
+    if epochs is not None and budget is not None:
+        raise UsageError("a search has epochs or a budget, not both: leave one out")
     if "epochs" in fields:
-        options["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
-    elif epochs is not None:
+        options["epochs"] = _epochs(bench, budget) if epochs is None else epochs
+    elif epochs is not None or budget is not None:
         raise UsageError(f"the method {method!r} has no epochs to set")
     chosen = options_of(row.options, options, method)
     target(density, sum(p.numel() for p in prunable(model, exclude=exclude, embeddings=embeddings).values()))
@@ -191,6 +212,7 @@ def train(
     batch_size: int = 64,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
+    engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
     **settings: Any,
@@ -201,7 +223,7 @@ def train(
         model: of the ticket's shape; its own values are overwritten.
         ticket: what to keep.
         train_data, test_data: as in `mine`; the test data is read once, at the end.
-        epochs: as in `mine`.
+        epochs, engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end.
         settings: fields of `gemminer.train.Settings`: optimiser, lr, weight_decay, schedule, ...
 
@@ -232,6 +254,7 @@ def train(
         loss=loss,
         metric=metric,
         monitor=monitor,
+        engine=engine,
         checkpoint=checkpoint,
     )
     trained: dict[str, Tensor] = {}
@@ -257,6 +280,7 @@ def check(
     batch_size: int = 64,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
+    engine: str = "auto",
     monitor: Monitor | None = None,
     **settings: Any,
 ) -> Verdict:
@@ -268,6 +292,7 @@ def check(
         model: of the ticket's shape; left as it was.
         seeds: trainings of the ticket and of each check; 1 decides nothing.
         names: shuffle, reinit, invert (the method upside down), uniform and erk (random at equal density).
+        engine: as in `mine`.
         settings: fields of `gemminer.train.Settings`.
 
     Raises:
@@ -295,6 +320,7 @@ def check(
         loss=loss,
         metric=metric,
         monitor=monitor,
+        engine=engine,
     )
     require_test(bench.test)
 

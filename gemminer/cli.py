@@ -36,10 +36,13 @@ Model = Annotated[str | None, typer.Option("--model", help="Network (see 'gemmin
 DataName = Annotated[str | None, typer.Option("--data", help="Data set (see 'gemminer data').")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, scores, batches and checks. [0]")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of the search. [by data size: 5 to 40]")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Length of the search instead: 120s, or a part of the training: 0.5.")
+]
 TrainEpochs = Annotated[int | None, typer.Option("--train-epochs", help="Epochs of training. [as the search]")]
 Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples in a training batch. [128]")]
 Limit = Annotated[int | None, typer.Option("--limit-train", help="Use only the first N training images.")]
-Ridge = Annotated[float | None, typer.Option("--lambda", help="Gem-Miner's ridge on the scores. [3e-4]")]
+Ridge = Annotated[float | None, typer.Option("--lambda", help="A fixed lambda of Gem-Miner's ridge. [solved for at each step]")]
 FreezeEvery = Annotated[
     int | None,
     typer.Option("--freeze-every", help="Freeze every E epochs, as published; 0: a little every few steps. [0]"),
@@ -80,6 +83,9 @@ RecipeName = Annotated[str | None, typer.Option("--recipe", help="A named recipe
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run. [runs/NAME]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew in a folder that holds a run.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="dense, sparse (kept weights only), or auto: on a CPU what is faster.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [all cores]")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data set's files.")]
@@ -127,6 +133,7 @@ def mine(
     recipe: RecipeName = None,
     seed: Seed = None,
     epochs: Epochs = None,
+    budget: Budget = None,
     train_epochs: TrainEpochs = None,
     batch_size: Batch = None,
     limit_train: Limit = None,
@@ -144,6 +151,7 @@ def mine(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    engine: Engine = "auto",
     threads: Threads = None,
     data_root: Root = None,
     download: Download = False,
@@ -161,6 +169,7 @@ def mine(
             "data": data,
             "seed": seed,
             "epochs": epochs,
+            "budget": budget,
             "train_epochs": train_epochs,
             "batch_size": batch_size,
             "limit_train": limit_train,
@@ -189,6 +198,7 @@ def mine(
             resume=resume,
             overwrite=overwrite,
             device=device,
+            engine=engine,
             root=data_root,
             download=download,
             monitor=monitor,
@@ -254,6 +264,7 @@ def train(
     augment: Augment = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the trained weights go. [beside the ticket]")] = None,
     device: Device = "auto",
+    engine: Engine = "auto",
     threads: Threads = None,
     data_root: Root = None,
     download: Download = False,
@@ -285,6 +296,7 @@ def train(
             _ticket_of(ticket),
             target,
             device=device,
+            engine=engine,
             root=data_root,
             download=download,
             monitor=monitor,
@@ -316,6 +328,7 @@ def check(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds of the ticket and of each check.")] = 3,
     device: Device = "auto",
+    engine: Engine = "auto",
     threads: Threads = None,
     data_root: Root = None,
     download: Download = False,
@@ -343,7 +356,7 @@ def check(
     monitor = monitor_for(_ERR if as_json else _OUT)
     try:
         verdict = check_ticket(
-            chosen, _ticket_of(ticket), device=device, root=data_root, download=download, monitor=monitor
+            chosen, _ticket_of(ticket), device=device, engine=engine, root=data_root, download=download, monitor=monitor
         )
     finally:
         monitor.close()
@@ -523,13 +536,27 @@ def named_recipes(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="search or train: a step's time against plain dense training.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="search, train: a step against dense training. infer: a compiled program against other engines. "
+            "end-to-end: search and training against one dense training."
+        ),
+    ],
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Network; repeatable. [resnet20, lenet-300-100]")
     ] = None,
     density: Annotated[float, typer.Option("--density", "-d", help="Fraction of weights kept.")] = 0.0144,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Examples in a batch.")] = 128,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Pairs of blocks measured.")] = 15,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", help="Examples in a batch; repeatable. [128; infer: 1 and 128]")
+    ] = None,
+    runs: Annotated[int | None, typer.Option("--runs", min=1, help="Rounds measured. [15; end-to-end: 3]")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Measure torch.compile too. [infer only]")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="train: measure peak memory too.")] = True,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="end-to-end: of the search and of training.")] = 4,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="end-to-end: images of an epoch.")] = 2048,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -539,16 +566,20 @@ def bench(
     if what not in benches.BENCHES:
         raise unknown("benchmark", what, benches.BENCHES)
     _threads(threads)
-    for found in benches.run(what, model or ["resnet20", "lenet-300-100"], density, batch_size, runs):
+    setups = [
+        benches.Setup(name, density, batch, runs, compile, memory, epochs, examples)
+        for name in model or ["resnet20", "lenet-300-100"]
+        for batch in batch_size or benches.BATCHES[what]
+    ]
+    left_out: dict[str, str] = {}
+    for found in benches.run(what, setups):
         if as_json:
             _print(found.as_dict())
         else:
-            _OUT.print(
-                f"{what} {found.model}, density {density:g}, batch {batch_size}: {found.ratio:.3f} "
-                f"({found.low:.3f} to {found.high:.3f}, {found.runs} runs; "
-                f"{found.baseline} {found.baseline_ms:.2f} ms, ours {found.ours_ms:.2f} ms)",
-                soft_wrap=True,
-            )
+            _OUT.print(str(found), soft_wrap=True)
+        left_out |= found.left_out
+    for name, why in left_out.items():
+        typer.echo(f"{name} was left out: {why}", err=True)
 
 
 Many = list[str] | None
@@ -594,6 +625,7 @@ def compare(
     ] = None,
     backend: Annotated[str, typer.Option("--backend", help="local, or ray for a Ray cluster.")] = "local",
     device: Device = "auto",
+    engine: Engine = "auto",
     data_root: Root = None,
     download: Download = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and their cost; run nothing.")] = False,
@@ -629,6 +661,7 @@ def compare(
             workers=workers,
             threads=threads,
             device=device,
+            engine=engine,
             root=data_root,
             download=download,
             backend=backend,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from gemminer import cluster, cost, data, grid, methods, models, record, run, steps, tables
+from gemminer import engine as engines
 from gemminer.errors import GemminerError, UsageError
 from gemminer.files import atomic
 from gemminer.grid import Cell, Grid
@@ -197,6 +198,7 @@ class Job:
     folder: Path
     threads: int
     device: str
+    engine: str
     root: Path | None
 
 
@@ -225,6 +227,7 @@ def run_cell(job: Job, tell: cluster.Tell) -> None:
             job.folder,
             resume=True,
             device=job.device,
+            engine=job.engine,
             root=job.root,
             monitor=_Telling(tell),
             page=False,
@@ -297,6 +300,7 @@ def compare(
     workers: int = 1,
     threads: int | None = None,
     device: str = "auto",
+    engine: str = "auto",
     root: Path | None = None,
     download: bool = False,
     backend: str = "local",
@@ -319,7 +323,7 @@ def compare(
         GemminerError: the disk, or the data of every cell.
     """
     cells = asked.cells()
-    steps.device_of(device if backend == "local" else "cpu")
+    engines.checked(engine, steps.device_of(device if backend == "local" else "cpu"))
     expected = estimates(cells, root=root, download=download)
     out = out.absolute()
     threads = _threads(out, threads, workers)
@@ -331,7 +335,7 @@ def compare(
     forecast, todo = Forecast(cells, expected, workers), [c for c in cells if c.digest not in records]
     for digest, result in records.items():
         forecast.finish(digest, result)
-    jobs = [Job(c.recipe, folders[c.digest], threads, device, root and root.absolute()) for c in todo]
+    jobs = [Job(c.recipe, folders[c.digest], threads, device, engine, root and root.absolute()) for c in todo]
     watch.begin(cells, len(records), forecast)
     try:
         for cell in cells:

@@ -103,6 +103,22 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return torch.cat([under, (scores == bound).nonzero().flatten()[: count - under.numel()]])
 
 
+def highest_but(scores: Tensor, among: Tensor | None, count: int, least: float) -> float | None:
+    """The `count`-th highest of a flat vector, of those `among` says; None where no more than `count` reach `least`.
+
+    >>> highest_but(torch.tensor([0.9, 0.1, 0.7, 0.6]), None, 2, 0.5)
+    0.699999988079071
+    """
+    reach = scores >= least
+    found = scores[reach if among is None else reach & among]
+    if found.numel() <= count:
+        return None
+    if found.device.type == "cpu":
+        at = found.numel() - count
+        return float(np.partition(found.detach().numpy(), at)[at])
+    return float(torch.kthvalue(found, found.numel() - count + 1).values)
+
+
 def keep_highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Masks that keep exactly the `count` highest scores over all tensors together; ties go to the lower index.
 
@@ -156,11 +172,17 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 class Rule(Protocol):
     """What a step may move, and what must hold after it: what a search and ticket training differ in.
 
-    The one training loop calls it; `train.fit` says when.
+    The one training loop calls it; `train.fit` says when. `settle` is from how many batches batch-norm statistics are
+    estimated anew before a validation, where those of the loop trail behind; 0 takes the loop's.
     """
+
+    settle: int
 
     def parameters(self) -> list[Tensor]:
         """The tensors the optimiser moves."""
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Told of the optimiser once it is made, before a first step or a resumed one."""
 
     def after_backward(self) -> None:
         """Turn the model's gradients into gradients of `parameters()`."""
@@ -181,11 +203,15 @@ class Rule(Protocol):
 class Dense:
     """Train every parameter: the reference without a mask."""
 
+    settle = 0
+
     def __init__(self, model: nn.Module) -> None:
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
 
     def parameters(self) -> list[Tensor]:
         return self._parameters
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None: ...
 
     def after_backward(self) -> None: ...
 

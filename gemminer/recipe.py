@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gemminer.errors import UsageError, unknown
 
@@ -35,6 +36,9 @@ class Recipe(BaseModel):
     train_epochs: int | None = Field(
         None, ge=1, description="epochs of training the ticket; as the search if not given"
     )
+    budget: str | None = Field(
+        None, description="length of the search instead of epochs: 120s, or a part of the dense training: 0.5"
+    )
     batch_size: int | None = Field(None, ge=1, description="examples in a training batch")
     limit_train: int | None = Field(None, ge=2, description="use only the first N training images")
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of the training data held out")
@@ -51,6 +55,14 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = Field((), description="weights to leave dense, as shell patterns")
     embeddings: bool = Field(False, description="prune embedding tables too")
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if self.budget is not None:
+            budget_of(self.budget)
+            if self.epochs is not None:
+                raise ValueError("a search has epochs or a budget, not both: leave one out")
+        return self
+
     @property
     def digest(self) -> str:
         """Hash of the non-default fields: adding a field with a default keeps old runs valid."""
@@ -61,6 +73,21 @@ class Recipe(BaseModel):
         """A validated copy with other fields; those that are None are left as they are."""
         fields = self.model_dump(exclude_defaults=True)
         return make({**fields, **{k: v for k, v in changes.items() if v is not None}})
+
+
+def budget_of(text: str) -> tuple[float | None, float | None]:
+    """Seconds, or a part of the dense training's epochs, from what a budget is written as; the other is None.
+
+    >>> budget_of("120s"), budget_of("0.5")
+    ((120.0, None), (None, 0.5))
+    """
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"budget is seconds, as 120s, or a part of a dense training, as 0.5; {text!r} is neither")
+    return (value, None) if text.endswith("s") else (None, value)
 
 
 def make(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gemminer import checks, data, methods, models, record
+from gemminer import engine as engines
 from gemminer.errors import GemminerError, UsageError
 from gemminer.files import atomic
 from gemminer.initialise import Draw, mixed
 from gemminer.masking import prunable, target
 from gemminer.progress import Monitor
-from gemminer.recipe import Recipe
+from gemminer.recipe import Recipe, budget_of
 from gemminer.record import Folder, Record
 from gemminer.report import write as write_report
 from gemminer.steps import (
@@ -46,6 +47,7 @@ def prepare(
     recipe: Recipe,
     *,
     device: str = "auto",
+    engine: str = "auto",
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
@@ -54,6 +56,7 @@ def prepare(
     row = methods.get(recipe.method)
     check_names(recipe.checks)
     place = device_of(device)
+    engines.checked(engine, place)
     loaded = data.load(
         recipe.data,
         root=root,
@@ -74,16 +77,20 @@ def prepare(
         **recipe.model_options,
     ).to(place)
     epochs = recipe.epochs or default_epochs(loaded.train.examples)
+    if recipe.budget and (part := budget_of(recipe.budget)[1]):
+        epochs = max(1, round(part * (recipe.train_epochs or epochs)))
     options = dict(recipe.options)
     if "epochs" in {f.name for f in dataclasses.fields(row.options)}:
         options = {"epochs": epochs, **options}
-    settings = options_of(Settings, {"epochs": recipe.train_epochs or epochs, **recipe.train}, "training")
+    whole = default_epochs(loaded.train.examples) if recipe.budget else epochs
+    settings = options_of(Settings, {"epochs": recipe.train_epochs or whole, **recipe.train}, "training")
     task = Task(
         model,
         loaded.train,
         loaded.validation,
         exclude=recipe.exclude,
         embeddings=recipe.embeddings,
+        engine=engine,
         monitor=monitor or Monitor(),
     )
     pretrained = recipe.model_options.get("pretrained", False)
@@ -148,6 +155,7 @@ def execute(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    engine: str = "auto",
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
@@ -160,7 +168,7 @@ def execute(
     Raises UsageError for what cannot be, before anything is computed or written; GemminerError for a disk or data at
     fault. Killed at any point, the same call with `resume` ends with the same ticket and weights, bit for bit on a CPU.
     """
-    bench, options, draw = prepare(recipe, device=device, root=root, download=download, monitor=monitor)
+    bench, options, draw = prepare(recipe, device=device, engine=engine, root=root, download=download, monitor=monitor)
     folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
     bench.task.monitor = _Logged(bench.task.monitor, folder)
 
@@ -173,6 +181,10 @@ def execute(
         result = folder.finish(name, {**found, "notes": bench.notes[noted:]})
         bench.task.checkpoint.clear()
         return result
+
+    if recipe.budget and (seconds := budget_of(recipe.budget)[0]) and hasattr(options, "epochs"):
+        affordable = step("budget", lambda: {"epochs": bench.affordable(seconds)})  # measured once, also if resumed
+        options = dataclasses.replace(options, epochs=affordable["epochs"])
 
     def search() -> dict[str, Any]:
         found, facts = bench.find(recipe.method, recipe.density, options, draw)

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from gemminer import checks, cost, methods, record
+from gemminer import checks, cost, engine, methods, record
 from gemminer.checks import Check
 from gemminer.data import Batches
 from gemminer.errors import GemminerError, UsageError, unknown
@@ -24,7 +24,7 @@ from gemminer.masking import Dense, KeepMask, borrowed, prunable
 from gemminer.recipe import explain
 from gemminer.task import Task, evaluate, measure, recalibrate
 from gemminer.ticket import Ticket, named_state
-from gemminer.train import Settings, fit
+from gemminer.train import Settings, fit, private_randomness
 
 T = TypeVar("T")
 
@@ -174,6 +174,23 @@ class Workbench:
             "cost": self._cost(ticket.masks, epochs, seconds, rows),
         }
 
+    def affordable(self, seconds: float) -> int:
+        """Epochs of a search that take about `seconds` at the pace of plain training, which is the slowest of it."""
+        task, rule = self.task, Dense(self.task.model)
+        batch = next(iter(task.train.epoch(0)))
+        times = []
+        with borrowed(task.model), private_randomness():
+            task.model.train()
+            for _ in range(5):
+                begun = time.monotonic()
+                task.loss_of(*batch).backward()
+                rule.after_step(0)
+                times.append(time.monotonic() - begun)
+        epochs = int(seconds / (min(times) * len(task.train)))
+        if epochs < 1:
+            self.note(f"warning: an epoch takes longer than the budget of {seconds:g} seconds: the search has one")
+        return max(1, epochs)
+
     def before(self, ticket: Ticket) -> float:
         """accuracy.before: the masked network at its initial weights, batch-norm statistics re-estimated."""
         model = self.task.model
@@ -193,14 +210,17 @@ class Workbench:
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
         task = dataclasses.replace(self.task, train=train_batches)
         with borrowed(model):
-            rule = Dense(model)
+            rule, net = Dense(model), None
             if ticket is not None:
                 ticket.apply(model)
-                rule = KeepMask(model, ticket.masks)
+                net = engine.kept_only(task, ticket.masks)
+                rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
+                task = task if net is None else dataclasses.replace(task, model=net)
             rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
             test, classes = measure(task, self.test) if self.test else (None, None)
             result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
             if keep:
+                engine.write_back(net, model)
                 keep(model)
         masked = ticket.masks if ticket else ()
         kept = {"layers_kept": [ticket.masks.kept(name) for name in masked]} if ticket else {}

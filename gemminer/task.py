@@ -50,6 +50,7 @@ class Task:
         metric_name: what reports call it.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
+        engine: "dense" computes every weight, "sparse" the kept ones only, "auto" (on a CPU) what is faster.
         channels_last: give batches of images to the model in that memory format.
         phase: the name a search's epochs are logged by.
         checkpoint: where a long method keeps what it has done so far, and finds it again when resumed.
@@ -62,6 +63,7 @@ class Task:
     loss: Loss = cross_entropy
     metric: Metric = accuracy
     metric_name: str = "accuracy"
+    engine: str = "auto"
     channels_last: bool = False
     exclude: tuple[str, ...] = ()
     embeddings: bool = False

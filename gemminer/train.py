@@ -17,7 +17,7 @@ from torch import Tensor
 from gemminer.errors import GemminerError, UsageError, unknown
 from gemminer.initialise import mixed
 from gemminer.masking import Rule
-from gemminer.task import Task, evaluate
+from gemminer.task import Task, evaluate, recalibrate
 from gemminer.ticket import named_state
 
 OPTIMISERS = ("sgd", "adam", "adamw")
@@ -139,13 +139,18 @@ def fit(
     start, seconds = first_epoch, 0.0
     stop = settings.epochs if last_epoch is None else last_epoch
     checkpoint = task.checkpoint
+    rule.begin(optimiser)
     if checkpoint and (state := checkpoint.load()) and state["phase"] == phase:
-        start, seconds, rows = state["epoch"], state["seconds"], state["rows"]
-        optimiser.load_state_dict(state["optimiser"])
         rule.load_state_dict(state["rule"])
-        with torch.no_grad():
-            for name, tensor in named_state(task.model).items():
-                tensor.copy_(state["model"][name])
+        own = named_state(task.model)
+        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in state["model"].items()}:
+            start, seconds, rows = state["epoch"], state["seconds"], state["rows"]
+            optimiser.load_state_dict(state["optimiser"])
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(state["model"][name])
+        else:
+            task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
     task.monitor.begin(phase, start, stop)
     begun = time.monotonic() - seconds
     with private_randomness():
@@ -153,6 +158,8 @@ def fit(
             loss = _epoch(task, rule, optimiser, settings, epoch, seed, phase)
             row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": (epoch + 1) * len(task.train)}
             row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
+            if task.validation and rule.settle:
+                recalibrate(task, rule.settle)
             row["validation"] = evaluate(task, task.validation) if task.validation else None
             row["seconds"] = time.monotonic() - begun
             rows.append(row)

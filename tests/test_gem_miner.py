@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,30 @@ from torch.nn import functional as F
 
 from gemminer.data import TensorBatches
 from gemminer.errors import UsageError
+from gemminer.files import Checkpoint
 from gemminer.initialise import generator
 from gemminer.masking import prunable
-from gemminer.methods.gem_miner import Options, Scores, _first_scores, find, freeze_epochs, freeze_schedule
+from gemminer.methods.gem_miner import Options, find, freeze_epochs, freeze_schedule, live_count
+from gemminer.methods.scores import Scores, _first_scores
+from gemminer.progress import Monitor
 from gemminer.task import Task
 from gemminer.train import fit
+
+
+def fixed(**options: Any) -> Options:
+    """Options of a search with a fixed lambda, as published."""
+    return Options(**{"ridge": 3e-4, **options})
+
+
+def parts_of(rule: Scores, flat: Tensor) -> list[Tensor]:
+    """A flat vector by parameter, before anything has been let go of."""
+    return [part.view(shape) for part, shape in zip(flat.split(rule.full_sizes), rule.shapes, strict=True)]
+
+
+def state_of(scores: Tensor) -> dict[str, Any]:
+    """A rule's state with these scores and nothing frozen."""
+    return {"p": scores, "q": torch.ones(len(scores), dtype=torch.bool), "index": None, "held": len(scores)}
+
 
 # --- the oracle: straight-through autograd, layer by layer, with nothing of the package in it ------------------
 
@@ -152,7 +172,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
     rule = Scores(parameters, options, freezes, 7)
     rows = fit(Task(model, data), rule, options_for_fit(options), seed=0)
 
-    ours = dict(zip(parameters, rule._parts(rule.p), strict=True))
+    ours = dict(zip(parameters, parts_of(rule, rule.p), strict=True))
     for name in parameters:
         assert torch.equal(ours[name], p[name]), name
         assert torch.equal(rule.masks()[name], q[name].bool()), name
@@ -171,7 +191,7 @@ def options_for_fit(options: Options) -> Any:
     from gemminer.train import Settings
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)}
-    return Settings(**{**fields, "weight_decay": 2 * options.ridge})
+    return Settings(**{**fields, "weight_decay": 2 * (options.ridge or 0.0)})
 
 
 def test_sgd_by_hand_bit_for_bit() -> None:
@@ -185,7 +205,7 @@ def test_sgd_by_hand_bit_for_bit() -> None:
     p, q, _ = oracle(tiny_net(), batches, scores, {4: 200, 9: 100}, None, lambda _: 0.5, 2**-6)
     rule = Scores(parameters, options, {4: 200, 9: 100}, 0)
     fit(Task(model, data), rule, options_for_fit(options), seed=0)
-    for (name, ours), kept in zip(zip(p, rule._parts(rule.p), strict=True), rule.masks().values(), strict=True):
+    for (name, ours), kept in zip(zip(p, parts_of(rule, rule.p), strict=True), rule.masks().values(), strict=True):
         assert torch.allclose(ours, p[name], rtol=0, atol=1e-7)  # a fused multiply-add rounds once, not twice
         assert torch.equal(kept, q[name].bool())
 
@@ -198,8 +218,8 @@ def hand_rule(scores: list[float], schedule: dict[int, int], **options: Any) -> 
     layer = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, -2.0, 3.0, -4.0]]))
-    rule = Scores({"weight": layer.weight}, Options(**options), schedule, 0)
-    rule.load_state_dict({"p": torch.tensor(scores), "q": torch.ones(4, dtype=torch.bool)})
+    rule = Scores({"weight": layer.weight}, fixed(**options), schedule, 0)
+    rule.load_state_dict(state_of(torch.tensor(scores)))
     return layer, rule
 
 
@@ -288,8 +308,8 @@ def test_live_and_unfrozen_masks_differ() -> None:
 def test_a_floor_protects_each_layers_best(floor: int, kept: int, first: list[int], invert: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 3, bias=False))
     scores = torch.tensor([0.1, 0.3, 0.2, 0.1, 0.9, 0.8, 0.7])  # the first layer has all the lowest
-    rule = Scores(prunable(model), Options(floor=floor, invert=invert), {0: kept}, 0)
-    rule.load_state_dict({"p": scores, "q": torch.ones(7, dtype=torch.bool)})
+    rule = Scores(prunable(model), fixed(floor=floor, invert=invert), {0: kept}, 0)
+    rule.load_state_dict(state_of(scores))
     rule.after_step(0)
     found = rule.q.nonzero().flatten().tolist()
     assert len(found) == kept
@@ -353,7 +373,7 @@ def test_every_freeze_leaves_the_exact_count(
         with pytest.raises(UsageError, match="leave no time to freeze"):
             Options(epochs=epochs, freeze_every=every)
         return
-    schedule = freeze_schedule(Options(epochs=epochs, freeze_every=every, repair=repair), steps, density, total)
+    schedule = freeze_schedule(fixed(epochs=epochs, freeze_every=every, repair=repair), steps, density, total)
     counts = list(schedule.values())
     assert counts[-1] == round(density * total)
     assert counts == sorted(counts, reverse=True)
@@ -372,7 +392,7 @@ def test_every_freeze_leaves_the_exact_count(
 
 
 def test_a_continuous_search_takes_little_at_a_time() -> None:
-    schedule = freeze_schedule(Options(epochs=40), 22, 0.0059, 268_048)
+    schedule = freeze_schedule(fixed(epochs=40), 22, 0.0059, 268_048)
     counts = [268_048, *schedule.values()]
     assert counts[-1] == 1581
     assert max(schedule) < 0.75 * 40 * 22
@@ -391,7 +411,7 @@ def test_a_search_hits_every_count_of_its_schedule(
     density: float, every: int, epochs: int, seed: int, scores: str
 ) -> None:
     """Bernoulli scores tie at 0 and 1 from the beginning; a huge rate clips nearly all of them."""
-    options = Options(epochs=epochs, freeze_every=every, lr=50.0, scores=scores)  # type: ignore[arg-type]
+    options = fixed(epochs=epochs, freeze_every=every, lr=50.0, scores=scores)  # type: ignore[arg-type]
     model, data = tiny_net(), TensorBatches(*tiny_data(24), batch_size=12)
     schedule = freeze_schedule(options, 2, density, 324)
     seen: dict[int, int] = {}
@@ -480,7 +500,7 @@ def test_only_scores_move_during_a_search(net: nn.Sequential) -> None:
             seen.append({name: p.detach().clone() for name, p in net.named_parameters()})
             return x
 
-    find(task(nn.Sequential(net, Watching())), 0.1, Options(epochs=3, weight_decay=0.1, ridge=0.1), 0)
+    find(task(nn.Sequential(net, Watching()), engine="dense"), 0.1, Options(epochs=3, weight_decay=0.1, ridge=0.1), 0)
     assert len(seen) == 18
     for state in seen:
         for name, value in state.items():
@@ -529,7 +549,7 @@ def test_other_types_are_mined_too() -> None:
 def test_weights_on_two_devices_are_refused() -> None:
     parameters = {"a": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(2, 2, device="meta"))}
     with pytest.raises(UsageError, match="spread over several devices"):
-        Scores(parameters, Options(), {}, 0)
+        Scores(parameters, fixed(), {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -539,6 +559,9 @@ def test_weights_on_two_devices_are_refused() -> None:
         ({"ridge": math.inf}, "lambda .ridge. must be 0 or more"),
         ({"repair": 1.0}, "repair, a fraction of the search"),
         ({"repair": -0.1}, "repair, a fraction of the search"),
+        ({"start": 0.0}, "start, the fraction live at first"),
+        ({"slack": 0.5}, "slack, unfrozen weights for each live one"),
+        ({"threshold": 0.4}, "threshold is 0.5 where lambda is solved for"),
         ({"threshold": 0.0}, "threshold must lie between 0 and 1"),
         ({"threshold": 1.0}, "threshold must lie between 0 and 1"),
         ({"freeze_every": -1}, "freeze_every is a number of epochs"),
@@ -559,3 +582,102 @@ def test_a_floor_above_the_asked_count_is_refused() -> None:
     """Three layers of 50 each are more than the 32 weights that density 0.1 keeps."""
     with pytest.raises(UsageError, match="floor"):
         find(task(tiny_net()), 0.1, Options(epochs=2, floor=50), 0)
+
+
+# --- lambda solved for -----------------------------------------------------------------------------------------
+
+
+def test_the_live_weights_follow_their_schedule_and_what_is_frozen_is_off() -> None:
+    live: list[tuple[int, int]] = []
+
+    class Watched(Scores):
+        def after_step(self, step: int) -> None:
+            before = self.remaining
+            super().after_step(step)
+            assert self.live_at is not None
+            on = int(self.live().sum())
+            live.append((on, self.live_at(step)))
+            if before > self.remaining:  # a freeze takes only what is off already
+                assert on == int((self.p > self.threshold).sum())
+
+    options, model = Options(epochs=10), tiny_net()
+    batches = TensorBatches(*tiny_data(), batch_size=16)
+    total = sum(p.numel() for p in prunable(model).values())
+
+    def live_at(step: int) -> int:
+        return live_count(options, step, len(batches), 0.1, total)
+
+    schedule = freeze_schedule(options, len(batches), 0.1, total)
+    rule = Watched(prunable(model), options, schedule, 0, live_at)
+    rows = fit(Task(model, batches, batches), rule, options_for_fit(options), seed=0)
+    assert all(on <= most for on, most in live)
+    assert live[-1][0] == int(rule.q.sum()) == round(0.1 * total)
+    assert rows[0]["lambda"] > 0  # something had to be shrunk
+    assert [row["kept"] for row in rows] == sorted((row["kept"] for row in rows), reverse=True)
+
+
+def test_the_search_does_not_depend_on_the_scale_of_the_loss() -> None:
+    """A power of two rounds nothing: the same ticket from a loss 1,024 times as large."""
+    masks = [
+        find(task(tiny_net(), loss=lambda x, y, c=c: c * F.cross_entropy(x, y)), 0.1, Options(epochs=4), 0).masks
+        for c in (1.0, 1024.0)
+    ]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_one_layer_cannot_run_away_with_the_scores() -> None:
+    """A layer whose gradient is a thousand times the others' moves at most CAP times their median."""
+    from gemminer.methods.scores import CAP, RATE
+
+    parameters = {name: nn.Parameter(torch.ones(4, 4)) for name in "abc"}
+    rule = Scores(parameters, Options(), {}, 0, lambda step: 48)
+    for name, p in parameters.items():
+        p.grad = torch.full((4, 4), 1000.0 if name == "c" else 1.0)
+    rule.after_backward()
+    a, b, c = (float(part[0]) for part in rule.gradient.split(16))
+    assert a == pytest.approx(b)
+    assert c == pytest.approx(CAP * a)
+    assert float(rule.gradient.square().mean().sqrt()) == pytest.approx(RATE)
+
+
+# Adam makes a full step of what rounding leaves of a zero gradient, so without a ridge the two part company.
+@pytest.mark.parametrize(("ridge", "optimiser"), [(None, "sgd"), (1e-3, "sgd"), (1e-3, "adam")])
+def test_kept_weights_only_give_the_search_of_all_weights(ridge: float | None, optimiser: str) -> None:
+    """In double precision, the same scores at every step and the same ticket; the rows agree."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10),
+    ).double()  # fmt: skip
+    source = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 1, 8, 8, generator=source, dtype=torch.float64)
+    data = TensorBatches(inputs, torch.arange(40) % 10, batch_size=16)
+    options = Options(epochs=12, ridge=ridge, optimiser=optimiser, lr=0.2 if optimiser == "sgd" else 0.02)  # type: ignore[arg-type]
+    found = [find(Task(model, data, data, engine=engine), 0.05, options, 0) for engine in ("dense", "sparse")]
+    dense, sparse = (ticket.provenance["rows"] for ticket in found)
+    for ours, theirs in zip(sparse, dense, strict=True):
+        assert ours["layers_kept"] == theirs["layers_kept"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["live"] == theirs["live"]
+    assert all(torch.equal(found[0].masks[name], found[1].masks[name]) for name in found[0].masks)
+
+
+def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    model, data = tiny_net(), TensorBatches(*tiny_data(), batch_size=16)
+    options = Options(epochs=8)
+    whole = find(Task(model, data, engine="sparse"), 0.1, options, 0)
+
+    class Killed(Monitor):
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 7:
+                raise KeyboardInterrupt
+
+    checkpoint = Checkpoint(tmp_path / "state", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        find(Task(model, data, engine="sparse", checkpoint=checkpoint, monitor=Killed()), 0.1, options, 0)
+    state = checkpoint.load()
+    assert state is not None
+    assert state["rule"]["index"] is not None  # it was killed with the smaller network
+    again = find(Task(model, data, engine="sparse", checkpoint=checkpoint), 0.1, options, 0)
+    assert all(torch.equal(again.masks[name], whole.masks[name]) for name in whole.masks)
+    losses = [[row["loss"] for row in ticket.provenance["rows"]] for ticket in (again, whole)]
+    assert losses[0] == losses[1]

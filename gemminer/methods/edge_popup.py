@@ -69,7 +69,7 @@ class Options(Settings):
 
     def freezing(self) -> gem_miner.Options:
         """What Gem-Miner's schedule depends on; raises UsageError where there is no time to freeze."""
-        return gem_miner.Options(epochs=self.epochs, freeze_every=self.freeze_every, repair=self.repair)
+        return gem_miner.Options(epochs=self.epochs, freeze_every=self.freeze_every, repair=self.repair, ridge=0.0)
 
 
 class Popup:
@@ -86,6 +86,8 @@ class Popup:
         count: weights kept at the end.
     """
 
+    settle = 0
+
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], options: Options, schedule: dict[int, int], count: int, seed: int
     ) -> None:
@@ -101,6 +103,8 @@ class Popup:
 
     def parameters(self) -> list[Tensor]:
         return list(self.scores.values())
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None: ...
 
     @torch.no_grad()
     def after_backward(self) -> None:

@@ -8,17 +8,16 @@ always leaves time to recover; any `nn.Module` is taken.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
 from gemminer.errors import UsageError
-from gemminer.initialise import generator
-from gemminer.masking import borrowed, lowest, prunable, target
+from gemminer.masking import borrowed, prunable, target
 from gemminer.methods.registry import register
+from gemminer.methods.scores import Scores
 from gemminer.task import Task
 from gemminer.ticket import State, Ticket, named_state
 from gemminer.train import Settings, fit
@@ -33,7 +32,12 @@ class Options(Settings):
 
     Args:
         lr: the scores' learning rate.
-        ridge: lambda of the penalty lambda * |p|^2 on the scores p.
+        ridge: lambda of the penalty lambda * |p|^2 on the scores p. Not given, it is solved for after every step so
+            that the number of live weights follows a schedule of its own (`live_count`).
+        scale: scale the scores' gradient to one size for every network (`scores.RATE`), so that `lr` need not be tuned;
+            by default where lambda is solved for.
+        start: the fraction of weights live at the first step, where lambda is solved for.
+        slack: where lambda is solved for, unfrozen weights for each that is live; what is not among them never returns.
         freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ..., as published.
         repair: the last fraction of a continuous search in which nothing is frozen.
         scores: the distribution scores start from, on [0, 1]: uniform, bernoulli (0 or 1, evenly), beta (2, 2).
@@ -45,7 +49,10 @@ class Options(Settings):
 
     # Chosen by cross-validation inside the training part of digits (docs/design.md); neutral on Fashion-MNIST.
     lr: float = 0.2
-    ridge: float = 3e-4
+    ridge: float | None = None
+    scale: bool | None = None
+    start: float = 0.5
+    slack: float = 6.0
     weight_decay: float = 0.0
     freeze_every: int = 0
     repair: float = 0.25
@@ -57,12 +64,18 @@ class Options(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.ridge >= 0 and math.isfinite(self.ridge)):
-            raise UsageError(f"lambda (ridge) must be 0 or more, not {self.ridge}")
+        if self.ridge is not None and not (self.ridge >= 0 and math.isfinite(self.ridge)):
+            raise UsageError(f"lambda (ridge) must be 0 or more, or left out, not {self.ridge}")
+        if not 0 < self.start <= 1:
+            raise UsageError(f"start, the fraction live at first, must lie above 0 and up to 1, not {self.start}")
+        if not (self.slack >= 1 and math.isfinite(self.slack)):
+            raise UsageError(f"slack, unfrozen weights for each live one, must be 1 or more, not {self.slack}")
         if not 0 <= self.repair < 1:
             raise UsageError(f"repair, a fraction of the search, must be at least 0 and below 1, not {self.repair}")
         if not 0 < self.threshold < 1:
             raise UsageError(f"threshold must lie between 0 and 1, not {self.threshold}")
+        if self.ridge is None and self.threshold != 0.5:
+            raise UsageError("threshold is 0.5 where lambda is solved for: set ridge to choose another")
         if self.freeze_every < 0:
             raise UsageError(f"freeze_every is a number of epochs, 0 or more, not {self.freeze_every}")
         if self.optimiser == "adamw":
@@ -79,6 +92,11 @@ class Options(Settings):
                 f"search for at least {2 * self.freeze_every} epochs or freeze more often"
             )
 
+    @property
+    def scales(self) -> bool:
+        """Whether the scores' gradient is scaled."""
+        return self.ridge is None if self.scale is None else self.scale
+
 
 def freeze_epochs(epochs: int, every: int) -> list[int]:
     """The published schedule: E, 2E, ..., K*E with K = floor((T-1)/E), less any that leaves under E-1 epochs.
@@ -94,166 +112,44 @@ def freeze_schedule(options: Options, steps: int, density: float, total: int) ->
 
         count after fraction t of the freezing period = round(d * density^t),   the last = round(d * density)
 
+    Where lambda is solved for it is `slack` times what may be live, and the last step leaves the ticket.
+
     Args:
         steps: optimiser steps in an epoch.
         density: the asked fraction of weights kept.
         total: d, the number of prunable weights.
     """
-    final = target(density, total)
+    final, last = target(density, total), options.epochs * steps - 1
     if options.freeze_every:
         ends = [epoch * steps - 1 for epoch in freeze_epochs(options.epochs, options.freeze_every)]
         return {end: round(total * density ** (k / len(ends))) for k, end in enumerate(ends, start=1)}
+    if options.ridge is None:
+        found, before = {}, total
+        for step in range(last):
+            wanted = min(total, round(options.slack * live_count(options, step, steps, density, total)))
+            if wanted < before * (1 - FREEZE_AT_MOST):
+                found[step] = before = wanted
+        return {**found, last: final}
     period = max(1, round(options.epochs * steps * (1 - options.repair)))
     wanted = max(1, math.ceil(math.log(total / final) / FREEZE_AT_MOST))
     ends = [*range(period - 1, -1, -max(1, period // wanted))][::-1]
     return {end: max(final, round(total * density ** ((end + 1) / period))) for end in ends}
 
 
-class Scores:
-    """The search's rule: scores p and the unfrozen set q in place of the weights.
+def live_count(options: Options, step: int, steps: int, density: float, total: int) -> int:
+    """How many weights may be live after `step` (-1: before the first): from `start` down to the ticket's number.
 
-        w_eff = w * q * r(p),  r(p) = 1[p > threshold];   dL/dp := dL/dw_eff * w * q (straight-through)
+        max(round(d * density), round(d * (density + (s - density) * (1 - x)^3))),   s = max(start, density)
 
-    All scores are one flat vector, and the model's parameters are views of another, so a step costs a handful of
-    vector operations however many layers there are. The ridge, 2 * lambda * p, is the optimiser's L2 term.
+    x is the part of the search that is over, its last quarter (`repair`) left out: fast at first, when little is
+    lost, and slowly in the end (Zhu & Gupta, 2017).
+
+    >>> [live_count(Options(10), step, 100, 0.01, 1000) for step in (-1, 374, 749, 999)]
+    [500, 71, 10, 10]
     """
-
-    def __init__(
-        self, parameters: dict[str, nn.Parameter], options: Options, schedule: dict[int, int], seed: int
-    ) -> None:
-        self.names = list(parameters)
-        self.weights = list(parameters.values())
-        self.options, self.schedule = options, schedule
-        self.sizes = [p.numel() for p in self.weights]
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.weights) else torch.float32
-        device = self.weights[0].device
-        if any(p.device != device for p in self.weights):
-            raise UsageError("the model is spread over several devices; Gem-Miner needs its weights on one")
-        total = sum(self.sizes)
-        self.initial = torch.empty(total, dtype=dtype, device=device)  # w
-        self.effective, self.gradient = torch.zeros_like(self.initial), torch.zeros_like(self.initial)
-        for part, p in zip(self._parts(self.initial), self.weights, strict=True):
-            part.copy_(p.detach())
-        self._bind()
-        scores = torch.cat(
-            [_first_scores(options.scores, p, generator(seed, "scores", name)) for name, p in parameters.items()]
-        )
-        self.p = scores.to(device=device, dtype=dtype)
-        self.p.grad = self.gradient
-        self.q = torch.ones(total, dtype=torch.bool, device=device)
-        self.remaining = total  # the number of ones in q
-        self.kept_initial = self.initial.clone()  # w * q
-        self.closed = torch.zeros_like(self.p)  # infinity where q = 0: added to a ranking, it takes the frozen out
-        self._products = list(
-            zip(self.weights, self._parts(self.kept_initial), self._parts(self.gradient), strict=True)
-        )
-        self.frozen_in_epoch = 0
-        self._write()
-
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat vector with each parameter's shape; logical order, so ties do not depend on strides."""
-        return [v.view(p.shape) for v, p in zip(flat.split(self.sizes), self.weights, strict=True)]
-
-    def _bind(self) -> None:
-        """Make the parameters views of the flat vector of effective weights; other types get a copy each step."""
-        self._copies: list[tuple[nn.Parameter, Tensor]] = []
-        for p, weight in zip(self.weights, self._parts(self.effective), strict=True):
-            p.grad = None
-            if p.dtype == weight.dtype:
-                p.data = weight
-            else:
-                self._copies.append((p, weight))
-
-    def parameters(self) -> list[Tensor]:
-        return [self.p]
-
-    def after_backward(self) -> None:
-        for p, kept, gradient in self._products:
-            if p.grad is None:  # a parameter the loss does not use
-                gradient.zero_()
-            else:
-                torch.mul(p.grad, kept, out=gradient)
-                p.grad = None
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        self.p.clamp_(0.0, 1.0)
-        if step in self.schedule:
-            self._freeze(self.remaining - self.schedule[step])
-        self._write()
-
-    def _write(self) -> None:
-        """w_eff into the model."""
-        # Ones and zeros in the weights' own type: six times faster than a product with booleans.
-        torch.gt(self.p, self.options.threshold, out=self.effective)
-        self.effective.mul_(self.kept_initial)
-        for p, weight in self._copies:
-            p.data.copy_(weight)
-
-    def _freeze(self, count: int) -> None:
-        """Take the `count` lowest scores among the unfrozen out of q for good, ties by index."""
-        if count <= 0:
-            return
-        ranking = self.closed - self.p if self.options.invert else self.closed + self.p
-        if self.options.floor:
-            ranking[self._protected(ranking)] = math.inf
-        frozen = lowest(ranking, count)
-        self.q[frozen] = False
-        self.kept_initial[frozen] = 0.0
-        self.closed[frozen] = math.inf
-        self.remaining -= count
-        self.frozen_in_epoch += 1
-
-    def _protected(self, ranking: Tensor) -> Tensor:
-        """Indices of each layer's `floor` best among the unfrozen."""
-        best, start = [], 0
-        for part in ranking.split(self.sizes):
-            unfrozen = part.masked_fill(part == math.inf, -math.inf)
-            best.append(start + unfrozen.topk(min(self.options.floor, part.numel())).indices)
-            start += part.numel()
-        return torch.cat(best)
-
-    def live(self) -> Tensor:
-        """q * r(p) as booleans: what the network computes with."""
-        return self.q & (self.p > self.options.threshold)
-
-    def masks(self) -> dict[str, Tensor]:
-        """The masks the options ask for, by parameter name."""
-        flat = self.live() if self.options.mask == "live" else self.q
-        return dict(zip(self.names, self._parts(flat), strict=True))
-
-    def numbers(self) -> dict[str, Any]:
-        kept = [int(part.sum()) for part in self._parts(self.q)]
-        row = {
-            "kept": sum(kept) / self.q.numel(),
-            "live": float(self.live().double().mean()),
-            "lambda": self.options.ridge,
-            "freezes": self.frozen_in_epoch,
-            "layers_kept": kept,
-        }
-        self.frozen_in_epoch = 0
-        return row
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"p": self.p, "q": self.q}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.p.copy_(state["p"])
-        self.q.copy_(state["q"])
-        self.remaining = int(self.q.sum())
-        torch.mul(self.initial, self.q, out=self.kept_initial)
-        self.closed.masked_fill_(~self.q, math.inf)
-        self._write()
-
-
-def _first_scores(kind: str, parameter: Tensor, source: torch.Generator) -> Tensor:
-    size = parameter.numel()
-    if kind == "uniform":
-        return torch.rand(size, generator=source)
-    if kind == "bernoulli":
-        return torch.bernoulli(torch.full((size,), 0.5), generator=source)
-    # Beta(2, 2) is the median of three uniforms: no sampler without the global generator is needed.
-    return torch.rand(3, size, generator=source).median(dim=0).values
+    part = min(1.0, (step + 1) / max(1.0, options.epochs * steps * (1 - options.repair)))
+    start = max(options.start, density)
+    return max(target(density, total), round(total * (density + (start - density) * (1 - part) ** 3)))
 
 
 @register(
@@ -275,19 +171,24 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
                 f"floor={options.floor} keeps at least {least} weights, but density {density} asks for "
                 f"{target(density, total)}: lower the floor or raise the density"
             )
-        schedule = freeze_schedule(options, len(task.train), density, total)
+        steps = len(task.train)
+        schedule = freeze_schedule(options, steps, density, total)
         for p in task.model.parameters():
             p.requires_grad_(False)
         for p in parameters.values():
             p.requires_grad_(True)
-        rule = Scores(parameters, options, schedule, seed)
+        live_at = None
+        if options.ridge is None:
+            live_at = functools.partial(_live_at, options, steps, density, total)
+        task = dataclasses.replace(task)  # its model is the rule's to exchange
+        rule = Scores(parameters, options, schedule, seed, live_at, task)
         settings = Settings(
             options.epochs,
             options.optimiser,
             options.lr,
             options.momentum,
             options.nesterov,
-            2 * options.ridge + options.weight_decay,
+            2 * (options.ridge or 0.0) + options.weight_decay,
             options.schedule,
             options.milestones,
             options.gamma,
@@ -295,3 +196,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
         rows = fit(task, rule, settings, seed=seed, phase=task.phase)
         live = float(rule.live().double().mean())
         return Ticket(rule.masks(), initial, {"live": live, "rows": rows})
+
+
+def _live_at(options: Options, steps: int, density: float, total: int, step: int) -> int:
+    return live_count(options, step, steps, density, total)

@@ -189,8 +189,9 @@ class Backward:
             k.backward,
             *(row, todo, z, y, scale, shift, mean, alive, read, pattern.wanted),
             *(gradient.g, out.z, a, b, c, mean_out, fresh),
-            *(pattern.start, layout.offset, pattern.row_start, layout.back_offset),
-            *(weight.values[pattern.order], extra, dx, stats, partial, run.work(planes * run.block + sums)),
+            *(pattern.start, layout.offset),
+            *step.rows(pattern.row_start, layout.back_offset, weight.values[pattern.order]),
+            *(extra, dx, stats, partial, run.work(planes * run.block + sums)),
         )
         if todo & k.NEED_X:
             if last and step.unit.source >= self.done.links.inputs:

@@ -77,11 +77,20 @@ class Norm(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A unit ready to run."""
+    """A unit ready to run; with `sift`, weights that are zero are looked for and left out (a search's)."""
 
     pattern: Pattern | None
     norm: Norm | None
     unit: Unit
+    sift: bool = False
+
+    def rows(self, start: Array, offset: Array, values: Array) -> tuple[Array, Array, Array]:
+        """A pattern's rows as the sums take them; a weight's own gradient is that of the whole pattern."""
+        if not self.sift:
+            return start, offset, values
+        found = np.empty_like(start), np.empty_like(offset), np.empty_like(values)
+        k.sift(start, offset, values, *found)
+        return found
 
 
 class Weights(NamedTuple):
@@ -119,24 +128,28 @@ class Value:
         return self.channels * self.area
 
 
-def threads_for(blocks: int) -> int:
-    """As many threads as PyTorch uses, which the user sets, and no more than there are blocks."""
-    return max(1, min(torch.get_num_threads(), blocks))
+# A kernel that touches fewer numbers is done before a second thread has woken up.
+ALONE = 1 << 18
 
 
-def block_size(batch: int, area: int, width: int) -> int:
+def threads_for(blocks: int, numbers: int) -> int:
+    """As many threads as PyTorch uses, which the user sets, no more than there are blocks, one for few numbers."""
+    return 1 if numbers < ALONE else max(1, min(torch.get_num_threads(), blocks))
+
+
+def block_size(batch: int, area: int, width: int, numbers: int) -> int:
     """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
     lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
-    return max(1, min(lanes, -(-batch // threads_for(batch))))
+    return max(1, min(lanes, -(-batch // threads_for(batch, numbers))))
 
 
 class Runner:
-    """Runs kernels on the images of one batch."""
+    """Runs kernels on the images of one batch, whose largest map has `numbers` of them in all."""
 
-    def __init__(self, batch: int, block: int, dtype: Any, pool: Pool) -> None:
+    def __init__(self, batch: int, block: int, numbers: int, dtype: Any, pool: Pool) -> None:
         self.batch, self.block, self.dtype, self.pool = batch, block, dtype, pool
         self.blocks = -(-batch // block)
-        self.threads = threads_for(self.blocks)
+        self.threads = threads_for(self.blocks, numbers)
         self.counts = np.array([min(block, batch - b * block) for b in range(self.blocks)], dtype=np.float64)
         self.none = np.empty(0, dtype)
         self.no_stats = np.empty((0, 0, 0), np.float64)
@@ -240,7 +253,10 @@ class Forward:
         layout = pattern.layout(source.height, source.width)
         row = layout.at(run.batch, run.block)
         oh, ow = pattern.out_size(source.height, source.width)
-        out = Value(pattern.shape[0], oh, ow, alive=pattern.alive, relu=step.unit.relu)
+        assert weight.values is not None
+        rows = step.rows(pattern.start, layout.offset, weight.values)
+        alive = np.diff(rows[0]) > 0 if step.sift else pattern.alive
+        out = Value(pattern.shape[0], oh, ow, alive=alive, relu=step.unit.relu)
         args, flags = _source(source, self._residual(step.unit.source), run)
         y = run.none
         if source.y is None and self.kept[step.unit.source]:
@@ -252,7 +268,7 @@ class Forward:
         size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) * run.block + source.width * run.block
         run.launch(
             k.forward,
-            *(row, *args, flags, pattern.wanted, y, pattern.start, layout.offset, weight.values, out.z, stats),
+            *(row, *args, flags, pattern.wanted, y, *rows, out.z, stats),
             run.work(size),
         )
         if y is not run.none:

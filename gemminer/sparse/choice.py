@@ -24,7 +24,7 @@ from gemminer.files import atomic
 from gemminer.sparse.fuse import fused
 from gemminer.sparse.modules import SparseConv2d, SparseLinear
 
-VERSION = 2
+VERSION = 3
 _BATCH, _REPEATS, _IN_A_ROW = 64, 7, 3
 _DENSITIES = (0.02, 0.3)
 # The layers timed: kind -> (module, side of its input). Nearest in channels stands for the others of its kind.
@@ -42,7 +42,7 @@ def sparse_pays(layer: nn.Module, kept: int) -> bool:
     """Whether keeping `kept` weights of a convolution or linear layer trains faster sparse than dense here."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return kept < crossovers()[_kind(layer)] * weight.numel()
+    return kept < crossovers(torch.get_num_threads())[_kind(layer)] * weight.numel()
 
 
 def _kind(layer: nn.Module) -> str:
@@ -58,22 +58,21 @@ def _kind(layer: nn.Module) -> str:
 
 
 @functools.cache
-def crossovers() -> dict[str, float]:
+def crossovers(threads: int) -> dict[str, float]:
     """The density below which each kind of layer is faster sparse: from this machine's file, or measured now.
 
-    Measuring takes some two seconds; the file is written atomically, one for each machine, number of threads and
-    PyTorch, in the user's cache folder. Delete it to measure again.
+    Measuring takes some five seconds; the file is written atomically, one for each machine, number of threads and
+    PyTorch, in the user's cache folder. Delete it to measure again. Of processes that measure at the same time the
+    first to finish is believed by all, so that they choose alike.
     """
-    path = _path()
-    try:
-        known = {str(kind): float(density) for kind, density in json.loads(path.read_text()).items()}
-        if known.keys() >= _PROBES.keys():
-            return known
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass  # none yet, or a damaged one: measure
+    path = _path(threads)
+    if (known := _read(path)) is not None:
+        return known
     found = {kind: _crossover(kind) for kind in _PROBES}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (known := _read(path)) is not None:
+            return known
         with atomic(path) as temporary:
             Path(temporary).write_text(json.dumps(found))
     except OSError:
@@ -81,9 +80,18 @@ def crossovers() -> dict[str, float]:
     return found
 
 
-def _path() -> Path:
+def _read(path: Path) -> dict[str, float] | None:
+    """A machine's crossovers; None where there are none yet, or damaged ones."""
+    try:
+        known = {str(kind): float(density) for kind, density in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return known if known.keys() >= _PROBES.keys() else None
+
+
+def _path(threads: int) -> Path:
     facts: list[Any] = [VERSION, platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability()]
-    facts += [os.cpu_count(), torch.get_num_threads(), torch.__version__]
+    facts += [os.cpu_count(), threads, torch.__version__]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "gemminer" / f"crossover-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
 

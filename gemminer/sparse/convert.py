@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from gemminer.errors import UsageError, unknown
 from gemminer.sparse import choice
-from gemminer.sparse.fuse import fused
+from gemminer.sparse.fuse import SparseNetwork, fused
 from gemminer.sparse.modules import MaskedConv2d, MaskedLayer, MaskedLinear, SparseConv2d, SparseLayer, SparseLinear
 from gemminer.ticket import Ticket
 
@@ -46,17 +47,37 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     ticket.check_fits(model)
+    return converted(model, ticket.masks, engine)
+
+
+def converted(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> nn.Module:
+    """What `sparsify` gives, from the masks of some of the model's parameters."""
     net = copy.deepcopy(model)
     named = dict(net.named_parameters(remove_duplicate=False))
     first = {id(p): name for name, p in reversed(named.items())}
-    if missing := [name for name in ticket.masks if name not in named]:
+    if missing := [name for name in masks if name not in named]:
         raise UsageError(f"the ticket has a mask for {missing[0]!r}, which is no parameter of this model")
-    masks = {id(named[name]): mask.to(named[name].device) for name, mask in ticket.masks.items()}
     by_id = {id(p): p for p in named.values()}
+    own = {id(named[name]): mask.to(named[name].device) for name, mask in masks.items()}
     with torch.no_grad():
-        for key, mask in masks.items():
+        for key, mask in own.items():
             by_id[key].mul_(mask)
-    return fused(_Conversion(net, masks, engine, first).run())
+    return fused(_Conversion(net, own, engine, first).run())
+
+
+def held(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> set[str]:
+    """Of the masked parameters those that `converted` would hold as vectors."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    own = {id(named[name]): mask for name, mask in masks.items()}
+    dense = _Conversion(model, own, engine, {}).dense
+    return {name for name in masks if id(named[name]) not in dense}
+
+
+def layers(net: nn.Module) -> dict[str, SparseLayer]:
+    """The layers of a converted model that hold kept weights, by the path they have in the plain one."""
+    inner = net.net if isinstance(net, SparseNetwork) else net
+    assert isinstance(inner, nn.Module)
+    return {name: m for name, m in inner.named_modules() if isinstance(m, SparseLayer)}
 
 
 class _Conversion:
@@ -169,8 +190,6 @@ def densify(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _collect(module: nn.Module, prefix: str, state: dict[str, Tensor]) -> None:
-    from gemminer.sparse.fuse import SparseNetwork  # a cycle otherwise: fuse needs the layers
-
     if isinstance(module, SparseNetwork):
         _collect(module.net, prefix, state)
     elif isinstance(module, SparseLayer):

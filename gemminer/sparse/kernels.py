@@ -448,7 +448,20 @@ def backward(
                 done = ready
 
 
-# Per channel
+# Per layer
+
+
+@numba.njit(cache=True)
+def sift(start, offset, value, to_start, to_offset, to_value):
+    """The rows of a pattern without the weights whose value is zero."""
+    n = 0
+    for q in range(start.shape[0] - 1):
+        to_start[q] = n
+        for j in range(start[q], start[q + 1]):
+            if value[j] != 0:
+                to_offset[n], to_value[n] = offset[j], value[j]
+                n += 1
+    to_start[start.shape[0] - 1] = n
 
 
 @numba.njit(cache=True)

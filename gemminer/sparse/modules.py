@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class SparseLayer(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
     kept: Tensor
+    sift = False  # whether values may be zero often enough to look for them at each pass
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -168,8 +170,11 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 Pair = tuple[SparseLayer | None, BatchNorm | None]  # a shortcut has neither
 
 
-def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> bool:
-    """Whether the kernels can run: all on the CPU and of one type, single or double, no autocast, shapes that fit."""
+def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> int:
+    """How many numbers the largest map has, 0 where the kernels cannot run.
+
+    They run where all is on the CPU and of one type, single or double, without autocast, and where shapes fit.
+    """
     tensors = list(inputs)
     for layer, norm in modules:
         tensors += [] if layer is None else [t for t in (layer.values, layer.bias) if t is not None]
@@ -177,20 +182,20 @@ def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> b
             own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
             tensors += [t for t in own if t is not None]
     dtype = inputs[0].dtype
-    return (
+    fits = (
         dtype in DTYPES
         and all(t.dtype == dtype and t.device.type == "cpu" and t.layout == torch.strided for t in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and _shapes_fit(links, modules, [tuple(x.shape) for x in inputs])
     )
+    return _largest(links, modules, [tuple(x.shape) for x in inputs]) if fits else 0
 
 
-def _shapes_fit(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]]) -> bool:
-    """Whether PyTorch would take these shapes, and no addition broadcasts."""
+def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]]) -> int:
+    """How many numbers the largest map has; 0 unless PyTorch would take these shapes and no addition broadcasts."""
     flat = isinstance(modules[0][0], SparseLinear)
     batch = shapes[0][:-1] if flat else shapes[0][:1]
     if any(0 in shape or shape[: len(batch)] != batch for shape in shapes):
-        return False
+        return 0
     for unit, (layer, norm) in zip(links.units, modules, strict=True):
         if layer is None:
             assert unit.shortcut is not None
@@ -200,13 +205,13 @@ def _shapes_fit(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, .
             continue
         out = layer.out_shape(shapes[unit.source])
         if out is None or (unit.residual is not None and shapes[unit.residual] != out):
-            return False
+            return 0
         if norm is not None:
             training = norm.training or norm.running_mean is None
             if (flat and len(out) != 2) or (training and int(np.prod(out)) == out[1]):
-                return False  # one value a channel: let PyTorch say what it thinks of that
+                return 0  # one value a channel: let PyTorch say what it thinks of that
         shapes.append(out)
-    return True
+    return max(map(math.prod, shapes))
 
 
 def _norm(norm: BatchNorm) -> Norm:
@@ -226,13 +231,14 @@ def _norm(norm: BatchNorm) -> Norm:
 
 def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: Pool) -> tuple[Tensor, ...]:
     """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot."""
-    if not usable(links, modules, inputs):
+    numbers = usable(links, modules, inputs)
+    if not numbers:
         return _by_torch(links, modules, inputs)
     parameters: list[Tensor | None] = []
     for layer, norm in modules:
         parameters += [None, None] if layer is None else [layer.values, layer.bias]
         parameters += [None, None] if norm is None else [norm.weight, norm.bias]
-    result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, len(inputs), *inputs, *parameters)
+    result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, numbers, len(inputs), *inputs, *parameters)
     return result
 
 
@@ -254,7 +260,7 @@ def _by_torch(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -
 class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, links: Links, modules: Sequence[Pair], pool: Pool, n: int, *tensors: Tensor | None
+        ctx: Any, links: Links, modules: Sequence[Pair], pool: Pool, numbers: int, n: int, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         inputs, parameters = tensors[:n], tensors[n:]
         first = inputs[0]
@@ -265,11 +271,13 @@ class _ChainFunction(torch.autograd.Function):
         batch = first.numel() // values[0].size
         area, width = max((v.area, v.width) for v in values)
         dtype = np.float32 if first.dtype == torch.float32 else np.float64
-        run = Runner(batch, block_size(batch, area, width), dtype, pool)
+        run = Runner(batch, block_size(batch, area, width, numbers), numbers, dtype, pool)
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
         steps = [
-            Step(None if layer is None else layer.pattern(), None if norm is None else _norm(norm), unit)
+            Step(None, None, unit)
+            if layer is None
+            else Step(layer.pattern(), None if norm is None else _norm(norm), unit, layer.sift)
             for (layer, norm), unit in zip(modules, links.units, strict=True)
         ]
         passed = Forward(links, steps, run)
@@ -293,7 +301,7 @@ class _ChainFunction(torch.autograd.Function):
         parameters = ctx.saved_tensors  # raises if one was changed in place, or if the graph has been freed
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
-        asked = list(ctx.needs_input_grad[4:])
+        asked = list(ctx.needs_input_grad[5:])
         wanted = [asked[ctx.n + i : ctx.n + i + 4] for i in range(0, len(arrays), 4)]
         needs = asked[: ctx.n]
         for step, own in zip(passed.steps, wanted, strict=True):
@@ -315,7 +323,7 @@ class _ChainFunction(torch.autograd.Function):
         result += [None if g is None else torch.from_numpy(g) for own in grads for g in own]
         if release:
             ctx.passed = None
-        return (None, None, None, None, *result)
+        return (None, None, None, None, None, *result)
 
 
 def _value(x: Tensor, flat: bool) -> Value:

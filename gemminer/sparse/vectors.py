@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-VECTOR_BYTES = 64
+# Eight vectors of sums, one of a weight and one of inputs must fit the registers: 32 of 64 bytes, or 16 of 32.
+VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 _INDEX = ir.IntType(64)
 
 

@@ -1,0 +1,122 @@
+"""A training step against plain dense training: `search` and `train`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gemminer import sparse
+from gemminer.bench import memory, networks
+from gemminer.bench.contestants import compiled, reason
+from gemminer.bench.measure import OURS, Measurement, Setup, against_each, alternate, require_equal
+from gemminer.data import TensorBatches
+from gemminer.masking import Dense, Rule, prunable, target
+from gemminer.methods import gem_miner
+from gemminer.methods.scores import Scores
+from gemminer.task import Task
+from gemminer.train import Settings, step
+
+# An epoch of 60,000 images: a search's freezes are spread over this many steps of each of its epochs.
+EXAMPLES, EPOCHS = 60_000, 10
+RUNS = 15
+NCHW, CHANNELS_LAST = "dense NCHW", "dense channels-last"
+
+Step = Callable[[], object]
+
+
+def _stepper(task: Task, rule: Rule, settings: Settings, images: Tensor, labels: Tensor) -> Step:
+    optimiser = settings.build(rule.parameters())
+    rule.begin(optimiser)
+    count = iter(range(10**9))
+    return lambda: step(task, rule, optimiser, images, labels, next(count))
+
+
+def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, run: nn.Module | None = None) -> Step:
+    """A training step of all of a model's parameters; `run` is what computes it, the model itself by default."""
+    images, labels = networks.images_of(setup.model, setup.batch)
+    task = networks.task_of(run or model, images, labels, batch=setup.batch, channels_last=channels_last)
+    return _stepper(task, Dense(model), Settings(EPOCHS, weight_decay=1e-4), images, labels)
+
+
+def _dense_steps(model: nn.Module, setup: Setup) -> dict[str, Step]:
+    """Steps of copies of the model, in each layout it can have."""
+    layouts = {NCHW: False} | ({CHANNELS_LAST: True} if networks.convolutional(model) else {})
+    return {name: plain_step(copy.deepcopy(model), setup, channels_last=last) for name, last in layouts.items()}
+
+
+def search(setup: Setup) -> Iterator[Measurement]:
+    """A Gem-Miner search step (scores, ridge, clipping, freezes) against plain SGD steps of the same model.
+
+    The freezes are those of a ten-epoch search of 60,000 images, from its start, where they cost most.
+    """
+    setup.trains()
+    model = networks.build(setup.model)
+    options = gem_miner.Options(EPOCHS)
+    target(setup.density, sum(p.numel() for p in prunable(model).values()))
+    calls = _dense_steps(model, setup)
+    dense = list(calls)
+    images, labels = networks.images_of(setup.model, setup.batch)
+    task = Task(model, TensorBatches(images, labels), channels_last=networks.convolutional(model))
+    rule = _scores(task, options, max(1, EXAMPLES // setup.batch), setup.density)
+    settings = Settings(EPOCHS, lr=options.lr, weight_decay=2 * (options.ridge or 0.0))
+    calls[OURS] = _stepper(task, rule, settings, images, labels)
+    yield from against_each("search", setup, alternate(calls, runs=setup.runs or RUNS), dense)
+
+
+def _scores(task: Task, options: gem_miner.Options, steps: int, density: float) -> Scores:
+    """The rule that `gem_miner.find` makes."""
+    parameters = prunable(task.model)
+    total = sum(p.numel() for p in parameters.values())
+    schedule = gem_miner.freeze_schedule(options, steps, density, total)
+
+    def live_at(step: int) -> int:
+        return gem_miner.live_count(options, step, steps, density, total)
+
+    return Scores(parameters, options, schedule, 0, live_at if options.ridge is None else None, task)
+
+
+def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:
+    """A training step of a ticket's kept weights against dense steps of the same model, and their peak memory."""
+    setup.trains()
+    model = networks.build(setup.model)
+    net = sparse_net(setup.model, model, setup.density)
+    _require_same(setup, model, net)
+    calls = _dense_steps(model, setup)
+    dense = list(calls)
+    left_out = _add_compiled(calls, copy.deepcopy(model), setup) if setup.compile else {}
+    calls[OURS] = plain_step(net, setup)
+    times = alternate(calls, runs=setup.runs or RUNS)
+    yield from against_each("train", setup, times, dense, left_out=left_out)
+    if setup.memory:
+        yield from memory.compare(setup)
+
+
+def sparse_net(name: str, model: nn.Module, density: float) -> nn.Module:
+    """The model with a realistic ticket applied, holding its kept weights only."""
+    ticket = networks.ticket_of(name, model, density)
+    return sparse.sparsify(ticket.apply(copy.deepcopy(model)), ticket)
+
+
+@torch.no_grad()
+def _require_same(setup: Setup, model: nn.Module, net: nn.Module) -> None:
+    """Ours must compute what the masked dense network does."""
+    images, _ = networks.images_of(setup.model, setup.batch)
+    masked = networks.ticket_of(setup.model, model, setup.density).apply(copy.deepcopy(model))
+    require_equal(
+        {"the sparse network": copy.deepcopy(net)(images), "the masked one": masked(images)}, "the masked one"
+    )
+
+
+def _add_compiled(calls: dict[str, Step], model: nn.Module, setup: Setup) -> dict[str, str]:
+    """A step through torch.compile among the calls, or why it is left out."""
+    run = compiled(model)
+    plain = plain_step(model, setup, channels_last=networks.convolutional(model), run=run)
+    try:
+        plain()
+    except Exception as error:  # no compiler on this machine, an operation it does not know, ...
+        return {"torch.compile": reason(error)}
+    calls["torch.compile"] = plain
+    return {}
