@@ -42,7 +42,7 @@ Budget = Annotated[
 TrainEpochs = Annotated[int | None, typer.Option("--train-epochs", help="Epochs of training. [as the search]")]
 Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples in a training batch. [128]")]
 Limit = Annotated[int | None, typer.Option("--limit-train", help="Use only the first N training images.")]
-Ridge = Annotated[float | None, typer.Option("--lambda", help="A fixed lambda of Gem-Miner's ridge. [solved for at each step]")]
+Ridge = Annotated[float | None, typer.Option("--lambda", help="Gem-Miner's lambda, fixed. [solved for at each step]")]
 FreezeEvery = Annotated[
     int | None,
     typer.Option("--freeze-every", help="Freeze every E epochs, as published; 0: a little every few steps. [0]"),

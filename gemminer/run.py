@@ -174,6 +174,7 @@ def execute(
 
     def step(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if name in folder.steps:
+            folder.checkpoint(name).clear()  # a kill may have come before it was
             return folder.steps[name]
         bench.task.checkpoint = folder.checkpoint(name)
         noted = len(bench.notes)

@@ -408,12 +408,12 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
         assert found == [SparseConv2d, MaskedConv2d]
         expected = dict.fromkeys(choice._PROBES, 0.1)
         choice.crossovers.cache_clear()
-        assert choice.crossovers() == expected
+        assert choice.crossovers(torch.get_num_threads()) == expected
         assert len(calls) == len(expected)  # the second time from the file
         for damaged in ("{", '{"conv 16": 0.1}', "[]"):
             next(tmp_path.rglob("crossover-*.json")).write_text(damaged)
             choice.crossovers.cache_clear()
-            assert choice.crossovers() == expected
+            assert choice.crossovers(torch.get_num_threads()) == expected
     finally:
         choice.crossovers.cache_clear()
 

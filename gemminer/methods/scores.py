@@ -137,7 +137,7 @@ class Scores:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["index"] is not None:
             self._keep_only(state["index"])
-        self._held = state["held"]
+        self._held, self._lambdas = state["held"], []
         with torch.no_grad():
             self.p.copy_(state["p"])
             self.q.copy_(state["q"])

@@ -1,0 +1,165 @@
+"""The engine of a step: chosen, refused, and with the results of the dense one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_data, tiny_net
+from torch import nn
+
+import gemminer
+from gemminer import engine, run
+from gemminer.cli import main
+from gemminer.data import TensorBatches
+from gemminer.errors import UsageError
+from gemminer.progress import Monitor
+from gemminer.recipe import Recipe, budget_of
+from gemminer.sparse import threads
+from gemminer.sparse.modules import SparseLayer
+from gemminer.task import Task
+
+
+def wide() -> tuple[nn.Module, TensorBatches]:
+    """A step of some 0.8 GFLOP, more than `auto` asks for."""
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+    net.extend([nn.ReLU(), nn.Flatten(), nn.Linear(32 * 256, 10)])
+    source = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 16, 16, generator=source)
+    return net, TensorBatches(images, torch.arange(64) % 10, batch_size=64)
+
+
+def masks_of(net: nn.Module, density: float) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(1)
+    named = net.named_parameters()
+    return {n: torch.rand(p.shape, generator=source) < density for n, p in named if n.endswith("weight")}
+
+
+def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemminer.sparse.choice.crossovers", lambda threads: dict.fromkeys(KINDS, 0.5))
+    net, batches = wide()
+    masks = masks_of(net, 0.02)
+    found = engine.kept_only(Task(net, batches), masks)
+    assert found is not None
+    assert sum(isinstance(m, SparseLayer) for m in found.modules()) == 3
+    assert engine.kept_only(Task(net, batches, engine="dense"), masks) is None
+    assert engine.kept_only(Task(net, batches), masks_of(net, 0.9)) is None  # nothing pays
+    small = tiny_net()
+    task = Task(small, TensorBatches(*tiny_data(), batch_size=16))
+    assert engine.kept_only(task, masks_of(small, 0.02)) is None  # a step too short to gain by it
+    task.engine = "sparse"
+    assert engine.kept_only(task, masks_of(small, 0.02)) is not None
+
+
+KINDS = ("conv 16", "conv 64", "conv 256", "point", "depthwise", "linear")
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser": "adamw", "lr": 1e-3}])
+def test_training_on_kept_weights_only_ends_where_masked_training_does(options: dict[str, Any]) -> None:
+    data = tiny_data()
+    ends, results = [], []
+    for name in ("dense", "sparse"):
+        net = tiny_net()
+        ticket = gemminer.mine(net, data, density=0.2, method="erk", initialiser="keep")
+        results.append(gemminer.train(net, ticket, data, data, epochs=4, engine=name, **options))
+        ends.append(net.state_dict())
+        for weight, mask in ticket.masks.items():
+            assert not net.state_dict()[weight][~mask].any()
+    assert results[0]["test"] == pytest.approx(results[1]["test"], abs=0.02)
+    for weight in ticket.masks:  # not biases in front of a norm, whose gradient is zero but for rounding
+        value = ends[0][weight]
+        torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_engine_that_cannot_be_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'sparze'"):
+        gemminer.mine(tiny_net(), tiny_data(), density=0.2, engine="sparze")
+    with pytest.raises(UsageError, match="runs on the CPU, not on meta"):
+        engine.checked("sparse", torch.device("meta"))
+    assert main(["mine", "--engine", "sparze", "--out", "nowhere"]) == 2
+    assert "engine" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path) -> None:
+    data, net = tiny_data(), tiny_net()
+    ticket = gemminer.mine(net, data, density=0.2, method="erk", initialiser="keep")
+
+    class Killed(Monitor):
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    class Told(Monitor):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    os.environ["GEMMINER_CHECKPOINT_SECONDS"] = "0"
+    try:
+        path = tmp_path / "state"
+        with pytest.raises(KeyboardInterrupt):
+            gemminer.train(net, ticket, data, data, epochs=5, engine="dense", checkpoint=path, monitor=Killed())
+        told = Told()
+        found = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse", checkpoint=path, monitor=told)
+    finally:
+        del os.environ["GEMMINER_CHECKPOINT_SECONDS"]
+    assert told.notes == ["'train' was begun with another engine: it starts over"]
+    fresh = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse")
+    assert found["test"] == fresh["test"]
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_sets_the_length_of_the_search(tmp_path: Path) -> None:
+    recipe = Recipe(
+        model="lenet-300-100", density=0.1, budget="0.5", train_epochs=4, checks=(), dense=False, limit_train=100
+    )
+    result = run.execute(recipe, tmp_path / "part")
+    assert result.cost["search"].epochs == 2
+    assert result.cost["train"].epochs == 4
+    seconds = run.execute(recipe.with_(budget="1s"), tmp_path / "seconds")
+    assert seconds.cost["search"].epochs >= 2
+    again = run.execute(recipe.with_(budget="1s"), tmp_path / "seconds", resume=True)  # measured once
+    assert again.cost["search"].epochs == seconds.cost["search"].epochs
+    rows = gemminer.mine(tiny_net(), tiny_data(), density=0.2, budget="0.1").provenance
+    assert rows["options"]["epochs"] == 4  # of 40
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "0s", "fast", "nan", "inf"])
+def test_a_budget_that_cannot_be(text: str) -> None:
+    with pytest.raises(UsageError, match="budget is seconds, as 120s, or a part"):
+        budget_of(text)
+
+
+def test_a_budget_beside_epochs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="epochs or a budget, not both"):
+        gemminer.mine(tiny_net(), tiny_data(), density=0.2, epochs=2, budget="0.5")
+    assert main(["mine", "--epochs", "2", "--budget", "5s", "--out", "nowhere"]) == 2
+    assert "not both" in capsys.readouterr().err
+
+
+# --- threads ---------------------------------------------------------------------------------------------------
+
+
+def test_pytorchs_waiting_threads_are_ended_before_ours_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(threads, "_pause", lambda: calls.append)
+    assert threads.helpers(2).submit(int, "7").result() == 7
+    assert calls == [1]
+    monkeypatch.undo()
+
+    def no_library(path: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    threads._pause.cache_clear()
+    assert threads._pause()(1) == 0
+    threads._pause.cache_clear()
