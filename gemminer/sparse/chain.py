@@ -169,8 +169,8 @@ class Runner:
         return self.pool.take((self.batch * value.size,), self.dtype)
 
     def work(self, size: int) -> Array:
-        size = -(-size // 64) * 64
-        return self.pool.take((self.threads, size), self.dtype)
+        # A power of two, so that layers of many sizes share a few buffers.
+        return self.pool.take((self.threads, 1 << max(6, (size - 1).bit_length())), self.dtype)
 
     def block_in(self, x: Tensor, value: Value) -> Array:
         images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)

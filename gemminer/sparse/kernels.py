@@ -385,7 +385,11 @@ def backward(
     row_size = c_in * w * g[G_NB]
     row, phase = work[t, x_size + z_size :], work[t, x_size + z_size + row_size :]
     small = offset.shape[0] <= SMALL
-    sums = work[t, x_size + z_size + 2 * row_size :]
+    together = offset.shape[0] if small else 0
+    for o in range(0 if small else c_out):
+        together = max(together, start[o + 1] - start[o])
+    first_sum = x_size + z_size + 2 * row_size
+    sums = work[t, first_sum : first_sum + together * (VECTOR_BYTES // work.itemsize)]
     sums[:] = 0
     source = y_in if in_flags & IDENTITY else z_in
     cleared = 0
