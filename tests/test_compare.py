@@ -473,7 +473,7 @@ def test_a_larger_grid_in_the_same_folder_runs_only_what_is_new(tmp_path: Path) 
 def test_a_cell_goes_on_with_the_step_it_was_stopped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))  # tells all
     (cell,) = plan(method="gem-miner", dense=False).cells()
-    job, told = compare.Job(cell.recipe, tmp_path, 1, "cpu", None), list[str]()
+    job, told = compare.Job(cell.recipe, tmp_path, 1, "cpu", "auto", None), list[str]()
 
     def stop(text: str) -> None:
         if text.startswith("check:reinit"):

@@ -33,6 +33,7 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
         "seed": 1,
         "epochs": 5,
         "train_epochs": 5,
+        "budget": "5s",
         "batch_size": 5,
         "limit_train": 5,
         "validation": 0.2,
