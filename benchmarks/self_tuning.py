@@ -1,4 +1,4 @@
-"""Tables and traces of self-tuning: python benchmarks/self_tuning.py results/self-tuning results/fashion-resnet
+"""Tables and traces of self-tuning: python benchmarks/self_tuning.py results/self-tuning{,-resnet,-traces}
 
 Reads records only. In each setting the best fixed lambda is the one with the highest mean *validation* accuracy after
 training; what is compared are test accuracies, means and standard deviations over seeds.
@@ -120,7 +120,8 @@ def picture(found: list[tuple[str, list[Record]]], title: str) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {TOP + HEIGHT + 60}" font-size="13" '
         f'font-family="system-ui, sans-serif" role="img" aria-label="{title}">'
-        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="16" y="26" font-size="16" font-weight="600">{title}</text>'
+        '<rect width="100%" height="100%" fill="#ffffff"/>'
+        f'<text x="16" y="26" font-size="16" font-weight="600">{title}</text>'
     ]
     for at, (name, rows) in enumerate(found):
         x0, last = LEFT + (WIDTH + GAP) * at, max(1, len(rows) - 1)
@@ -152,18 +153,16 @@ def main() -> None:
             if (path.parent / "metrics.jsonl").exists():
                 key = (record["model"], record["data"], record["density"]["asked"])
                 falls.setdefault((key, label(record)), []).append(worst_fall(trace(path.parent)))
-    print(
-        "\n| network, data, density | arm | worst fall of validation after the first fifth, points | n |\n|---|---|---|---|"
-    )
+    print("\n| network, data, density | arm | worst fall after the first fifth, points | n |\n|---|---|---|---|")
     for (key, name), fall in sorted(falls.items()):
         if name == "self-tuned" or key[1] == "fashion-mnist":
             print(f"| {key[0]}, {key[1]}, {key[2]:g} | {name} | {spread(fall)} | {len(fall)} |")
     traces = []
-    for path in sorted(resnet.glob("cells/*/record.json")):
+    for path in sorted(Path(sys.argv[3]).glob("cells/*/record.json")):
         record = json.loads(path.read_text())
-        if record["seed"] == 0 and (path.parent / "metrics.jsonl").exists():
-            traces.append((f"{label(record)}, {100 * record['density']['asked']:g}% kept", trace(path.parent)))
-    title = "ResNet-20, Fashion-MNIST (10,000 images): the live network through the search"
+        if (path.parent / "metrics.jsonl").exists():
+            traces.append((label(record), trace(path.parent)))
+    title = "ResNet-20, digits, 1.44% kept: the live network through the search"
     Path("docs/self-tuning.svg").write_text(picture(sorted(traces), title), encoding="utf-8")
 
 
