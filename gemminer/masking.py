@@ -110,13 +110,21 @@ def highest_but(scores: Tensor, among: Tensor | None, count: int, least: float) 
     0.699999988079071
     """
     reach = scores >= least
-    found = scores[reach if among is None else reach & among]
-    if found.numel() <= count:
+    if among is not None:
+        reach &= among
+    surplus = int(reach.sum()) - count
+    if surplus <= 0:
         return None
-    if found.device.type == "cpu":
-        at = found.numel() - count
-        return float(np.partition(found.detach().numpy(), at)[at])
-    return float(torch.kthvalue(found, found.numel() - count + 1).values)
+    if scores.device.type != "cpu":
+        return float(torch.kthvalue(scores[reach], surplus + 1).values)
+    # In a search few are over, and those are near the bound: look there first.
+    values, reached = scores.detach().numpy(), reach.numpy()
+    margin = least / 16
+    while True:
+        near = values[reached & (values <= least + margin)]
+        if near.size > surplus:
+            return float(np.partition(near, surplus)[surplus])
+        margin *= 4
 
 
 def keep_highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gemminer.errors import UsageError
-from gemminer.masking import Dense, KeepMask, borrowed, keep_highest, lowest, prunable, target
+from gemminer.masking import Dense, KeepMask, borrowed, highest_but, keep_highest, lowest, prunable, target
 from gemminer.methods.allocation import allocate, random_masks
 from gemminer.methods.random_tickets import erk_ratio
 from gemminer.ticket import Ticket, named_state
@@ -357,3 +357,15 @@ def test_masks_leave_the_global_generators_alone() -> None:
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+@given(data=st.data())
+def test_the_highest_but_some_is_that_of_a_sort(data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5625, 0.75, 1.0]), min_size=1, max_size=30))
+    among = data.draw(st.none() | st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    count = data.draw(st.integers(0, 30))
+    reach = sorted((v for i, v in enumerate(values) if v >= 0.5 and (among is None or among[i])), reverse=True)
+    expected = None if len(reach) <= count else reach[max(count, 1) - 1]
+    if count:
+        mask = None if among is None else torch.tensor(among)
+        assert highest_but(torch.tensor(values), mask, count, 0.5) == expected
