@@ -11,7 +11,8 @@ mine: .venv/package
 
 test: system lint
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=gemminer --cov-branch --cov-fail-under=90 --cov-report=term:skip-covered $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=gemminer --cov-branch --cov-fail-under=90 --cov-report=term:skip-covered -m "not alone" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone
 
 lint: .venv/development
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_record, make_run, settle, soon
+from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_record, make_run, settle
 
 from gemminer import answers, comparison
 from gemminer.errors import GemminerError
@@ -428,12 +428,13 @@ def walk(page: Any) -> None:
         chart.locator(".main-svg").first.wait_for()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "light"), (360, "dark")])
 def test_chromium_shows_it_soon_and_nothing_overflows(browser: Any, grid: Path, width: int, scheme: str) -> None:
     shown = Opened(browser, grid, width, scheme)
     if shown.ms > 3000:  # once more: other work on the machine is not the page's fault
         shown.ms = Opened(browser, grid, width, scheme).ms
-    assert shown.ms < soon()
+    assert shown.ms < 3000
     walk(shown.page)
     assert shown.overflow() <= 0
     assert shown.complaints == []
