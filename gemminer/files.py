@@ -19,7 +19,9 @@ from gemminer.errors import GemminerError, UsageError
 class atomic:
     """A temporary path beside `path` that takes its place at the end, or vanishes on an error.
 
-    A full disk or a missing folder becomes one sentence; what was at `path` before stays whole.
+    A full disk or a missing folder becomes one sentence; what was at `path` before stays whole. What is killed
+    while it writes leaves a file of a known name, `.NAME.*`, that the next run removes; so tensors are written as
+    bytes here, for safetensors' own `save_file` makes a second temporary file of a name we do not know.
     """
 
     def __init__(self, path: str | Path) -> None:

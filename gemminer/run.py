@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from gemminer import checks, data, methods, models, record
@@ -124,7 +124,7 @@ def check_ticket(recipe: Recipe, path: Path, **where: Any) -> Verdict:
 
 def _save_weights(model: nn.Module, path: Path) -> None:
     with atomic(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in copied(model).items()}, temporary)
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in copied(model).items()}))
 
 
 class _Logged(Monitor):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from gemminer.errors import GemminerError, UsageError
@@ -281,7 +281,7 @@ class Ticket:
             "facts": _facts_checksum(header),
         }
         with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata={"gemminer": json.dumps(header, separators=(",", ":"))})
+            temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
         return path
 
     def _redrawable(self) -> set[str]:

@@ -443,7 +443,7 @@ def test_saving_is_atomic(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gemminer.sparse.inference.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(GemminerError, match="No space left"):
         program.save(saved)
     assert saved.read_bytes() == whole

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from gemminer.errors import GemminerError, UsageError
@@ -146,7 +146,7 @@ class Program:
         }
         header["sha256"] = _checksum(header, tensors)
         with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata={"gemminer": json.dumps(header, separators=(",", ":"))})
+            temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
         return path
 
     @classmethod
