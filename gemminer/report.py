@@ -1,8 +1,8 @@
 """Records -> one HTML page: what was found, in the order a reader asks. Reads files only, never a model.
 
-One page is one file: plotly's script is inside and a Content-Security-Policy forbids every request. `_run_page`
-(one run) and `_runs_page` (many) choose what goes on a page, `charts` draws, `comparison` and `answers` judge many
-runs, `_render` turns it into HTML.
+One page is one file: plotly's script (its basic bundle, in templates) is inside and a Content-Security-Policy forbids
+every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on a page, `charts` draws, `comparison`
+and `answers` judge many runs, `_render` turns it into HTML.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from gemminer import answers, charts, comparison
 from gemminer.errors import GemminerError, UsageError
@@ -29,6 +28,8 @@ from gemminer.words import flops as _flops
 from gemminer.words import number as _number
 from gemminer.words import value as _value
 
+TEMPLATES = Path(__file__).parent / "templates"
+PLOTLY = TEMPLATES / "plotly-basic.min.js"
 SCHEMA = "gemminer.record/1"
 _NEEDED = {"method": str, "model": str, "data": str, "density": dict, "accuracy": dict, "layers": list}
 _ACCURACY = dict.fromkeys(("before", "after", "after_std", "after_values", "n", "dense"))
@@ -292,8 +293,7 @@ def _table_row(path: Path, run: comparison.Run, label: str, folder: Path) -> dic
 
 def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     """A page: the template with its values escaped, plotly's script and the charts' data once each."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     env.filters |= {"value": _value, "density": _density, "flops": _flops, "duration": _seconds}
     env.filters |= {"deviation": deviation, "epochs": epochs, "spread": answers.spread}
     env.filters |= {"difference": answers.difference}
@@ -301,7 +301,7 @@ def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mappin
     data = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
     for char in "<>&":  # nothing inside the JSON can end the script element it stands in
         data = data.replace(char, f"\\u{ord(char):04x}")
-    scripts = {"plotly": Markup(get_plotlyjs()), "figures": Markup("{" + data + "}")}
+    scripts = {"plotly": Markup(PLOTLY.read_text(encoding="utf-8")), "figures": Markup("{" + data + "}")}
     return env.get_template(template).render(title=title, charts=drawn, **scripts, **context)
 
 
