@@ -21,7 +21,7 @@ import gemminer
 from gemminer import models
 from gemminer.errors import GemminerError, UsageError
 from gemminer.masking import KeepMask, prunable
-from gemminer.sparse import choice, densify, sparsify
+from gemminer.sparse import choice, densify, kernels, sparsify
 from gemminer.sparse.fuse import SparseNetwork
 from gemminer.sparse.modules import MaskedConv2d, MaskedLayer, SparseConv2d, SparseLinear
 from gemminer.ticket import Ticket, named_state
@@ -272,6 +272,37 @@ def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
     for name, tensor in sparse.state_dict().items():  # zeros are zeros there too, not only behind the mask
         if name in ("dilated.weight", "line.layer.weight"):
             assert not tensor[~ticket.masks[name.replace(".layer", "")]].any()
+
+
+def test_large_maps_bypass_the_caches_and_stay_equal() -> None:
+    model = models.build("resnet20", image_size=32).double()
+    ticket = ticket_for(model, 0.05)
+    x = noise(17, 3, 32, 32)  # a full block and a ragged one; the first maps have 278,528 numbers
+    assert kernels.LARGE < 17 * 16 * 32 * 32
+    compare(model, sparsify(model, ticket, engine="sparse"), ticket, x)
+
+
+def test_a_layer_that_stays_dense_holds_its_mask_through_copies_and_loading() -> None:
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3, padding=2, dilation=2)).double()
+    whole = copy.deepcopy(plain.state_dict())
+    ticket = ticket_for(plain, 0.5)
+    masked = sparsify(plain, ticket, engine="sparse")
+    masked.load_state_dict(whole)
+    x = noise(5, 2, 4, 4)
+    dropped = ~ticket.masks["0.weight"]
+    masked(x).sum().backward()
+    for net in (masked, copy.deepcopy(masked), pickle.loads(pickle.dumps(masked))):
+        assert not net[0].weight[dropped].any(), "loading a plain state dict does not bring pruned weights back"
+        for _ in range(2):  # what is registered once acts once
+            net.zero_grad()
+            net(x).square().sum().backward()
+            assert not net[0].weight.grad[dropped].any()
+            assert net[0].weight.grad[~dropped].all()
+        (gradient,) = torch.autograd.grad(net(x).square().sum(), [net[0].weight], create_graph=True)
+        assert not gradient[dropped].any()
+        assert gradient.requires_grad
+    net[0].weight.requires_grad_(False)
+    assert net(x).isfinite().all()
 
 
 def test_copies_pickles_and_state_dicts() -> None:

@@ -42,7 +42,8 @@ class Backward:
     ) -> None:
         self.release = release
         self.done, self.run, self.needs, self.wanted, self.weights = done, done.run, needs, wanted, weights
-        self.left = done.links.consumers()
+        self.consumers = done.links.consumers()
+        self.left = list(self.consumers)
         self.gradients = [_Gradient() for _ in self.left]
 
     def __call__(self, outputs: Sequence[Array | None]) -> list[Weights]:
@@ -99,8 +100,10 @@ class Backward:
         """g and its sums, for a value whose last reader was no layer."""
         run, value, gradient = self.run, self.done.values[v], self.gradients[v]
         z, y, scale, shift, mean, alive = self._about(value)
-        g, stats = run.empty(value), np.zeros((run.blocks, value.channels, 2))
+        # In the place of dy, unless that is the gradient of another value, too: a residual's.
+        ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.consumers[v] == 1)
         dy = self._sum(gradient.parts)
+        g, stats = dy if ours else run.empty(value), np.zeros((run.blocks, value.channels, 2))
         run.launch(
             k.finalise,
             *(run.batch, run.block, value.channels, value.height, value.width),

@@ -245,6 +245,13 @@ class Forward:
             )
             value.y = y
 
+    def forget(self, v: int) -> None:
+        """Let go of y, once it is returned, where z tells as much and no unit reads it."""
+        value, n = self.values[v], self.links.inputs
+        inside = any(v in (unit.source, unit.residual) for unit in self.links.units)
+        if value.z is not None and not inside and self.links.units[v - n].residual is None:
+            value.y = None
+
     def _layer(self, step: Step, weight: Weights) -> None:
         run, pattern, source = self.run, step.pattern, self.values[step.unit.source]
         if pattern is None:
@@ -265,11 +272,11 @@ class Forward:
         fresh = step.norm is not None and step.norm.training
         stats = np.zeros((run.blocks, out.channels, 3)) if fresh else run.no_stats
         s2 = pattern.stride**2
-        size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) * run.block + source.width * run.block
+        size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) + source.width + out.channels * ow
         run.launch(
             k.forward,
             *(row, *args, flags, pattern.wanted, y, *rows, out.z, stats),
-            run.work(size),
+            run.work(size * run.block),
         )
         if y is not run.none:
             source.y = y

@@ -2,7 +2,7 @@
 
 A training step of a sparse layer takes b + c * density seconds, that of a dense one d whatever the density; both
 grow alike with the map, so d = b + c * density gives a crossover that a kind of layer has on a machine. Layers are
-timed as they occur in a network, three in a row with batch norm and ReLU.
+timed as they occur in a network: convolutions three in a row with batch norm and ReLU, a linear layer alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from gemminer.files import atomic
 from gemminer.sparse.fuse import fused
 from gemminer.sparse.modules import SparseConv2d, SparseLinear
 
-VERSION = 3
+VERSION = 4
 _BATCH, _REPEATS, _IN_A_ROW = 64, 7, 3
 _DENSITIES = (0.02, 0.3)
+# The share of the dense time that a sparse layer may take to be chosen. One that is dense by mistake loses the rest,
+# one that is sparse by mistake, in another network or on a busier machine than was measured, any amount.
+_SURE = 0.85
 # The layers timed: kind -> (module, side of its input). Nearest in channels stands for the others of its kind.
 _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
     "conv 16": (lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False), 32),
@@ -34,7 +37,9 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
     "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), 4),
     "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), 16),
     "depthwise": (lambda: nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), 16),
-    "linear": (lambda: nn.Linear(512, 512, bias=False), 1),
+    "linear 128": (lambda: nn.Linear(128, 128, bias=False), 1),
+    "linear 512": (lambda: nn.Linear(512, 512, bias=False), 1),
+    "linear 2048": (lambda: nn.Linear(2048, 2048, bias=False), 1),
 }
 
 
@@ -47,7 +52,8 @@ def sparse_pays(layer: nn.Module, kept: int) -> bool:
 
 def _kind(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
-        return "linear"
+        side = layer.weight.numel() ** 0.5
+        return "linear 128" if side < 256 else "linear 512" if side < 1024 else "linear 2048"
     assert isinstance(layer, nn.Conv2d)
     if layer.groups > 1:
         return "depthwise"
@@ -61,7 +67,7 @@ def _kind(layer: nn.Module) -> str:
 def crossovers(threads: int) -> dict[str, float]:
     """The density below which each kind of layer is faster sparse: from this machine's file, or measured now.
 
-    Measuring takes some five seconds; the file is written atomically, one for each machine, number of threads and
+    Measuring takes some ten seconds; the file is written atomically, one for each machine, number of threads and
     PyTorch, in the user's cache folder. Delete it to measure again. Of processes that measure at the same time the
     first to finish is believed by all, so that they choose alike.
     """
@@ -97,24 +103,23 @@ def _path(threads: int) -> Path:
 
 
 def _crossover(kind: str) -> float:
-    """Where the line through two densities' times meets the dense time, 5% taken off for doubt."""
-    side = _PROBES[kind][1]
+    """Where the line through two densities' times meets `_SURE` of the dense time."""
     nets = [_stack(kind, None), *(fused(_stack(kind, density)) for density in _DENSITIES)]
-    steps = [_step(nets[0], side, dense=True), *(_step(net, side) for net in nets[1:])]
+    steps = [_step(nets[0], kind, dense=True), *(_step(net, kind) for net in nets[1:])]
     for step in steps:
         step()  # compiles, fills buffers
     times = [[_time(step) for step in steps] for _ in range(_REPEATS)]  # in turns: a disturbance meets all
     dense, few, many = (min(run[i] for run in times) for i in range(3))
-    if few >= 0.95 * dense:
+    if few >= _SURE * dense:
         return 0.0
     slope = max(many - few, 0.05 * few) / (_DENSITIES[1] - _DENSITIES[0])
-    return min(1.0, _DENSITIES[0] + (0.95 * dense - few) / slope)
+    return min(1.0, _DENSITIES[0] + (_SURE * dense - few) / slope)
 
 
 def _stack(kind: str, density: float | None) -> nn.Sequential:
     parts: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
-        for _ in range(_IN_A_ROW):
+        for _ in range(1 if kind.startswith("linear") else _IN_A_ROW):
             layer = _PROBES[kind][0]()
             part: nn.Module = layer
             if density is not None:
@@ -131,9 +136,10 @@ def _stack(kind: str, density: float | None) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def _step(net: nn.Module, side: int, *, dense: bool = False) -> Callable[[], None]:
+def _step(net: nn.Module, kind: str, *, dense: bool = False) -> Callable[[], None]:
     """Forward and backward; dense in channels-last, which is PyTorch's fastest on a CPU."""
-    channels = 512 if side == 1 else next(m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    layer, side = _PROBES[kind][0](), _PROBES[kind][1]
+    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     source = torch.Generator().manual_seed(0)
     x = torch.randn((_BATCH, channels) if side == 1 else (_BATCH, channels, side, side), generator=source)
     if dense and side > 1:

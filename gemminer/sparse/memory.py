@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import threading
 import weakref
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 64
+# A map of a large batch lies on whole huge pages of this size, where there are any: a 512th of the address look-ups.
+HUGE = 1 << 21
 
 
 class Pool:
@@ -46,6 +50,14 @@ class Pool:
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    raw = np.empty(size * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size * dtype.itemsize].view(dtype)
+    count = size * dtype.itemsize
+    if count < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        raw = np.empty(count + ALIGNMENT, dtype=np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+    else:  # Linux
+        pages = mmap.mmap(-1, count + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        raw = np.frombuffer(pages, dtype=np.uint8)
+        start = -raw.ctypes.data % HUGE
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE, start, count // HUGE * HUGE)
+    return raw[start : start + count].view(dtype)

@@ -128,6 +128,24 @@ def _gather_tile(tiles: int) -> Callable[..., Any]:
 
 
 @intrinsic
+def stream(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
+    """out[to:] = source[at:], one vector, straight to memory: `out + to` must be aligned to a vector."""
+    i64 = types.int64
+    signature = types.void(source, i64, out, i64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
+        source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
+        address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
+        store = builder.store(_load(builder, source, args[1], vector), address, align=VECTOR_BYTES)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def move(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
     """out[to:] = source[at:], one vector of each."""
     i64 = types.int64
