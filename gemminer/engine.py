@@ -55,11 +55,15 @@ def write_back(net: nn.Module | None, model: nn.Module) -> None:
         model.load_state_dict(densify(net))
 
 
-def paying(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> set[str]:
-    """The weights whose layers are faster on what their masks keep, or, with the engine sparse, can be computed so."""
+def paying(model: nn.Module, masks: Mapping[str, Tensor], engine: str, live: Mapping[str, Tensor]) -> set[str]:
+    """The weights whose layers are faster on what their masks keep, or, with the engine sparse, can be computed so.
+
+    Of a step's three passes two, the sums and the input's gradient, compute `live` weights only, the third all kept.
+    """
     from gemminer.sparse.convert import held
 
-    return held(model, {name: mask for name, mask in masks.items() if not mask.all()}, engine)
+    masks = {name: mask for name, mask in masks.items() if not mask.all()}
+    return held(model, masks, engine, {n: (2 * int(live[n].sum()) + int(m.sum())) / 3 for n, m in masks.items()})
 
 
 def searching(

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ import gemminer
 from gemminer import models
 from gemminer.errors import GemminerError, UsageError
 from gemminer.masking import KeepMask, prunable
-from gemminer.sparse import choice, densify, kernels, sparsify
+from gemminer.sparse import choice, densify, kernels, memory, sparsify
 from gemminer.sparse.fuse import SparseNetwork
-from gemminer.sparse.modules import MaskedConv2d, MaskedLayer, SparseConv2d, SparseLinear
+from gemminer.sparse.modules import MaskedConv2d, MaskedLayer, SparseConv2d, SparseLayer, SparseLinear
 from gemminer.ticket import Ticket, named_state
 
 
@@ -272,6 +273,31 @@ def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
     for name, tensor in sparse.state_dict().items():  # zeros are zeros there too, not only behind the mask
         if name in ("dilated.weight", "line.layer.weight"):
             assert not tensor[~ticket.masks[name.replace(".layer", "")]].any()
+
+
+@pytest.mark.parametrize("sift", [False, True])
+def test_nothing_is_read_that_was_not_written(monkeypatch: pytest.MonkeyPatch, sift: bool) -> None:
+    """Buffers come with whatever was in them: here NaN. With dead filters and, in a search, filters all off."""
+
+    def poisoned(size: int, dtype: np.dtype[Any]) -> Any:
+        return np.full(size, np.nan, dtype)
+
+    monkeypatch.setattr(memory, "_aligned", poisoned)
+    model = models.build("resnet20", image_size=8, width=0.25).double()
+    ticket = ticket_for(model, 0.1)
+    if sift:
+        with torch.no_grad():
+            for name in ticket.masks:
+                model.get_parameter(name)[::2] = 0
+    sparse = sparsify(model, ticket, engine="sparse")
+    for module in sparse.modules():
+        if isinstance(module, SparseLayer):
+            module.sift = sift
+    assert any(not layer.pattern().alive.all() for layer in sparse.modules() if isinstance(layer, SparseLayer))
+    for training in (True, False):
+        model.train(training)
+        sparse.train(training)
+        compare(model, sparse, ticket, noise(5, 3, 8, 8))
 
 
 def test_large_maps_bypass_the_caches_and_stay_equal() -> None:

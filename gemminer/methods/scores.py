@@ -248,11 +248,11 @@ class Scores:
     def _compact(self) -> None:
         """Let go of what is frozen in layers that are now faster without it."""
         self._held = self.remaining
-        own = self._spread(self.q)
+        own, live = self._spread(self.q), dict(self._by_layer(self.live()))
         assert self.task is not None
         assert self._plain is not None
         masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
-        if paying := engine.paying(self._plain, masks, self.task.engine):
+        if paying := engine.paying(self._plain, masks, self.task.engine, live):
             keep = [own_l if name in paying else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
             self._keep_only(torch.cat(keep).nonzero().flatten())
             self._lay_out()

@@ -43,7 +43,7 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
 }
 
 
-def sparse_pays(layer: nn.Module, kept: int) -> bool:
+def sparse_pays(layer: nn.Module, kept: float) -> bool:
     """Whether keeping `kept` weights of a convolution or linear layer trains faster sparse than dense here."""
     weight = layer.weight
     assert isinstance(weight, Tensor)

@@ -65,11 +65,11 @@ def converted(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> nn.
     return fused(_Conversion(net, own, engine, first).run())
 
 
-def held(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> set[str]:
-    """Of the masked parameters those that `converted` would hold as vectors."""
+def held(model: nn.Module, masks: Mapping[str, Tensor], engine: str, computed: Mapping[str, float]) -> set[str]:
+    """Of the masked parameters those that `converted` would hold as vectors, `computed` weights of each in a pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
     own = {id(named[name]): mask for name, mask in masks.items()}
-    dense = _Conversion(model, own, engine, {}).dense
+    dense = _Conversion(model, own, engine, {}, {id(named[name]): count for name, count in computed.items()}).dense
     return {name for name in masks if id(named[name]) not in dense}
 
 
@@ -83,15 +83,23 @@ def layers(net: nn.Module) -> dict[str, SparseLayer]:
 class _Conversion:
     """Replaces layers of `net`; a weight that two modules share stays shared."""
 
-    def __init__(self, net: nn.Module, masks: dict[int, Tensor], engine: str, names: dict[int, str]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        masks: dict[int, Tensor],
+        engine: str,
+        names: dict[int, str],
+        computed: Mapping[int, float] | None = None,
+    ) -> None:
         self.net, self.masks, self.engine, self.names = net, masks, engine, names
+        self.computed = computed or {key: float(mask.sum()) for key, mask in masks.items()}
         self.shared: dict[int, nn.Parameter] = {}
         self.done: dict[int, nn.Module] = {}
         # A weight is held as a vector only if every module that has it is a layer the kernels know.
         self.dense: set[int] = set()
         for module in self._modules(net):
             for parameter in _own(module):
-                if id(parameter) in masks and not self._sparse(module, masks[id(parameter)]):
+                if id(parameter) in masks and not self._sparse(module, self.computed[id(parameter)]):
                     self.dense.add(id(parameter))
 
     def _modules(self, module: nn.Module) -> list[nn.Module]:
@@ -104,13 +112,13 @@ class _Conversion:
                 stack += [] if isinstance(module, nn.MultiheadAttention) else list(module.children())
         return found
 
-    def _sparse(self, module: nn.Module, mask: Tensor) -> bool:
+    def _sparse(self, module: nn.Module, computed: float) -> bool:
         if type(module) is nn.Conv2d:
             if padding(module) is None:
                 return False
         elif type(module) is not nn.Linear:
             return False
-        return not _hooked(module) and (self.engine == "sparse" or choice.sparse_pays(module, int(mask.sum())))
+        return not _hooked(module) and (self.engine == "sparse" or choice.sparse_pays(module, computed))
 
     def run(self) -> nn.Module:
         return self._convert(self.net)

@@ -286,11 +286,9 @@ def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start
             for r in range(t0, t1):
                 _sum_rows(planes, r * columns * lanes, offset, lanes, value, start, 0, 1, c_out, sums, 0, n, n)
                 for o in range(c_out):
-                    if start[o] == start[o + 1]:
-                        continue  # a dead filter: its reader knows the constant
                     _stream(sums, o * n, out, to + (r * c_out + o) * n, n)
-                    if stats.shape[0] == 0:
-                        continue
+                    if stats.shape[0] == 0 or start[o] == start[o + 1]:
+                        continue  # a dead filter: its reader knows the constant
                     # Sums of z minus one of its values: no cancellation, and a constant map has variance 0 exactly.
                     z = sums[o * n : o * n + n]
                     if r == 0:
