@@ -9,7 +9,6 @@ one forms batch norm's dz from those on the fly. That is two passes over memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from gemminer.sparse import kernels as k
 from gemminer.sparse.memory import Pool
 from gemminer.sparse.patterns import Array, Pattern
-from gemminer.sparse.threads import helpers
+from gemminer.sparse.threads import together
 
 
 class Shortcut(NamedTuple):
@@ -157,13 +156,7 @@ class Runner:
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
         """Run kernel(t, threads, *args) for every thread t; thread t takes blocks t, t + threads, ..."""
         n = self.threads
-        others = [helpers(n).submit(kernel, t, n, *args) for t in range(1, n)]
-        try:
-            kernel(0, n, *args)
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
+        together(lambda t: kernel(t, n, *args), n)
 
     def empty(self, value: Value) -> Array:
         return self.pool.take((self.batch * value.size,), self.dtype)

@@ -26,7 +26,7 @@ from torch import Tensor
 from gemminer.errors import GemminerError, UsageError
 from gemminer.files import atomic
 from gemminer.sparse.inference_layout import Array, Entries, Layout, Operation, Plan, Pool, Shape, Sum
-from gemminer.sparse.threads import helpers
+from gemminer.sparse.threads import together
 
 Images = TypeVar("Images", Tensor, Array)
 
@@ -102,14 +102,11 @@ class Program:
         piece = -(-groups // min(groups, 4 * threads)) * layout.lanes
         begins = itertools.count(0, piece)
 
-        def work() -> None:
+        def work(thread: int) -> None:
             while (begin := next(begins)) < count:
                 layout.run(rows, logits, begin, min(count, begin + piece))
 
-        others = [helpers(threads).submit(work) for _ in range(min(threads, groups) - 1)]
-        work()
-        for other in others:
-            other.result()
+        together(work, max(1, min(threads, groups)))
 
     def _lanes(self, count: int, threads: int) -> int:
         """Images a group: as many as fit the cache, but no fewer groups than threads."""

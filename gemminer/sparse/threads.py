@@ -1,8 +1,8 @@
 """Threads that sleep until a kernel needs them.
 
-Python's threads, because kernels run without the interpreter's lock: a launch costs some 15 microseconds. A pool of
-OpenMP's would spin beside PyTorch's (6 milliseconds a launch where another process has a core), does not survive a
-fork, and doubles the time to compile.
+Python's threads, because kernels run without the interpreter's lock. A pool of OpenMP's would spin beside PyTorch's
+(6 milliseconds a launch where another process has a core), does not survive a fork, and doubles the time to compile;
+one of `concurrent.futures` takes fifty microseconds more a launch, of which a ResNet-20 step has fifty.
 """
 
 from __future__ import annotations
@@ -10,28 +10,58 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
+_Task = tuple[Callable[[int], None], int, "SimpleQueue[BaseException | None]"]
 _SOFT = 1  # omp_pause_soft: end the waiting threads, keep what OpenMP knows
 
 
-def helpers(threads: int) -> ThreadPoolExecutor:
-    """`threads` - 1 of them, at least one, beside the caller; a forked child starts its own.
+def together(work: Callable[[int], None], threads: int) -> None:
+    """work(0), ..., work(threads - 1) at the same time, the first on the caller's thread; raises what one raises.
 
     PyTorch's own threads are ended first. After each parallel operation they spin for up to five milliseconds
     waiting for the next, on the very cores a kernel is to run on: with two cores, a third of a ResNet-20 step. The
     next operation of PyTorch's starts them again, in some 50 microseconds; with none waiting the call takes one.
     """
+    if threads == 1:
+        work(0)
+        return
     _pause()(_SOFT)
-    return _helpers(os.getpid(), max(1, threads - 1))
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    for t in range(1, threads):
+        _tasks(os.getpid(), t).put((work, t, ended))
+    try:
+        work(0)
+    finally:
+        errors = [ended.get() for _ in range(1, threads)]
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 @functools.cache
-def _helpers(process: int, count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="gemminer-sparse")
+def _tasks(process: int, number: int) -> SimpleQueue[_Task]:
+    """What the thread of this number takes its work from; a forked child starts its own."""
+    tasks: SimpleQueue[_Task] = SimpleQueue()
+    threading.Thread(target=_serve, args=(tasks,), name=f"gemminer-sparse-{number}", daemon=True).start()
+    return tasks
+
+
+def _serve(tasks: SimpleQueue[_Task]) -> None:
+    while True:
+        work, number, ended = tasks.get()
+        error: BaseException | None = None
+        try:
+            work(number)
+        except BaseException as raised:  # the caller's thread raises it
+            error = raised
+        del work  # and the arrays it holds, which the caller's next launch may want from their pool
+        ended.put(error)
+        del ended, error
 
 
 @functools.cache
