@@ -115,7 +115,7 @@ class Backward:
         gradient, value = self.gradients[v], self.done.values[v]
         gradient.g, gradient.parts = g, []
         gradient.s1, gradient.s2 = stats.sum(0).T
-        if value.mean is not None and value.alive is not None:
+        if value.mean is not None and value.alive is not None and not value.alive.all():
             # A dead filter's z, zero, is in no memory: sum g * (0 - mean).
             gradient.s2[~value.alive] = -(gradient.s1 * value.mean)[~value.alive]
 

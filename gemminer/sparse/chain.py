@@ -291,22 +291,22 @@ class Forward:
     def _normalise(self, out: Value, norm: Norm | None, weight: Weights, stats: Array) -> None:
         """Find scale and shift such that norm(z + bias) = scale * z + shift, and move the running statistics."""
         run, n = self.run, out.channels
-        bias = np.zeros(n) if weight.bias is None else weight.bias.astype(np.float64)
         if norm is None:
-            out.scale, out.shift = np.ones(n, run.dtype), bias.astype(run.dtype)
+            out.scale = np.ones(n, run.dtype)
+            out.shift = np.zeros(n, run.dtype) if weight.bias is None else weight.bias.astype(run.dtype)
             return
         if norm.training:
-            mean, var = np.empty(n), np.empty(n)
-            assert out.alive is not None
-            k.batch_statistics(stats, run.counts * out.area, out.alive, mean, var)
-            if norm.momentum is not None and norm.mean is not None and norm.var is not None:
-                total, m = run.batch * out.area, norm.momentum
-                norm.mean[:] = (1 - m) * norm.mean + m * (mean + bias)
-                norm.var[:] = (1 - m) * norm.var + m * (var * (total / (total - 1)))
-        else:
-            assert norm.mean is not None
-            assert norm.var is not None
-            mean, var = norm.mean - bias, norm.var.astype(np.float64)
+            moments, affine = np.empty((2, n)), np.empty((2, n), run.dtype)
+            moves = norm.momentum is not None
+            given = (weight.bias, weight.gamma, weight.beta, norm.mean if moves else None, norm.var if moves else None)
+            arrays = (stats, run.counts * out.area, out.alive, *(run.none if a is None else a for a in given))
+            k.normalise(*arrays, norm.momentum or 0.0, norm.eps, moments, affine)  # type: ignore[call-arg]
+            (out.mean, out.invstd), (out.scale, out.shift) = moments, affine
+            return
+        assert norm.mean is not None
+        assert norm.var is not None
+        bias = 0.0 if weight.bias is None else weight.bias.astype(np.float64)
+        mean, var = norm.mean - bias, norm.var.astype(np.float64)
         out.mean, out.invstd = mean, 1 / np.sqrt(var + norm.eps)
         scale = out.invstd if weight.gamma is None else out.invstd * weight.gamma
         shift = -mean * scale if weight.beta is None else weight.beta - mean * scale

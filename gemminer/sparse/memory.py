@@ -17,6 +17,14 @@ ALIGNMENT = 64
 HUGE = 1 << 21
 
 
+class _Loan(weakref.ref[Array]):
+    """What is remembered of an array that is out: a third of the cost of `weakref.finalize`."""
+
+    __slots__ = ("array", "key")
+    key: tuple[int, Any]
+    array: Array
+
+
 class Pool:
     """Lends arrays and takes each back when its borrower lets go of it.
 
@@ -26,20 +34,24 @@ class Pool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: dict[tuple[int, Any], list[Array]] = {}
-        # finalizers run at any point, also while the lock is held: they only append, which is atomic
-        self._returned: list[tuple[tuple[int, Any], Array]] = []
+        self._lent: dict[int, _Loan] = {}
+        # callbacks run at any point, also while the lock is held: they only append, which is atomic
+        self._returned: list[_Loan] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array with whatever was in it, on a 64-byte boundary."""
         key = (math.prod(shape), np.dtype(dtype))
         with self._lock:
             while self._returned:
-                back, array = self._returned.pop()
-                self._free.setdefault(back, []).append(array)
+                back = self._returned.pop()
+                del self._lent[id(back)]
+                self._free.setdefault(back.key, []).append(back.array)
             free = self._free.get(key)
             array = free.pop() if free else _aligned(*key)
-        lent = array.reshape(shape)  # a new array object: the one whose end is noticed
-        weakref.finalize(lent, self._returned.append, (key, array)).atexit = False
+            lent = array.reshape(shape)  # a new array object: the one whose end is noticed
+            loan = _Loan(lent, self._returned.append)
+            loan.key, loan.array = key, array
+            self._lent[id(loan)] = loan
         return lent
 
     def __deepcopy__(self, memo: Any) -> Pool:

@@ -205,7 +205,7 @@ def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> i
     dtype = inputs[0].dtype
     fits = (
         dtype in DTYPES
-        and all(t.dtype == dtype and t.device.type == "cpu" and t.layout == torch.strided for t in tensors)
+        and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
     return _largest(links, modules, [tuple(x.shape) for x in inputs]) if fits else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,13 @@ class Layout:
     row: Array
     offset: Array
     back_offset: Array
+    rows: dict[tuple[int, int], Array] = field(default_factory=dict)
 
     def at(self, batch: int, block: int) -> Array:
-        """The row for a batch held in blocks of `block` images."""
-        row = self.row.copy()
+        """The row for a batch held in blocks of `block` images, to be read only."""
+        if (batch, block) in self.rows:
+            return self.rows[batch, block]
+        row = self.rows[batch, block] = self.row.copy()
         k = kernels
         row[k.G_N], row[k.G_NB] = batch, block
         row_floats = int(row[k.G_OW]) * block
