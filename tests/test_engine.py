@@ -56,7 +56,7 @@ def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.M
     assert engine.kept_only(task, masks_of(small, 0.02)) is not None
 
 
-KINDS = ("conv 16", "conv 64", "conv 256", "point", "depthwise", "linear 128", "linear 512", "linear 2048")
+KINDS = ("conv 16", "conv 64", "conv 256", "point", "linear 128", "linear 512", "linear 2048")
 
 
 @pytest.mark.parametrize("options", [{}, {"optimiser": "adamw", "lr": 1e-3}])

@@ -475,6 +475,16 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
         choice.crossovers.cache_clear()
 
 
+@pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
+def test_a_depthwise_layer_goes_with_those_around_it(
+    monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
+) -> None:
+    monkeypatch.setattr(choice, "crossovers", lambda threads: dict.fromkeys(choice._PROBES, 0.5))
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    found = [type(m) for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
+    assert found == 3 * [SparseConv2d if sparse else MaskedConv2d]
+
+
 def test_a_crossover_is_a_density() -> None:
     assert 0 <= choice._crossover("conv 64") <= 1
 

@@ -24,7 +24,7 @@ from gemminer.files import atomic
 from gemminer.sparse.fuse import fused
 from gemminer.sparse.modules import SparseConv2d, SparseLinear
 
-VERSION = 4
+VERSION = 5
 _BATCH, _REPEATS, _IN_A_ROW = 64, 7, 3
 _DENSITIES = (0.02, 0.3)
 # The share of the dense time that a sparse layer may take to be chosen. One that is dense by mistake loses the rest,
@@ -36,7 +36,6 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
     "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), 8),
     "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), 4),
     "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), 16),
-    "depthwise": (lambda: nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), 16),
     "linear 128": (lambda: nn.Linear(128, 128, bias=False), 1),
     "linear 512": (lambda: nn.Linear(512, 512, bias=False), 1),
     "linear 2048": (lambda: nn.Linear(2048, 2048, bias=False), 1),
@@ -55,11 +54,9 @@ def _kind(layer: nn.Module) -> str:
         side = layer.weight.numel() ** 0.5
         return "linear 128" if side < 256 else "linear 512" if side < 1024 else "linear 2048"
     assert isinstance(layer, nn.Conv2d)
-    if layer.groups > 1:
-        return "depthwise"
     if layer.kernel_size == (1, 1):
         return "point"
-    channels = (layer.in_channels * layer.out_channels) ** 0.5
+    channels = (layer.in_channels * layer.out_channels) ** 0.5 / layer.groups
     return "conv 16" if channels < 32 else "conv 64" if channels < 128 else "conv 256"
 
 

@@ -97,10 +97,12 @@ class _Conversion:
         self.done: dict[int, nn.Module] = {}
         # A weight is held as a vector only if every module that has it is a layer the kernels know.
         self.dense: set[int] = set()
-        for module in self._modules(net):
-            for parameter in _own(module):
-                if id(parameter) in masks and not self._sparse(module, self.computed[id(parameter)]):
-                    self.dense.add(id(parameter))
+        masked = [(m, id(p)) for m in self._modules(net) for p in _own(m) if id(p) in masks]
+        for module, key in masked:
+            if not self._takes(module) or not (self.engine == "sparse" or self._pays(module, key)):
+                self.dense.add(key)
+        if self.engine != "sparse" and all(key in self.dense for module, key in masked if not _depthwise(module)):
+            self.dense |= self.masks.keys()
 
     def _modules(self, module: nn.Module) -> list[nn.Module]:
         found, seen, stack = [], set(), [module]
@@ -112,13 +114,14 @@ class _Conversion:
                 stack += [] if isinstance(module, nn.MultiheadAttention) else list(module.children())
         return found
 
-    def _sparse(self, module: nn.Module, computed: float) -> bool:
-        if type(module) is nn.Conv2d:
-            if padding(module) is None:
-                return False
-        elif type(module) is not nn.Linear:
-            return False
-        return not _hooked(module) and (self.engine == "sparse" or choice.sparse_pays(module, computed))
+    def _takes(self, module: nn.Module) -> bool:
+        """Whether the kernels know such a layer."""
+        known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
+        return known and not _hooked(module)
+
+    def _pays(self, module: nn.Module, key: int) -> bool:
+        """A depthwise layer has hardly any arithmetic, but dense it would break the chain of those around it."""
+        return _depthwise(module) or choice.sparse_pays(module, self.computed[key])
 
     def run(self) -> nn.Module:
         return self._convert(self.net)
@@ -170,6 +173,10 @@ class _Conversion:
 def _own(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of this module; those of an attention's projections are its own."""
     return list(module.parameters(recurse=isinstance(module, nn.MultiheadAttention)))
+
+
+def _depthwise(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and module.groups == module.in_channels > 1
 
 
 def _hooked(module: nn.Module) -> bool:
