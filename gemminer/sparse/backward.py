@@ -107,7 +107,7 @@ class Backward:
         run.launch(
             k.finalise,
             *(run.batch, run.block, value.channels, value.height, value.width),
-            *(dy, z, y, scale, shift, mean, alive, self._flags(v), g, stats),
+            *(dy, z, y, scale, shift, mean, alive, self._flags(v), g, stats, run.work(run.block * value.width)),
         )
         self._finished(v, g, stats)
 

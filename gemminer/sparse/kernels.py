@@ -539,10 +539,10 @@ def apply(t, threads, n, nb, channels, height, width, z, res, scale, shift, aliv
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
-def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift, mean, alive, todo, out, stats):
+def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift, mean, alive, todo, out, stats, work):
     for b in range(t, (n + nb - 1) // nb, threads):
         m = min(nb, n - b * nb) * width
-        scratch = np.empty(m, dy.dtype)
+        scratch = work[t, :m]
         at = b * nb * channels * height * width
         for _ in range(height):
             for c in range(channels):
