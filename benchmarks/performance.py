@@ -199,10 +199,13 @@ class Axes:
 
     def grid(self, densities: Sequence[float]) -> Iterator[str]:
         bottom, text = TOP + HEIGHT, 'fill="#555555" font-size="11"'
+        free = 0.0
         for density in densities:
             x = self.x(density)
             yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}" stroke="#e8e8e8"/>'
-            yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" {text}>{100 * density:g}%</text>'
+            if x >= free:  # no label on another
+                yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" {text}>{100 * density:g}%</text>'
+                free = x + 36
         first = math.floor(math.log10(self.y_low))
         for value in (m * 10.0**e for e in range(first, first + 8) for m in (1, 2, 5)):
             if self.y_low <= value <= self.y_high:
@@ -212,6 +215,8 @@ class Axes:
 
     def curve(self, points: Sequence[tuple[float, float]], colour: str, *, dashed: bool, dots: bool) -> Iterator[str]:
         at = [(self.x(x), self.y(y)) for x, y in sorted(points)]
+        if len(at) == 1 and not dots:  # a limit at one density is a short line
+            at = [(at[0][0] + dx, at[0][1]) for dx in (-30, 30)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         yield f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'
