@@ -42,8 +42,7 @@ class Backward:
     ) -> None:
         self.release = release
         self.done, self.run, self.needs, self.wanted, self.weights = done, done.run, needs, wanted, weights
-        self.consumers = done.links.consumers()
-        self.left = list(self.consumers)
+        self.left = list(done.counts)
         self.gradients = [_Gradient() for _ in self.left]
 
     def __call__(self, outputs: Sequence[Array | None]) -> list[Weights]:
@@ -101,7 +100,7 @@ class Backward:
         run, value, gradient = self.run, self.done.values[v], self.gradients[v]
         z, y, scale, shift, mean, alive = self._about(value)
         # In the place of dy, unless that is the gradient of another value, too: a residual's.
-        ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.consumers[v] == 1)
+        ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.done.counts[v] == 1)
         dy = self._sum(gradient.parts)
         g, stats = dy if ours else run.empty(value), np.zeros((run.blocks, value.channels, 2))
         run.launch(

@@ -203,7 +203,8 @@ class Forward:
     def __init__(self, links: Links, steps: Sequence[Step], run: Runner) -> None:
         self.links, self.steps, self.run = links, steps, run
         self.values: list[Value] = []
-        counts, n = links.consumers(), links.inputs
+        self.counts = counts = links.consumers()
+        n = links.inputs
         read_as_y = {u.residual for u in links.units} | set(links.outputs)
         read_as_y |= {u.source for u in links.units if u.shortcut}
         # Kept as y: what is read twice, what is added, what is returned, and sums.
@@ -240,9 +241,9 @@ class Forward:
 
     def forget(self, v: int) -> None:
         """Let go of y, once it is returned, where z tells as much and no unit reads it."""
-        value, n = self.values[v], self.links.inputs
-        inside = any(v in (unit.source, unit.residual) for unit in self.links.units)
-        if value.z is not None and not inside and self.links.units[v - n].residual is None:
+        value = self.values[v]
+        alone = self.counts[v] == 1 and value.z is not None
+        if alone and self.links.units[v - self.links.inputs].residual is None:
             value.y = None
 
     def _layer(self, step: Step, weight: Weights) -> None:

@@ -30,15 +30,15 @@ _DENSITIES = (0.02, 0.3)
 # The share of the dense time that a sparse layer may take to be chosen. One that is dense by mistake loses the rest,
 # one that is sparse by mistake, in another network or on a busier machine than was measured, any amount.
 _SURE = 0.85
-# The layers timed: kind -> (module, side of its input). Nearest in channels stands for the others of its kind.
-_PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], int]] = {
-    "conv 16": (lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False), 32),
-    "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), 8),
-    "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), 4),
-    "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), 16),
-    "linear 128": (lambda: nn.Linear(128, 128, bias=False), 1),
-    "linear 512": (lambda: nn.Linear(512, 512, bias=False), 1),
-    "linear 2048": (lambda: nn.Linear(2048, 2048, bias=False), 1),
+# The layers timed: kind -> (module, shape of an example). Nearest in channels stands for the others of its kind.
+_PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], tuple[int, ...]]] = {
+    "conv 16": (lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False), (16, 32, 32)),
+    "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), (64, 8, 8)),
+    "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), (256, 4, 4)),
+    "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), (64, 16, 16)),
+    "linear 128": (lambda: nn.Linear(128, 128, bias=False), (128,)),
+    "linear 512": (lambda: nn.Linear(512, 512, bias=False), (512,)),
+    "linear 2048": (lambda: nn.Linear(2048, 2048, bias=False), (2048,)),
 }
 
 
@@ -135,11 +135,8 @@ def _stack(kind: str, density: float | None) -> nn.Sequential:
 
 def _step(net: nn.Module, kind: str, *, dense: bool = False) -> Callable[[], None]:
     """Forward and backward; dense in channels-last, which is PyTorch's fastest on a CPU."""
-    layer, side = _PROBES[kind][0](), _PROBES[kind][1]
-    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    source = torch.Generator().manual_seed(0)
-    x = torch.randn((_BATCH, channels) if side == 1 else (_BATCH, channels, side, side), generator=source)
-    if dense and side > 1:
+    x = torch.randn(_BATCH, *_PROBES[kind][1], generator=torch.Generator().manual_seed(0))
+    if dense and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
         for parameter in net.parameters():
             if parameter.dim() == 4:

@@ -92,7 +92,7 @@ class _Conversion:
         computed: Mapping[int, float] | None = None,
     ) -> None:
         self.net, self.masks, self.engine, self.names = net, masks, engine, names
-        self.computed = computed or {key: float(mask.sum()) for key, mask in masks.items()}
+        self.computed = computed or {}
         self.shared: dict[int, nn.Parameter] = {}
         self.done: dict[int, nn.Module] = {}
         # A weight is held as a vector only if every module that has it is a layer the kernels know.
@@ -121,7 +121,9 @@ class _Conversion:
 
     def _pays(self, module: nn.Module, key: int) -> bool:
         """A depthwise layer has hardly any arithmetic, but dense it would break the chain of those around it."""
-        return _depthwise(module) or choice.sparse_pays(module, self.computed[key])
+        if _depthwise(module):
+            return True
+        return choice.sparse_pays(module, self.computed[key] if self.computed else float(self.masks[key].sum()))
 
     def run(self) -> nn.Module:
         return self._convert(self.net)
