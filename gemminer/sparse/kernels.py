@@ -200,9 +200,7 @@ def _stream(source, at, out, to, n):
         while i + width <= n:
             stream(source, at + i, out, to + i)
             i += width
-    while i < n:
-        out[to + i] = source[at + i]
-        i += 1
+    _move(source, at + i, out, to + i, n - i)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)

@@ -127,40 +127,29 @@ def _gather_tile(tiles: int) -> Callable[..., Any]:
     return gather_tile
 
 
-@intrinsic
-def stream(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
-    """out[to:] = source[at:], one vector, straight to memory: `out + to` must be aligned to a vector."""
-    i64 = types.int64
-    signature = types.void(source, i64, out, i64)
+def _copy(past_caches: bool) -> Callable[..., Any]:
+    @intrinsic
+    def copy(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
+        i64 = types.int64
+        signature = types.void(source, i64, out, i64)
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = signature.args[0]
-        vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
-        source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
-        address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
-        store = builder.store(_load(builder, source, args[1], vector), address, align=VECTOR_BYTES)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = signature.args[0]
+            vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
+            source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
+            address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
+            value = _load(builder, source, args[1], vector)
+            store = builder.store(value, address, align=VECTOR_BYTES if past_caches else 4)
+            if past_caches:
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+            return context.get_dummy_value()
 
-    return signature, generate
+        return signature, generate
 
-
-@intrinsic
-def move(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
-    """out[to:] = source[at:], one vector of each."""
-    i64 = types.int64
-    signature = types.void(source, i64, out, i64)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = signature.args[0]
-        vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
-        source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
-        address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
-        builder.store(_load(builder, source, args[1], vector), address, align=4)
-        return context.get_dummy_value()
-
-    return signature, generate
+    return copy
 
 
+# out[to:] = source[at:], one vector; `stream` goes straight to memory, and `out + to` must be aligned to a vector.
+move, stream = _copy(False), _copy(True)
 sum_8, sum_4, sum_2, sum_1 = (_sum_tile(n) for n in (8, 4, 2, 1))
 gather_8, gather_4, gather_2, gather_1 = (_gather_tile(n) for n in (8, 4, 2, 1))
