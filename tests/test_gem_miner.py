@@ -139,7 +139,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
         epochs=3,
         optimiser="adam" if optimiser == "adam" else "sgd",
         nesterov=optimiser == "nesterov",
-        lr=0.05 if optimiser == "adam" else 2.0,
+        lr=0.05 if optimiser == "adam" else 20.0,  # so large that many scores are clipped, however a CPU rounds
         ridge=1e-3,
     )
     model, data = build(), TensorBatches(*tiny_data(64), batch_size=16, seed=1)
@@ -157,7 +157,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
         if optimiser == "adam":
             return torch.optim.Adam(leaves, lr=0.05, betas=(0.9, 0.999), weight_decay=2e-3, fused=True)
         nesterov = optimiser == "nesterov"
-        return torch.optim.SGD(leaves, lr=2.0, momentum=0.9, nesterov=nesterov, weight_decay=2e-3, fused=True)
+        return torch.optim.SGD(leaves, lr=20.0, momentum=0.9, nesterov=nesterov, weight_decay=2e-3, fused=True)
 
     p, q, losses = oracle(copy, batches, scores, freezes, optim, lambda step: options.lr_at(step / 4))
 
@@ -181,7 +181,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
     assert [row["loss"] for row in ticket.provenance["rows"]] == [sum(e) / 4 for e in epochs]
     assert int(rule.q.sum()) == round(0.1 * total)
     clipped = torch.cat([s.reshape(-1) for s in p.values()])
-    assert (clipped == 0).any() or (clipped == 1).any()  # the case with ties is in the test
+    assert int((clipped == 0).sum()) >= 2  # the case with ties is in the test
 
 
 def options_for_fit(options: Options) -> Any:
