@@ -67,7 +67,7 @@ def assert_equal(program: Program, model: nn.Module, x: Tensor, tolerance: float
     assert got.dtype == torch.float32
     assert got.shape == want.shape
     scale = want.abs().max().item()
-    assert scale > 0
+    assert scale > 0 or len(x) == 1  # of one image nothing may be left behind a ReLU, of many something is
     assert (got.double() - want).abs().max().item() <= tolerance * scale
 
 
@@ -180,7 +180,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], nn.Module]] = {
                       nn.Conv2d(8, 4, 1), nn.LeakyReLU(0.2), nn.Identity()),
     ),
     "nothing": ((3, 4, 4), nn.Identity()),
-    "result is a map": ((3, 4, 4), nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())),
+    "result is a map": ((3, 4, 4), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())),
     "affine, dead filters and padding": (
         (3, 6, 6),
         nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 1, 1),

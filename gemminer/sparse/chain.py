@@ -301,7 +301,7 @@ class Forward:
             moves = norm.momentum is not None
             given = (weight.bias, weight.gamma, weight.beta, norm.mean if moves else None, norm.var if moves else None)
             arrays = (stats, run.counts * out.area, out.alive, *(run.none if a is None else a for a in given))
-            k.normalise(*arrays, norm.momentum or 0.0, norm.eps, moments, affine)  # type: ignore[call-arg]
+            k.normalise(*arrays, norm.momentum or 0.0, norm.eps, moments, affine)
             (out.mean, out.invstd), (out.scale, out.shift) = moments, affine
             return
         assert norm.mean is not None

@@ -17,6 +17,8 @@ A `Geometry` row of integers describes a layer (`G_*` below). All arrays are fla
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -35,7 +37,14 @@ from gemminer.sparse.vectors import (
 )
 
 # NaN and infinity keep their meaning: no nnan, no ninf.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+# What Python launches, and what only these call: without the wrappers nobody uses, which take long to compile.
+_LAUNCHED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_INNER: dict[str, Any] = {**_LAUNCHED, "no_cpython_wrapper": True}
+_kernel = numba.njit(**_LAUNCHED, fastmath=_FAST)
+_inner = numba.njit(**_INNER, fastmath=_FAST)
+# A layer's few sums, in float64 and in the order written.
+_exact = numba.njit(**_LAUNCHED)
 
 # Where a number stands in the row of integers that describes a layer on maps of one size.
 G_N, G_NB, G_C, G_H, G_W, G_O, G_OH, G_OW, G_KH, G_S, G_PH, G_PW = range(12)
@@ -54,11 +63,11 @@ RELU, RESIDUAL, STORE, IDENTITY = 1, 2, 4, 8
 NEED_X, NEED_W, EXTRA, STATS, MASK, MATERIALISED, NORM = 1, 2, 4, 8, 16, 32, 64
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
-def _sum_rows(planes, base, offset, lanes, value, start, first, step, filters, out, at, length, gap):
+@_inner
+def _sum_rows(planes, base, offset, lanes, value, start, first, step, filters, out, length, gap):
     """A row of several filters: filter f is row q = first + f * step of the pattern, and of its kept weights j
 
-        out[at + f * gap + i] = sum of value[j] * planes[base + offset[j] * lanes + i]     for i < length.
+        out[f * gap + i] = sum of value[j] * planes[base + offset[j] * lanes + i]     for i < length.
 
     A tile of columns is done for all filters before the next, so the part of the planes it reads stays in the first
     cache. Filters without weights give zeros.
@@ -69,7 +78,7 @@ def _sum_rows(planes, base, offset, lanes, value, start, first, step, filters, o
         left = length - i
         for f in range(filters):
             q = first + f * step
-            j0, j1, to = start[q], start[q + 1], at + f * gap + i
+            j0, j1, to = start[q], start[q + 1], f * gap + i
             if left >= 8 * width:
                 sum_8(planes, base + i, offset, lanes, value, j0, j1, out, to)
             elif left >= 4 * width:
@@ -87,7 +96,7 @@ def _sum_rows(planes, base, offset, lanes, value, start, first, step, filters, o
         i += _advance(left, width)
 
 
-@numba.njit(cache=True, nogil=True)
+@_inner
 def _advance(left, width):
     """How many numbers the tile takes that starts where `left` are left."""
     for tiles in (8, 4, 2, 1):
@@ -96,7 +105,7 @@ def _advance(left, width):
     return left
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _gather_rows(grad, at, gap, planes, base, offset, lanes, start, first, last, sums, shift, length):
     """Weight gradients of a row for filters first..last-1: a vector of sums a weight, of weight `shift` at 0,
 
@@ -126,7 +135,7 @@ def _gather_rows(grad, at, gap, planes, base, offset, lanes, start, first, last,
         i += _advance(left, width)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _reduce(sums, j0, j1, partial):
     """Add each weight's vector of sums to partial[j], and clear it."""
     width = VECTOR_BYTES // sums.itemsize
@@ -140,42 +149,31 @@ def _reduce(sums, j0, j1, partial):
         partial[j] += total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _activate(z, res, at, scale, shift, alive, flags, out, to, n):
     """out[to:to+n] = relu(scale * z + shift + res), each part if its flag is set; a dead channel's z is never read."""
-    zero = out.dtype.type(0)
-    y = out[to : to + n]
     if flags & IDENTITY:
-        x = z[at : at + n]
+        _move(z, at, out, to, n)
+        return
+    low = out.dtype.type(0 if flags & RELU else -np.inf)
+    x, r, y = z[at : at + n], res[at : at + n], out[to : to + n]
+    if alive and flags & RESIDUAL:
         for i in range(n):
-            y[i] = x[i]
-    elif flags & RESIDUAL:
-        r = res[at : at + n]
-        if not alive:
-            for i in range(n):
-                y[i] = shift + r[i]
-        else:
-            x = z[at : at + n]
-            for i in range(n):
-                y[i] = scale * x[i] + shift + r[i]
-        if flags & RELU:
-            for i in range(n):
-                v = y[i]
-                y[i] = zero if v <= zero else v
-    elif not alive:
-        y[:] = zero if flags & RELU and shift <= zero else shift
-    elif flags & RELU:
-        x = z[at : at + n]
+            v = scale * x[i] + shift + r[i]
+            y[i] = low if v <= low else v  # NaN stays NaN, as in PyTorch
+    elif alive:
         for i in range(n):
             v = scale * x[i] + shift
-            y[i] = zero if v <= zero else v  # NaN stays NaN, as in PyTorch
-    else:
-        x = z[at : at + n]
+            y[i] = low if v <= low else v
+    elif flags & RESIDUAL:
         for i in range(n):
-            y[i] = scale * x[i] + shift
+            v = shift + r[i]
+            y[i] = low if v <= low else v
+    else:
+        y[:] = low if shift <= low else shift
 
 
-@numba.njit(cache=True, nogil=True)
+@_inner
 def _move(source, at, out, to, n):
     """out[to : to + n] = source[at : at + n], for short runs."""
     width = VECTOR_BYTES // source.itemsize
@@ -188,7 +186,7 @@ def _move(source, at, out, to, n):
         i += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@_inner
 def _stream(source, at, out, to, n):
     """out[to : to + n] = source[at : at + n]: past the caches, where they could not hold all of `out` until it is read.
 
@@ -203,7 +201,7 @@ def _stream(source, at, out, to, n):
     _move(source, at + i, out, to + i, n - i)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want, y, planes, row):
     """Rows first..last-1 of every wanted channel, activated, into the padded phase planes (and into y to keep)."""
     w, s, ph, pw, rows, columns = g[G_W], g[G_S], g[G_PH], g[G_PW], g[G_XR], g[G_XC]
@@ -215,16 +213,13 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
                 continue
             at = base + (r * channels + c) * n
             down, py = (r + ph) // s, (r + ph) % s
-            if s == 1 and want[c]:
-                to = ((c * rows + down) * columns + pw) * lanes
-                _activate(z, res, at, scale[c], shift[c], alive[c], flags, planes, to, n)
-                if store:
-                    _stream(planes, to, y, at, n)
-                continue
-            _activate(z, res, at, scale[c], shift[c], alive[c], flags, row, 0, n)
+            straight = s == 1 and want[c]
+            held = planes if straight else row
+            to = ((c * rows + down) * columns + pw) * lanes if straight else 0
+            _activate(z, res, at, scale[c], shift[c], alive[c], flags, held, to, n)
             if store:
-                _stream(row, 0, y, at, n)
-            if not want[c] or down >= rows:
+                _stream(held, to, y, at, n)
+            if straight or not want[c] or down >= rows:
                 continue
             for x in range(w):
                 right, px = (x + pw) // s, (x + pw) % s
@@ -233,7 +228,7 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
                     _move(row, x * lanes, planes, to, lanes)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _clear(planes, n, rows, columns, top, left, height, width, lanes):
     """Zeros around the (height x width) middle of n planes."""
     right, below = left + width, top + height
@@ -247,7 +242,7 @@ def _clear(planes, n, rows, columns, top, left, height, width, lanes):
             planes[at + right * lanes : at + columns * lanes] = 0
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _clear_input(g, lanes, planes):
     s = g[G_S]
     if s == 1:
@@ -256,7 +251,7 @@ def _clear_input(g, lanes, planes):
         planes[: g[G_C] * s * s * g[G_XR] * g[G_XC] * lanes] = 0
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_kernel
 def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start, offset, value, out, stats, work):
     blocks = (g[G_N] + g[G_NB] - 1) // g[G_NB]
     c_in, h, w, c_out, oh, ow = g[G_C], g[G_H], g[G_W], g[G_O], g[G_OH], g[G_OW]
@@ -265,13 +260,14 @@ def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start
     planes, row, sums = work[t, :size], work[t, size:], work[t, size + w * g[G_NB] :]
     cleared = 0
     zero = out.dtype.type(0)
+    none, one = np.int64(0), np.int64(1)  # a literal argument would compile what it is given to once more
     for b in range(t, blocks, threads):
         lanes = min(g[G_NB], g[G_N] - b * g[G_NB])
         if lanes != cleared:
             _clear_input(g, lanes, planes)
             cleared = lanes
         from_, to = b * g[G_NB] * c_in * h * w, b * g[G_NB] * c_out * oh * ow
-        filled = 0
+        filled = none
         for t0 in range(0, oh, tile):
             t1 = min(oh, t0 + tile)
             last = min(h, (t1 - 1) * s - ph + kh)
@@ -282,7 +278,7 @@ def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start
                 filled = last
             n = ow * lanes
             for r in range(t0, t1):
-                _sum_rows(planes, r * columns * lanes, offset, lanes, value, start, 0, 1, c_out, sums, 0, n, n)
+                _sum_rows(planes, r * columns * lanes, offset, lanes, value, start, none, one, c_out, sums, n, n)
                 for o in range(c_out):
                     _stream(sums, o * n, out, to + (r * c_out + o) * n, n)
                     if stats.shape[0] == 0 or start[o] == start[o + 1]:
@@ -301,7 +297,7 @@ def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start
                     stats[b, o, 2] += s2
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _finish(dx, n, extra, z, y, at, scale, shift, mean, alive, flags, out):
     """g = (dx + extra) masked where y = relu(...) is zero, to out; returns sum g and sum g * (z - mean).
 
@@ -351,7 +347,7 @@ def _finish(dx, n, extra, z, y, at, scale, shift, mean, alive, flags, out):
     return s1, s2
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_inner
 def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, start, planes):
     """Rows first..last-1 of dz = a * g + b * (z - mean) + c (batch norm's gradient) into padded planes."""
     ow, rows, columns, top, left = g[G_OW], g[G_ZR], g[G_ZC], g[G_ZTOP], g[G_ZLEFT]
@@ -375,7 +371,7 @@ def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, st
                     d[i] = a_o * dy[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@_inner
 def _interleave(phase, m, lanes, row, x0, s, channels, n):
     """Columns x0, x0 + s, ... of each channel's row from a phase of it."""
     for c in range(channels):
@@ -384,7 +380,7 @@ def _interleave(phase, m, lanes, row, x0, s, channels, n):
             _move(phase, at, row, to, lanes)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_kernel
 def backward(
     t, threads, g, todo,
     z_in, y_in, scale, shift, mean, alive, in_flags, want,
@@ -416,7 +412,7 @@ def backward(
             _clear(z_planes, c_out, g[G_ZR], g[G_ZC], g[G_ZTOP], g[G_ZLEFT], oh, ow, lanes)
             cleared = lanes
         from_, to = b * g[G_NB] * c_in * h * w, b * g[G_NB] * c_out * oh * ow
-        filled, done = 0, 0
+        filled, done = np.int64(0), np.int64(0)  # literals would compile `_fill` once more
         for t0 in range(0, oh, tile):
             t1 = min(oh, t0 + tile)
             _fill_gradient(g, lanes, t0, t1, grad, z_out, to, a, b_z, b_c, mean_out, norm, start, z_planes)
@@ -454,7 +450,7 @@ def backward(
                         base = (line + (x0 + pw) // s) * lanes
                         _sum_rows(
                             z_planes, base, back_offset, lanes, back_value, row_start, q + px, s * s, c_in,
-                            row if s == 1 else phase, 0, m, n if s == 1 else m,
+                            row if s == 1 else phase, m, n if s == 1 else m,
                         )  # fmt: skip
                         if s > 1:
                             _interleave(phase, m, lanes, row, x0, s, c_in, n)
@@ -471,7 +467,7 @@ def backward(
 # Per layer
 
 
-@numba.njit(cache=True)
+@_exact
 def sift(start, offset, value, to_start, to_offset, to_value):
     """The rows of a pattern without the weights whose value is zero."""
     n = 0
@@ -484,7 +480,7 @@ def sift(start, offset, value, to_start, to_offset, to_value):
     to_start[start.shape[0] - 1] = n
 
 
-@numba.njit(cache=True)
+@_exact
 def batch_statistics(stats, counts, alive, mean, var):
     """Mean and biased variance of each channel, from each block's (pivot, sum, sum of squares) about its pivot."""
     total = counts.sum()
@@ -502,7 +498,7 @@ def batch_statistics(stats, counts, alive, mean, var):
         var[c] = max(var[c] / total, 0.0) if var[c] == var[c] else var[c]
 
 
-@numba.njit(cache=True)
+@_exact
 def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var, momentum, eps, moments, affine):
     """(mean, 1 / sqrt(var + eps)) and (scale, shift) of a batch's norm; moves the running statistics, if given.
 
@@ -525,7 +521,7 @@ def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var
 # Values at the edges of a chain, which a pass of their own reads or writes
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_kernel
 def apply(t, threads, n, nb, channels, height, width, z, res, scale, shift, alive, flags, y):
     for b in range(t, (n + nb - 1) // nb, threads):
         lanes = min(nb, n - b * nb)
@@ -536,7 +532,7 @@ def apply(t, threads, n, nb, channels, height, width, z, res, scale, shift, aliv
                 at += width * lanes
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@_kernel
 def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift, mean, alive, todo, out, stats, work):
     for b in range(t, (n + nb - 1) // nb, threads):
         m = min(nb, n - b * nb) * width
@@ -544,7 +540,7 @@ def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift,
         at = b * nb * channels * height * width
         for _ in range(height):
             for c in range(channels):
-                scratch[:m] = dy[at : at + m]
+                _move(dy, at, scratch, np.int64(0), m)
                 s1, s2 = _finish(scratch, m, dy, z, y, at, scale[c], shift[c], mean[c], alive[c], todo, out)
                 if todo & STATS:
                     stats[b, c, 0] += s1
@@ -552,7 +548,7 @@ def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift,
                 at += m
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 def block(t, threads, nb, images, blocked, inwards):
     """Between (N, C, H, W) and blocks of nb images, image innermost."""
     n, channels, height, width = images.shape
@@ -573,7 +569,7 @@ def block(t, threads, nb, images, blocked, inwards):
                 at += width * lanes
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 def shortcut(t, threads, n, nb, c_in, h, w, c_out, stride, before, full, small, back):
     """small = every stride-th pixel of full between zero channels, `before` of them in front; back is its adjoint."""
     oh, ow = (h + stride - 1) // stride, (w + stride - 1) // stride
