@@ -62,23 +62,35 @@ def paying(model: nn.Module, masks: Mapping[str, Tensor], engine: str, live: Map
     """
     from gemminer.sparse.convert import held
 
-    masks = {name: mask for name, mask in masks.items() if not mask.all()}
     return held(model, masks, engine, {n: (2 * int(live[n].sum()) + int(m.sum())) / 3 for n, m in masks.items()})
 
 
 def searching(
-    model: nn.Module, masks: Mapping[str, Tensor], names: Sequence[str]
+    model: nn.Module, masks: Mapping[str, Tensor], names: Sequence[str], net: nn.Module | None = None
 ) -> tuple[nn.Module, list[nn.Parameter]]:
     """A network that holds of the weights in `masks` the kept ones only, and the parameters a search puts in `names`.
 
     Those of kept weights are vectors; where one is zero the network's sums leave it out, and its gradient is still
     that of the loss. Weights that are not in `masks` stay what they are.
+
+    Args:
+        net: what the search has run so far, if not `model`. Where the same layers hold vectors in it, it is returned
+            with shorter ones, which spares a trace and a copy.
     """
     from gemminer.sparse.convert import converted, layers
 
-    net = converted(model, masks, "sparse")
-    vectors = {f"{path}.weight": layer for path, layer in layers(net).items()}
-    for layer in vectors.values():
-        layer.sift = True
+    vectors = {} if net is None else {f"{path}.weight": layer for path, layer in layers(net).items()}
+    shared = {n: [v for v in vectors.values() if v.values is vectors[n].values] for n in masks if n in vectors}
+    if net is not None and shared.keys() == masks.keys() and sum(map(len, shared.values())) == len(vectors):
+        for name, same in shared.items():
+            values = nn.Parameter(same[0].values.new_empty(int(masks[name].sum())))
+            for layer in same:
+                layer.narrow(masks[name], values)
+    else:
+        write_back(net, model)
+        net = converted(model, masks, "sparse")
+        vectors = {f"{path}.weight": layer for path, layer in layers(net).items()}
+        for layer in vectors.values():
+            layer.sift = True
     plain = dict(getattr(net, "net", net).named_parameters())
     return net, [vectors[name].values if name in masks else plain[name] for name in names]

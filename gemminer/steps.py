@@ -69,7 +69,7 @@ def wants_channels_last(task: Task) -> bool:
     if not any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
         return False
     trial = dataclasses.replace(task, channels_last=True)
-    inputs, targets = next(iter(task.train.epoch(0)))
+    inputs, targets = task.few()
     with borrowed(task.model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             trial.loss_of(inputs, targets).backward()

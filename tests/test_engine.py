@@ -56,6 +56,34 @@ def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.M
     assert engine.kept_only(task, masks_of(small, 0.02)) is not None
 
 
+def test_a_search_makes_its_networks_vectors_shorter_in_place() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    twin = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    twin.weight = conv.weight  # two modules, one weight
+    model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), twin, nn.Flatten(), nn.Linear(64, 3)).double()
+    names = ["0.weight", "5.weight"]
+    source = torch.Generator().manual_seed(0)
+    wide = {n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.8 for n in names}
+    narrow = {n: mask & (torch.rand(mask.shape, generator=source) < 0.5) for n, mask in wide.items()}
+    x = torch.randn(5, 4, 4, 4, generator=source, dtype=torch.float64)
+    held, _ = engine.searching(model, wide, names)
+    held(x).sum().backward()
+    results = []
+    for before in (held, None):
+        net, weights = engine.searching(model, narrow, names, before)
+        assert (net is held) == (before is held)
+        for n, w in zip(names, weights, strict=True):
+            w.data = model.get_parameter(n).detach()[narrow[n]]
+        loss = net(x).square().sum()
+        loss.backward()
+        results.append([loss.detach(), *(w.grad for w in weights)])
+    for ours, fresh in zip(*results, strict=True):
+        torch.testing.assert_close(ours, fresh)
+    other, weights = engine.searching(model, {"5.weight": narrow["5.weight"]}, names, held)
+    assert other is not held  # the convolutions are dense again
+    assert [w.dim() for w in weights] == [4, 1]
+
+
 KINDS = ("conv 16", "conv 64", "conv 256", "point", "linear 128", "linear 512", "linear 2048")
 
 

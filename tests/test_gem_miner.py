@@ -41,9 +41,14 @@ def parts_of(rule: Scores, flat: Tensor) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(flat.split(rule.full_sizes), rule.shapes, strict=True)]
 
 
+def rule_size(model: nn.Module) -> int:
+    return sum(p.numel() for p in prunable(model).values())
+
+
 def state_of(scores: Tensor) -> dict[str, Any]:
     """A rule's state with these scores and nothing frozen."""
-    return {"p": scores, "q": torch.ones(len(scores), dtype=torch.bool), "index": None, "held": len(scores)}
+    n = len(scores)
+    return {"p": scores, "q": torch.ones(n, dtype=torch.bool), "index": None, "vectors": [], "work": 3 * n}
 
 
 # --- the oracle: straight-through autograd, layer by layer, with nothing of the package in it ------------------
@@ -661,14 +666,15 @@ def test_kept_weights_only_give_the_search_of_all_weights(ridge: float | None, o
     assert all(torch.equal(found[0].masks[name], found[1].masks[name]) for name in found[0].masks)
 
 
-def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [2, 7])  # with vectors of all weights, and with shorter ones
+def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path, killed: int) -> None:
     model, data = tiny_net(), TensorBatches(*tiny_data(), batch_size=16)
     options = Options(epochs=8)
     whole = find(Task(model, data, engine="sparse"), 0.1, options, 0)
 
     class Killed(Monitor):
         def epoch(self, row: dict[str, Any]) -> None:
-            if row["epoch"] == 7:
+            if row["epoch"] == killed:
                 raise KeyboardInterrupt
 
     checkpoint = Checkpoint(tmp_path / "state", 0.0)
@@ -676,7 +682,8 @@ def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path) -> None
         find(Task(model, data, engine="sparse", checkpoint=checkpoint, monitor=Killed()), 0.1, options, 0)
     state = checkpoint.load()
     assert state is not None
-    assert state["rule"]["index"] is not None  # it was killed with the smaller network
+    assert len(state["rule"]["vectors"]) == 3
+    assert (len(state["rule"]["index"]) == rule_size(model)) == (killed == 2)
     again = find(Task(model, data, engine="sparse", checkpoint=checkpoint), 0.1, options, 0)
     assert all(torch.equal(again.masks[name], whole.masks[name]) for name in whole.masks)
     losses = [[row["loss"] for row in ticket.provenance["rows"]] for ticket in (again, whole)]

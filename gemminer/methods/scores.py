@@ -27,8 +27,8 @@ RATE = 0.015
 # A layer's mean gradient counts, and moves its scores, at most this many times the median of all layers. Batch norm
 # divides what a filter without live weights gives by sqrt(eps), which lifts its scores some 300 times too fast.
 CAP = 3.0
-# The network is made anew whenever so much of what it holds has been frozen since the last time.
-COMPACT = 0.7
+# Which layers compute kept weights only is asked anew whenever a step's work has fallen to this part of what it was.
+COMPACT = 0.85
 # Batches that validation's batch-norm statistics are taken from.
 SETTLE = 8
 
@@ -81,7 +81,8 @@ class Scores:
         self._optimiser: torch.optim.Optimizer | None = None
         self._plain = None if task is None else task.model
         self._sparse = task is not None and engine.wanted(task)
-        self._held = self.total  # unfrozen when the network was last made
+        self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
+        self._work = 3 * self.total  # of a step, when it was last asked where that pays
         self._lambdas: list[float] = []
         self.frozen_in_epoch = 0
         self._lay_out()
@@ -114,7 +115,11 @@ class Scores:
             self._shrink(self.live_at(step))
         if step in self.schedule:
             self._freeze(self.remaining - self.schedule[step])
-            if self._sparse and self.remaining <= COMPACT * self._held:
+        if self._sparse and step < max(self.schedule, default=0):
+            # Two passes of three compute what is live, the third, the weights' gradient, all that is unfrozen.
+            work = 2 * int(self._on().sum()) + self.remaining
+            if work <= COMPACT * self._work:
+                self._work = work
                 self._compact()
         self._write()
 
@@ -132,12 +137,13 @@ class Scores:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        return {"p": self.p.detach(), "q": self.q, "index": self.index, "held": self._held}
+        own = {"vectors": sorted(self._vectors), "work": self._work}
+        return {"p": self.p.detach(), "q": self.q, "index": self.index, **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["index"] is not None:
-            self._keep_only(state["index"])
-        self._held, self._lambdas = state["held"], []
+            self._keep_only(state["index"], set(state["vectors"]))
+        self._work, self._lambdas = state["work"], []
         with torch.no_grad():
             self.p.copy_(state["p"])
             self.q.copy_(state["q"])
@@ -247,33 +253,32 @@ class Scores:
 
     def _compact(self) -> None:
         """Let go of what is frozen in layers that are now faster without it."""
-        self._held = self.remaining
         own, live = self._spread(self.q), dict(self._by_layer(self.live()))
         assert self.task is not None
         assert self._plain is not None
         masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
         if paying := engine.paying(self._plain, masks, self.task.engine, live):
             keep = [own_l if name in paying else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
-            self._keep_only(torch.cat(keep).nonzero().flatten())
+            self._keep_only(torch.cat(keep).nonzero().flatten(), paying)
             self._lay_out()
 
     def _by_layer(self, flat: Tensor) -> list[tuple[str, Tensor]]:
         return list(zip(self.names, flat.split(self.full_sizes), strict=True))
 
-    def _keep_only(self, index: Tensor) -> None:
-        """Exchange the network for one that holds the weights `index` names, and shrink the vectors to them."""
+    def _keep_only(self, index: Tensor, vectors: set[str]) -> None:
+        """Exchange the network for one that holds of `vectors` what `index` names, and shrink the scores to that.
+
+        What has been frozen in a layer that stays dense is still held there, as zeros.
+        """
         assert self.task is not None
         assert self._plain is not None
         held = torch.zeros(self.total, dtype=torch.bool)
         held[index] = True
-        # What has been frozen in a layer that stays dense is still held there, as zeros.
-        masks = {
-            name: part.view(shape)
-            for (name, part), shape in zip(self._by_layer(held), self.shapes, strict=True)
-            if not part.all()
-        }
-        engine.write_back(None if self.task.model is self._plain else self.task.model, self._plain)
-        self.task.model, self.weights = engine.searching(self._plain, masks, self.names)
+        parts = zip(self._by_layer(held), self.shapes, strict=True)
+        masks = {name: part.view(shape) for (name, part), shape in parts if name in vectors}
+        self._vectors = vectors
+        net = None if self.task.model is self._plain else self.task.model
+        self.task.model, self.weights = engine.searching(self._plain, masks, self.names, net)
         before = torch.full((self.total,), -1)
         before[torch.arange(self.total) if self.index is None else self.index] = torch.arange(self.p.numel())
         at = before[index]

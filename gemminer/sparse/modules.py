@@ -49,6 +49,11 @@ class SparseLayer(nn.Module):
         flat = self.values.new_zeros(int(np.prod(self.shape)))
         return flat.index_put((self.kept.long(),), self.values).reshape(self.shape)
 
+    def narrow(self, mask: Tensor, values: nn.Parameter) -> None:
+        """Hold `values` from now on, at the places `mask`, of the whole weight, keeps."""
+        self.kept = mask.reshape(-1).nonzero().flatten().to(self.kept)
+        self.values, self._pattern = values, None
+
     def pattern(self) -> Pattern:
         if self._pattern is None:
             self._pattern = self._make_pattern(self.kept.cpu().numpy())
