@@ -84,7 +84,7 @@ def test_a_search_makes_its_networks_vectors_shorter_in_place() -> None:
     assert [w.dim() for w in weights] == [4, 1]
 
 
-KINDS = ("conv 16", "conv 64", "conv 256", "point", "linear 128", "linear 512", "linear 2048")
+KINDS = ("conv 16", "conv 64", "conv 256", "point", "linear 512", "linear 2048")
 
 
 @pytest.mark.parametrize("options", [{}, {"optimiser": "adamw", "lr": 1e-3}])

@@ -24,7 +24,14 @@ from gemminer.errors import GemminerError, UsageError
 from gemminer.masking import KeepMask, prunable
 from gemminer.sparse import choice, densify, kernels, memory, sparsify
 from gemminer.sparse.fuse import SparseNetwork
-from gemminer.sparse.modules import MaskedConv2d, MaskedLayer, SparseConv2d, SparseLayer, SparseLinear
+from gemminer.sparse.modules import (
+    MaskedConv2d,
+    MaskedLayer,
+    MaskedLinear,
+    SparseConv2d,
+    SparseLayer,
+    SparseLinear,
+)
 from gemminer.ticket import Ticket, named_state
 
 
@@ -483,6 +490,21 @@ def test_a_depthwise_layer_goes_with_those_around_it(
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
     found = [type(m) for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
     assert found == 3 * [SparseConv2d if sparse else MaskedConv2d]
+
+
+@pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
+def test_a_small_linear_layer_goes_with_the_large_ones(
+    monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
+) -> None:
+    monkeypatch.setattr(choice, "crossovers", lambda threads: dict.fromkeys(choice._PROBES, 0.5))
+    model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    kind = SparseLinear if sparse else MaskedLinear
+    found = sparsify(model, ticket_for(model, density)).modules()
+    assert [type(m) for m in found if isinstance(m, SparseLinear | MaskedLinear)] == [kind, kind]
+    head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))  # of a convolutional network: alone
+    found = sparsify(head, ticket_for(head, 0.1)).modules()
+    assert any(isinstance(m, SparseConv2d) for m in found)
+    assert not any(isinstance(m, SparseLinear) for m in found)
 
 
 def test_a_crossover_is_a_density() -> None:

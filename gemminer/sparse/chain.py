@@ -8,7 +8,7 @@ one forms batch norm's dz from those on the fly. That is two passes over memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -166,15 +166,34 @@ class Runner:
         return self.pool.take((self.threads, 1 << max(6, (size - 1).bit_length())), self.dtype)
 
     def block_in(self, x: Tensor, value: Value) -> Array:
-        images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
         out = self.empty(value)
+        if value.area == 1:
+            for blocks, rows in self._matrices(out, x.detach().reshape(self.batch, -1)):
+                blocks.copy_(rows)
+            return out
+        images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
         self.launch(k.block, self.block, images, out, True)
         return out
 
     def block_out(self, blocked: Array, value: Value, shape: Sequence[int]) -> Tensor:
         out = np.empty((self.batch, value.channels, value.height, value.width), self.dtype)
-        self.launch(k.block, self.block, out, blocked, False)
-        return torch.from_numpy(out).reshape(tuple(shape))
+        images = torch.from_numpy(out)
+        if value.area == 1:
+            for blocks, rows in self._matrices(blocked, images.view(self.batch, -1)):
+                rows.copy_(blocks)
+        else:
+            self.launch(k.block, self.block, out, blocked, False)
+        return images.reshape(tuple(shape))
+
+    def _matrices(self, blocked: Array, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows it is the transpose of."""
+        flat, channels = torch.from_numpy(blocked), rows.shape[1]
+        whole = self.batch // self.block * self.block
+        for images, lanes in ((whole, self.block), (self.batch - whole, self.batch - whole)):
+            if images:
+                part, flat = flat[: images * channels], flat[images * channels :]
+                own, rows = rows[:images], rows[images:]
+                yield part.view(-1, channels, lanes), own.view(-1, lanes, channels).transpose(1, 2)
 
 
 def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:

@@ -2,7 +2,7 @@
 
 A training step of a sparse layer takes b + c * density seconds, that of a dense one d whatever the density; both
 grow alike with the map, so d = b + c * density gives a crossover that a kind of layer has on a machine. Layers are
-timed as they occur in a network: convolutions three in a row with batch norm and ReLU, a linear layer alone.
+timed as they occur in a network: three in a row, with ReLU, convolutions with batch norm before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ from gemminer.files import atomic
 from gemminer.sparse.fuse import fused
 from gemminer.sparse.modules import SparseConv2d, SparseLinear
 
-VERSION = 5
-_BATCH, _REPEATS, _IN_A_ROW = 64, 7, 3
+VERSION = 6
+_BATCH, _IN_A_ROW = 64, 3
+_REPEATS, _SECONDS = (9, 25), 1.5  # at least and at most so many turns, and no more than nine once they took so long
 _DENSITIES = (0.02, 0.3)
 # The share of the dense time that a sparse layer may take to be chosen. One that is dense by mistake loses the rest,
 # one that is sparse by mistake, in another network or on a busier machine than was measured, any amount.
@@ -36,7 +38,6 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], tuple[int, ...]]] 
     "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), (64, 8, 8)),
     "conv 256": (lambda: nn.Conv2d(256, 256, 3, padding=1, bias=False), (256, 4, 4)),
     "point": (lambda: nn.Conv2d(64, 64, 1, bias=False), (64, 16, 16)),
-    "linear 128": (lambda: nn.Linear(128, 128, bias=False), (128,)),
     "linear 512": (lambda: nn.Linear(512, 512, bias=False), (512,)),
     "linear 2048": (lambda: nn.Linear(2048, 2048, bias=False), (2048,)),
 }
@@ -52,7 +53,7 @@ def sparse_pays(layer: nn.Module, kept: float) -> bool:
 def _kind(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         side = layer.weight.numel() ** 0.5
-        return "linear 128" if side < 256 else "linear 512" if side < 1024 else "linear 2048"
+        return "linear 512" if side < 1024 else "linear 2048"
     assert isinstance(layer, nn.Conv2d)
     if layer.kernel_size == (1, 1):
         return "point"
@@ -103,20 +104,23 @@ def _crossover(kind: str) -> float:
     """Where the line through two densities' times meets `_SURE` of the dense time."""
     nets = [_stack(kind, None), *(fused(_stack(kind, density)) for density in _DENSITIES)]
     steps = [_step(nets[0], kind, dense=True), *(_step(net, kind) for net in nets[1:])]
-    for step in steps:
+    for step in steps * 3:
         step()  # compiles, fills buffers
-    times = [[_time(step) for step in steps] for _ in range(_REPEATS)]  # in turns: a disturbance meets all
-    dense, few, many = (min(run[i] for run in times) for i in range(3))
-    if few >= _SURE * dense:
+    times: list[list[float]] = []  # in turns: a disturbance meets all
+    while len(times) < _REPEATS[0] or (len(times) < _REPEATS[1] and sum(map(sum, times)) < _SECONDS):
+        times.append([_time(step) for step in steps])
+    # Parts of the dense time of the same turn, and their medians: single times of a shared machine differ by half.
+    few, many = (statistics.median(run[i] / run[0] for run in times) for i in (1, 2))
+    if few >= _SURE:
         return 0.0
     slope = max(many - few, 0.05 * few) / (_DENSITIES[1] - _DENSITIES[0])
-    return min(1.0, _DENSITIES[0] + (_SURE * dense - few) / slope)
+    return min(1.0, _DENSITIES[0] + (_SURE - few) / slope)
 
 
 def _stack(kind: str, density: float | None) -> nn.Sequential:
     parts: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
-        for _ in range(1 if kind.startswith("linear") else _IN_A_ROW):
+        for _ in range(_IN_A_ROW):
             layer = _PROBES[kind][0]()
             part: nn.Module = layer
             if density is not None:

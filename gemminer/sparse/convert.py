@@ -101,8 +101,11 @@ class _Conversion:
         for module, key in masked:
             if not self._takes(module) or not (self.engine == "sparse" or self._pays(module, key)):
                 self.dense.add(key)
-        if self.engine != "sparse" and all(key in self.dense for module, key in masked if not _depthwise(module)):
-            self.dense |= self.masks.keys()
+        if self.engine != "sparse":
+            for follows, kind in ((_small_linear, nn.Linear), (_depthwise, nn.Module)):
+                led = [key for module, key in masked if isinstance(module, kind) and not follows(module)]
+                if self.dense.issuperset(led):
+                    self.dense |= {key for module, key in masked if follows(module)}
 
     def _modules(self, module: nn.Module) -> list[nn.Module]:
         found, seen, stack = [], set(), [module]
@@ -120,8 +123,8 @@ class _Conversion:
         return known and not _hooked(module)
 
     def _pays(self, module: nn.Module, key: int) -> bool:
-        """A depthwise layer has hardly any arithmetic, but dense it would break the chain of those around it."""
-        if _depthwise(module):
+        """What has hardly any arithmetic follows the others of its kind: dense it would break the chain they are in."""
+        if _depthwise(module) or _small_linear(module):
             return True
         return choice.sparse_pays(module, self.computed[key] if self.computed else float(self.masks[key].sum()))
 
@@ -179,6 +182,10 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
 
 def _depthwise(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.groups == module.in_channels > 1
+
+
+def _small_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.weight.numel() < 1 << 16
 
 
 def _hooked(module: nn.Module) -> bool:
