@@ -154,9 +154,13 @@ class Runner:
         self.no_stats = np.empty((0, 0, 0), np.float64)
 
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
-        """Run kernel(t, threads, *args) for every thread t; thread t takes blocks t, t + threads, ..."""
-        n = self.threads
-        together(lambda t: kernel(t, n, *args), n)
+        """Run kernel(t, next_block, *args) for every thread t; each takes the next block until there is none.
+
+        So a thread that starts late, or whose core others use, leaves more to the rest. Sums are kept for each block,
+        so they do not depend on who takes it.
+        """
+        next_block = np.zeros(1, np.int64)
+        together(lambda t: kernel(t, next_block, *args), self.threads)
 
     def empty(self, value: Value) -> Array:
         return self.pool.take((self.batch * value.size,), self.dtype)

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, call-arg"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 """Numba kernels of the sparse engine: convolutions that touch kept weights only, norm and ReLU applied on the way.
 
 Layout. Activations lie in blocks of up to `NB` images, the image innermost: block, row, channel, column, image. So
@@ -34,6 +34,7 @@ from gemminer.sparse.vectors import (
     sum_2,
     sum_4,
     sum_8,
+    take,
 )
 
 # NaN and infinity keep their meaning: no nnan, no ninf.
@@ -252,7 +253,7 @@ def _clear_input(g, lanes, planes):
 
 
 @_kernel
-def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start, offset, value, out, stats, work):
+def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, start, offset, value, out, stats, work):
     blocks = (g[G_N] + g[G_NB] - 1) // g[G_NB]
     c_in, h, w, c_out, oh, ow = g[G_C], g[G_H], g[G_W], g[G_O], g[G_OH], g[G_OW]
     s, ph, kh, columns, tile = g[G_S], g[G_PH], g[G_KH], g[G_XC], g[G_TILE]
@@ -261,7 +262,10 @@ def forward(t, threads, g, z_in, res, scale, shift, alive, flags, want, y, start
     cleared = 0
     zero = out.dtype.type(0)
     none, one = np.int64(0), np.int64(1)  # a literal argument would compile what it is given to once more
-    for b in range(t, blocks, threads):
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         lanes = min(g[G_NB], g[G_N] - b * g[G_NB])
         if lanes != cleared:
             _clear_input(g, lanes, planes)
@@ -382,7 +386,7 @@ def _interleave(phase, m, lanes, row, x0, s, channels, n):
 
 @_kernel
 def backward(
-    t, threads, g, todo,
+    t, next_block, g, todo,
     z_in, y_in, scale, shift, mean, alive, in_flags, want,
     grad, z_out, a, b_z, b_c, mean_out, norm,
     start, offset, row_start, back_offset, back_value,
@@ -405,7 +409,10 @@ def backward(
     sums[:] = 0
     source = y_in if in_flags & IDENTITY else z_in
     cleared = 0
-    for b in range(t, blocks, threads):
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         lanes = min(g[G_NB], g[G_N] - b * g[G_NB])
         if lanes != cleared:
             _clear_input(g, lanes, x_planes)
@@ -522,8 +529,12 @@ def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var
 
 
 @_kernel
-def apply(t, threads, n, nb, channels, height, width, z, res, scale, shift, alive, flags, y):
-    for b in range(t, (n + nb - 1) // nb, threads):
+def apply(t, next_block, n, nb, channels, height, width, z, res, scale, shift, alive, flags, y):
+    blocks = (n + nb - 1) // nb
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         lanes = min(nb, n - b * nb)
         at = b * nb * channels * height * width
         for _ in range(height):
@@ -533,8 +544,14 @@ def apply(t, threads, n, nb, channels, height, width, z, res, scale, shift, aliv
 
 
 @_kernel
-def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift, mean, alive, todo, out, stats, work):
-    for b in range(t, (n + nb - 1) // nb, threads):
+def finalise(
+    t, next_block, n, nb, channels, height, width, dy, z, y, scale, shift, mean, alive, todo, out, stats, work
+):
+    blocks = (n + nb - 1) // nb
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         m = min(nb, n - b * nb) * width
         scratch = work[t, :m]
         at = b * nb * channels * height * width
@@ -549,10 +566,14 @@ def finalise(t, threads, n, nb, channels, height, width, dy, z, y, scale, shift,
 
 
 @_kernel
-def block(t, threads, nb, images, blocked, inwards):
+def block(t, next_block, nb, images, blocked, inwards):
     """Between (N, C, H, W) and blocks of nb images, image innermost."""
     n, channels, height, width = images.shape
-    for b in range(t, (n + nb - 1) // nb, threads):
+    blocks = (n + nb - 1) // nb
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         lanes = min(nb, n - b * nb)
         at = b * nb * channels * height * width
         for r in range(height):
@@ -570,10 +591,14 @@ def block(t, threads, nb, images, blocked, inwards):
 
 
 @_kernel
-def shortcut(t, threads, n, nb, c_in, h, w, c_out, stride, before, full, small, back):
+def shortcut(t, next_block, n, nb, c_in, h, w, c_out, stride, before, full, small, back):
     """small = every stride-th pixel of full between zero channels, `before` of them in front; back is its adjoint."""
     oh, ow = (h + stride - 1) // stride, (w + stride - 1) // stride
-    for b in range(t, (n + nb - 1) // nb, threads):
+    blocks = (n + nb - 1) // nb
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
         lanes = min(nb, n - b * nb)
         big, little = b * nb * c_in * h * w, b * nb * c_out * oh * ow
         if back:

@@ -149,6 +149,17 @@ def _copy(past_caches: bool) -> Callable[..., Any]:
     return copy
 
 
+@intrinsic
+def take(typing: Any, counter: Any) -> Any:
+    """counter[0]++, of which no two threads get the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0])
+        return builder.atomic_rmw("add", pointer, ir.Constant(_INDEX, 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
 # out[to:] = source[at:], one vector; `stream` goes straight to memory, and `out + to` must be aligned to a vector.
 move, stream = _copy(False), _copy(True)
 sum_8, sum_4, sum_2, sum_1 = (_sum_tile(n) for n in (8, 4, 2, 1))
