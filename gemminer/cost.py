@@ -68,11 +68,11 @@ def _memory(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
-    """Forward FLOPs of an example, from the operations really run on a few of the task's first batch.
+    """Forward FLOPs of an example of the task's first batch, from the operations really run.
 
     Counted are the kinds PyTorch has formulas for: convolutions, matrix products, attention.
     """
-    inputs, targets = task.few()
+    inputs, targets = next(iter(task.train.epoch(0)))
     examples = len(targets) if hasattr(targets, "__len__") else 1
     with borrowed(task.model):
         task.model.train()  # no fused inference path that hides its products

@@ -89,13 +89,6 @@ class Task:
             return {k: self.place(v) for k, v in value.items()}
         return value
 
-    def few(self) -> tuple[Any, Any]:
-        """Some examples to try the model on: of the first batch eight, or all where it is no pair of tensors."""
-        inputs, targets = next(iter(self.train.epoch(0)))
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and len(inputs) == len(targets):
-            return inputs[:8], targets[:8]
-        return inputs, targets
-
     def forward(self, inputs: Any) -> Any:
         """The model's output for one batch of inputs."""
         return self.model(self.place(inputs))

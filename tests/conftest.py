@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,11 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from gemminer.ticket import named_state
+
+# Under nohup, or in the background of a shell without job control, Ctrl-C is ignored, and programs that the tests start
+# would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # as deterministic and as fast as it gets on networks of a few hundred weights
 settings.register_profile("gemminer", deadline=None)  # a shared machine stalls now and then

@@ -357,6 +357,14 @@ def test_channels_last_only_where_the_model_can(view: bool, snapshot: Snapshot) 
     assert not wants_channels_last(Task(tiny_net(), TensorBatches(*tiny_data())))
 
 
+def test_a_model_may_take_batches_of_one_size_only() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Unflatten(0, (3, 4)), nn.Flatten(0, 1))
+    model.append(nn.Linear(64, 3))
+    data = TensorBatches(torch.rand(24, 2, 4, 4), torch.arange(24) % 3, batch_size=12)
+    assert wants_channels_last(Task(model, data))
+    assert gemminer.mine(model, data, 0.2, epochs=2).kept == round(0.2 * (72 + 192))
+
+
 # --- train -----------------------------------------------------------------------------------------------------
 
 
