@@ -83,6 +83,7 @@ class Scores:
         self._sparse = task is not None and engine.wanted(task)
         self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
         self._work = 3 * self.total  # of a step, when it was last asked where that pays
+        self._last = max(schedule, default=0)  # the step that leaves the ticket
         self._lambdas: list[float] = []
         self.frozen_in_epoch = 0
         self._lay_out()
@@ -115,7 +116,7 @@ class Scores:
             self._shrink(self.live_at(step))
         if step in self.schedule:
             self._freeze(self.remaining - self.schedule[step])
-        if self._sparse and step < max(self.schedule, default=0):
+        if self._sparse and step < self._last:
             # Two passes of three compute what is live, the third, the weights' gradient, all that is unfrozen.
             work = 2 * int(self._on().sum()) + self.remaining
             if work <= COMPACT * self._work:

@@ -487,8 +487,8 @@ def sift(start, offset, value, to_start, to_offset, to_value):
     to_start[start.shape[0] - 1] = n
 
 
-@_exact
-def batch_statistics(stats, counts, alive, mean, var):
+@numba.njit(**_INNER)
+def _batch_statistics(stats, counts, alive, mean, var):
     """Mean and biased variance of each channel, from each block's (pivot, sum, sum of squares) about its pivot."""
     total = counts.sum()
     for c in range(mean.shape[0]):
@@ -511,7 +511,7 @@ def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var
 
     norm(z + bias) = scale * z + shift; arrays that do not exist are empty. Plain NumPy takes five times as long.
     """
-    batch_statistics(stats, counts, alive, moments[0], moments[1])
+    _batch_statistics(stats, counts, alive, moments[0], moments[1])
     total = counts.sum()
     for c in range(moments.shape[1]):
         mean, var = moments[0, c], moments[1, c]
