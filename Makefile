@@ -4,7 +4,7 @@ SEED ?= 0
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: mine test lint system clean
+.PHONY: mine test lint golden digests system clean
 
 mine: .venv/package
 	$(BIN)/gemminer mine --recipe digits --seed $(SEED) --out runs/digits-seed$(SEED) --overwrite $(ARGS)
@@ -19,6 +19,14 @@ lint: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pins of tests/golden, written anew. A commit that changes one names it, the reason, the old and the new value.
+golden: .venv/development
+	OMP_NUM_THREADS=1 $(BIN)/python tests/golden/pins.py --write
+
+# Exact digests of everything that is pinned: before and after a change that must not change a bit, then diff.
+digests: .venv/development
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden/pins.py --digests
 
 # Debian packages the tests use: real images, and a browser to look at the report with.
 system:

@@ -721,7 +721,7 @@ def _estimates(cells: Any, expected: Mapping[str, Any], as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 where cells failed, 2 with one sentence for the caller, 130 for Ctrl-C."""
     try:
-        code = app(args=argv, standalone_mode=False)  # what typer.Exit was raised with
+        code = app(args=argv, prog_name="gemminer", standalone_mode=False)  # what typer.Exit was raised with
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
