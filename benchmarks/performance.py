@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gemminer import cost, record
 from gemminer.bench import BENCHES, networks
-from gemminer.masking import prunable
+from gemminer.core.prunable import prunable_weights
+from gemminer.runs import environment
+from gemminer.training import cost
 
 Line = dict[str, Any]
 
@@ -89,8 +90,8 @@ def machine(side: int, floats: int) -> Line:
     product, triad = torch.empty(side, side), torch.empty(floats)
     flops = 2 * side**3 / best(lambda: torch.mm(a, b, out=product), 7)
     bandwidth = 3 * FLOAT * floats / best(lambda: torch.add(x, y, alpha=0.5, out=triad), 7)
-    facts = record.hardware("cpu", torch.get_num_threads())
-    return {"flops_per_s": flops, "bytes_per_s": bandwidth, **facts, "versions": record.versions()}
+    facts = environment.hardware("cpu", torch.get_num_threads())
+    return {"flops_per_s": flops, "bytes_per_s": bandwidth, **facts, "versions": environment.versions()}
 
 
 def outputs_of(model: nn.Module, name: str) -> int:
@@ -113,7 +114,7 @@ def limits(name: str, densities: Sequence[float], batch: int, able: Line) -> Ite
     model = networks.build(name)
     images, labels = networks.images_of(name, 2)
     task = networks.task_of(model, images, labels, batch=2, channels_last=False)
-    flops = cost.count(task, prunable(model))
+    flops = cost.count(task, prunable_weights(model))
     moved = PASSES * FLOAT * batch * outputs_of(model, name)
     for density in densities:
         kept = {layer.name: layer.density for layer in networks.ticket_of(name, model, density).per_layer()}

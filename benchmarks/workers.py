@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gemminer import record
+from gemminer.runs import environment
 
 GRID = [
     *("--method", "gem-miner,snip,erk", "--data", "digits", "--density", "0.05", "--seed", "0-7", "--no-dense"),
@@ -41,7 +41,7 @@ def main() -> None:
             ratios = sorted(rate(model, 2, 1) / rate(model, 1, threads) for _ in range(runs))
             line = {"bench": "workers", "model": model, "baseline": name, "ratio": statistics.median(ratios)}
             print(
-                json.dumps({**line, "low": ratios[0], "high": ratios[-1], "runs": runs, **record.hardware()}),
+                json.dumps({**line, "low": ratios[0], "high": ratios[-1], "runs": runs, **environment.hardware()}),
                 flush=True,
             )
 

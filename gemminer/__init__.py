@@ -9,20 +9,26 @@ density = fraction of prunable weights kept, everywhere.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from gemminer.api import check, mine, train
-from gemminer.errors import GemminerError, UsageError
-from gemminer.report import report
-from gemminer.steps import Verdict
-from gemminer.ticket import Ticket
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.ticket import Ticket
+from gemminer.runs.checks import CheckResult
+
+if TYPE_CHECKING:
+    from gemminer.reporting.page import report
+
+Verdict = CheckResult  # what `check` returns, by its public name
 
 __version__ = "0.1.0"
 __all__ = ["GemminerError", "Ticket", "UsageError", "Verdict", "check", "mine", "report", "train"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`gemminer.sparse`, when it is first asked for: Numba takes half a second to import."""
+def __getattr__(name: str) -> Any:
+    """`sparse` and `report`, when they are first asked for: Numba and plotly take half a second each to import."""
     if name == "sparse":
         return importlib.import_module("gemminer.sparse")
+    if name == "report":
+        return importlib.import_module("gemminer.reporting.page").report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,41 +1,37 @@
-"""For a user's own model and data: mine, train, check."""
+"""From Python: mine, train and check a user's own model and data, and compare many recipes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gemminer import checks, data, methods
-from gemminer import engine as engines
-from gemminer.errors import UsageError
-from gemminer.files import Checkpoint
-from gemminer.initialise import mixed
-from gemminer.masking import prunable, target
-from gemminer.progress import Monitor
-from gemminer.recipe import budget_of
-from gemminer.steps import (
-    Verdict,
-    Workbench,
-    check_names,
-    copied,
-    default_epochs,
-    draw_of,
-    judge,
-    options_of,
-    require_test,
-    wants_channels_last,
-)
-from gemminer.task import Loss, Metric, Task, accuracy, cross_entropy
-from gemminer.ticket import Ticket, named_state
-from gemminer.train import Settings
+from gemminer import data, methods
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import copied, named_state
+from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import mixed
+from gemminer.core.selection import target
+from gemminer.core.ticket import Ticket
+from gemminer.runs.checks import CHECKS, CheckResult, check_names, judge
+from gemminer.runs.experiment import Experiment, require_test, wants_channels_last
+from gemminer.runs.settings import default_epochs, draw_of, options_of, search_epochs
+from gemminer.training import engine as engines
+from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.settings import Settings
+from gemminer.training.task import Loss, Metric, Task, accuracy, cross_entropy
+
+if TYPE_CHECKING:
+    from gemminer.runs.compare import Outcome
+    from gemminer.runs.grid import Grid
 
 
-def _bench(
+def _experiment(
     model: nn.Module,
     train_data: Any,
     test_data: Any,
@@ -51,8 +47,8 @@ def _bench(
     checkpoint: str | Path | None = None,
     exclude: Sequence[str] = (),
     embeddings: bool = False,
-) -> Workbench:
-    """The user's model and data, as the steps want them."""
+) -> Experiment:
+    """The user's model and data, as the steps of a run want them."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
 
@@ -72,13 +68,13 @@ def _bench(
         checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
         monitor=monitor or Monitor(),
     )
-    prunable(model, exclude=task.exclude, embeddings=embeddings)
+    prunable_weights(model, exclude=task.exclude, embeddings=embeddings)
     engines.checked(engine, task.device)
     task.channels_last = wants_channels_last(task)
-    return Workbench(task, held_out(test_data), settings, seed)
+    return Experiment(task, held_out(test_data), settings, seed)
 
 
-def _bench_of(
+def _experiment_of(
     ticket: Ticket,
     model: nn.Module,
     train_data: Any,
@@ -86,23 +82,15 @@ def _bench_of(
     epochs: int | None,
     settings: dict[str, Any],
     **given: Any,
-) -> Workbench:
-    """The bench on which a ticket is trained: prunable is what it says, and the settings are checked."""
+) -> Experiment:
+    """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
     facts = ticket.provenance
     prunes = {"exclude": facts.get("exclude", ()), "embeddings": facts.get("embeddings", False)}
-    bench = _bench(model, train_data, test_data, settings=Settings(), **prunes, **given)
-    settings["epochs"] = default_epochs(bench.task.train.examples) if epochs is None else epochs
-    bench.settings = options_of(Settings, settings, "training")
+    experiment = _experiment(model, train_data, test_data, settings=Settings(), **prunes, **given)
+    settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
+    experiment.settings = options_of(Settings, settings, "training")
     ticket.check_fits(model)
-    return bench
-
-
-def _epochs(bench: Workbench, budget: str | None) -> int:
-    """Those of a search that is given none: by default, or as many as the budget allows."""
-    seconds, part = (None, 1.0) if budget is None else budget_of(budget)
-    if seconds is not None:
-        return bench.affordable(seconds)
-    return max(1, round((part or 1.0) * default_epochs(bench.task.train.examples)))
+    return experiment
 
 
 def mine(
@@ -141,7 +129,7 @@ def mine(
         seed: of the initial weights, the scores and the order of batches.
         batch_size: of datasets and tensors; a DataLoader has its own.
         initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
-            constant for Gem-Miner), "keep" takes the model's, any of `gemminer.initialise.kinds()` draws from that.
+            constant for Gem-Miner), "keep" takes the model's, any of `gemminer.core.draw.kinds()` draws from that.
         loss: (output, target) -> scalar; cross-entropy by default.
         metric: (output, target) -> tensor to average, higher is better; accuracy by default.
         validation_data: logged each epoch; never used to choose.
@@ -150,7 +138,7 @@ def mine(
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end.
-        monitor: a `gemminer.progress.Monitor` that is told of every step.
+        monitor: a `gemminer.core.progress.Monitor` that is told of every step.
         options: the method's own, see `gemminer.methods.get(method).options`.
 
     Returns:
@@ -170,7 +158,7 @@ def mine(
     (24, 96)
     """
     row = methods.get(method)
-    bench = _bench(
+    experiment = _experiment(
         model,
         train_data,
         None,
@@ -190,14 +178,15 @@ def mine(
     if epochs is not None and budget is not None:
         raise UsageError("a search has epochs or a budget, not both: leave one out")
     if "epochs" in fields:
-        options["epochs"] = _epochs(bench, budget) if epochs is None else epochs
+        examples = experiment.task.train.examples
+        options["epochs"] = search_epochs(budget, examples, experiment.affordable) if epochs is None else epochs
     elif epochs is not None or budget is not None:
         raise UsageError(f"the method {method!r} has no epochs to set")
     chosen = options_of(row.options, options, method)
-    target(density, sum(p.numel() for p in prunable(model, exclude=exclude, embeddings=embeddings).values()))
-    ticket, _ = bench.find(method, density, chosen, draw_of(initialiser, row, density, seed))
-    if bench.task.checkpoint:
-        bench.task.checkpoint.clear()
+    target(density, sum(p.numel() for p in prunable_weights(model, exclude=exclude, embeddings=embeddings).values()))
+    ticket, _ = experiment.find(method, density, chosen, draw_of(initialiser, row, density, seed))
+    if experiment.task.checkpoint:
+        experiment.task.checkpoint.clear()
     return ticket
 
 
@@ -225,7 +214,7 @@ def train(
         train_data, test_data: as in `mine`; the test data is read once, at the end.
         epochs, engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end.
-        settings: fields of `gemminer.train.Settings`: optimiser, lr, weight_decay, schedule, ...
+        settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
     Returns:
         {"test": metric or None, "validation": None, "cost": {"epochs", "seconds", "flops_dense", "flops_sparse"}}.
@@ -242,7 +231,7 @@ def train(
     >>> sum(int(p.count_nonzero()) for name, p in net.named_parameters() if name in ticket.masks) <= ticket.kept
     True
     """
-    bench = _bench_of(
+    experiment = _experiment_of(
         ticket,
         model,
         train_data,
@@ -258,12 +247,12 @@ def train(
         checkpoint=checkpoint,
     )
     trained: dict[str, Tensor] = {}
-    result = bench.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
+    result = experiment.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
     with torch.no_grad():
         for name, tensor in named_state(model).items():
             tensor.copy_(trained[name])
-    if bench.task.checkpoint:
-        bench.task.checkpoint.clear()
+    if experiment.task.checkpoint:
+        experiment.task.checkpoint.clear()
     return result
 
 
@@ -274,7 +263,7 @@ def check(
     test_data: Any,
     *,
     seeds: int = 3,
-    names: Sequence[str] = checks.CHECKS,
+    names: Sequence[str] = CHECKS,
     epochs: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -283,17 +272,18 @@ def check(
     engine: str = "auto",
     monitor: Monitor | None = None,
     **settings: Any,
-) -> Verdict:
+) -> CheckResult:
     """Prove a ticket: train from it and from what each sanity check leaves of it, over paired seeds.
 
-    A check is passed where the ticket's mean metric exceeds the check's beyond chance (`gemminer.checks.compare`).
+    A check is passed where the ticket's mean metric exceeds the check's beyond chance
+    (`gemminer.core.statistics.paired_test`).
 
     Args:
         model: of the ticket's shape; left as it was.
         seeds: trainings of the ticket and of each check; 1 decides nothing.
         names: shuffle, reinit, invert (the method upside down), uniform and erk (random at equal density).
         engine: as in `mine`.
-        settings: fields of `gemminer.train.Settings`.
+        settings: fields of `gemminer.training.settings.Settings`.
 
     Raises:
         UsageError: an unknown check, a ticket of another model.
@@ -308,7 +298,7 @@ def check(
     if seeds < 1:
         raise UsageError(f"seeds must be 1 or more, not {seeds}")
     names = check_names(names)
-    bench = _bench_of(
+    experiment = _experiment_of(
         ticket,
         model,
         train_data,
@@ -322,7 +312,34 @@ def check(
         monitor=monitor,
         engine=engine,
     )
-    require_test(bench.test)
+    require_test(experiment.test)
 
-    own = [bench.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
-    return judge(bench, ticket, own, names)
+    own = [experiment.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
+    return judge(experiment, ticket, own, names)
+
+
+def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
+    """Run every cell of a comparison that is not finished yet, then write its tables and its page in the folder `out`.
+
+    table.csv and table.md have a row a cell, summary.csv means over seeds, costs.csv the seconds, report.html the page.
+
+    Args:
+        asked: a grid, or what `gemminer.runs.compare.plan` makes one of: the fields of a recipe, lists for some.
+        out: the folder; what is finished there stays.
+        how: as for `gemminer.runs.compare.run_cells`: workers, threads, device, engine, root, download, backend, watch.
+
+    Raises:
+        UsageError: what cannot be in any cell; nothing has been run.
+        GemminerError: the disk, or the data of every cell.
+    """
+    from gemminer.reporting import tables  # here, for plotly and jinja2 take a second to import
+    from gemminer.reporting.page import report
+    from gemminer.runs.compare import plan, run_cells
+
+    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, out, **how)
+    tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
+    if outcome.records:
+        # All of them: the page names those that failed or are missing.
+        folders = [outcome.folder(cell) for cell in outcome.cells]
+        report(folders, outcome.out / "report.html", beside=tables.BESIDE)
+    return outcome

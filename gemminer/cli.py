@@ -1,4 +1,4 @@
-"""argv -> recipe -> run; prints. No logic: what a command does is a function of `gemminer.run`."""
+"""argv -> recipe -> run; prints. No logic: what a command does is a function of another room."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gemminer import recipe as recipes
-from gemminer.errors import GemminerError, Stopped, UsageError, unknown
+from gemminer.core.errors import GemminerError, Stopped, UsageError, unknown
+from gemminer.reporting.tables import summary_in_words
+from gemminer.reporting.terminal import check_table, print_aligned, print_summary
+from gemminer.runs import recipe as recipes
 
 app = typer.Typer(
     name="gemminer",
@@ -103,7 +105,7 @@ def _recipe(base: str | None, changes: Mapping[str, Any], nested: Mapping[str, M
     """A named recipe (or the default) with what the command line sets."""
     start = recipes.load(base) if base else recipes.Recipe()
     merged = {name: {**getattr(start, name), **values} for name, values in nested.items() if values}
-    return start.with_(**changes, **merged)
+    return start.replace(**changes, **merged)
 
 
 def _folder(recipe: recipes.Recipe, out: Path | None) -> Path:
@@ -186,13 +188,14 @@ def mine(
         },
     )
     _threads(threads)
-    from gemminer.progress import monitor_for
-    from gemminer.run import execute
+    from gemminer.reporting.page import write
+    from gemminer.reporting.terminal import monitor_for
+    from gemminer.runs.execute import run_recipe
 
     folder = _folder(chosen, out)
     monitor = monitor_for(_ERR if as_json else _OUT)
     try:
-        result = execute(
+        result = run_recipe(
             chosen,
             folder,
             resume=resume,
@@ -203,46 +206,13 @@ def mine(
             download=download,
             monitor=monitor,
         )
+        write(folder)
     finally:
         monitor.close()
     if as_json:
         _print({**json.loads(result.to_json()), "out": str(folder)})
     else:
-        _summary(json.loads(result.to_json()), folder)
-
-
-def _summary(record: Mapping[str, Any], folder: Path) -> None:
-    """What a person wants to know of a run, in a dozen lines."""
-    density, accuracy, metric = record["density"], record["accuracy"], record["metric"]
-    _OUT.print(
-        f"\n{record['method']} on {record['model']}, {record['data']}, seed {record['seed']}: "
-        f"{density['kept']} of {density['prunable']} weights kept (density {density['realised']:.4%})"
-    )
-    spread = f" +- {accuracy['after_std']:.4f} (n={accuracy['n']})" if accuracy["n"] > 1 else ""
-    _OUT.print(f"test {metric} before training any weight  {accuracy['before']:.4f}")
-    _OUT.print(f"test {metric} after training             {accuracy['after']:.4f}{spread}")
-    if accuracy["dense"] is not None:
-        _OUT.print(f"test {metric} of the dense network        {accuracy['dense']:.4f}")
-    if record["checks"]:
-        _OUT.print(_check_table(record["checks"]))
-        _OUT.print(f"sanity checks: {record['verdict']}")
-    for note in record["notes"]:
-        _OUT.print(note)
-    _OUT.print(f"{folder / 'ticket.safetensors'}, record.json, metrics.jsonl, report.html", soft_wrap=True)
-
-
-def _check_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("check", "mean", "std", "n", "ticket better by", "verdict", box=None, pad_edge=False)
-    for name, c in checks.items():
-        table.add_row(
-            name,
-            f"{c['mean']:.4f}",
-            f"{c['std']:.4f}",
-            str(c["n"]),
-            f"{c['difference']:+.4f} +- {c['difference_std']:.4f}",
-            c["verdict"],
-        )
-    return table
+        print_summary(_OUT, json.loads(result.to_json()), folder)
 
 
 def _ticket_of(path: Path) -> Path:
@@ -285,8 +255,8 @@ def train(
         model_option,
     )
     _threads(threads)
-    from gemminer.progress import monitor_for
-    from gemminer.run import train_ticket
+    from gemminer.reporting.terminal import monitor_for
+    from gemminer.runs.execute import train_ticket
 
     monitor = monitor_for(_ERR if as_json else _OUT)
     target = out or _ticket_of(ticket).with_name("trained.safetensors")
@@ -348,10 +318,10 @@ def check(
         train_option,
         model_option,
     )
-    chosen = chosen.with_(check_seeds=seeds, checks=tuple(checks) if checks else None)
+    chosen = chosen.replace(check_seeds=seeds, checks=tuple(checks) if checks else None)
     _threads(threads)
-    from gemminer.progress import monitor_for
-    from gemminer.run import check_ticket
+    from gemminer.reporting.terminal import monitor_for
+    from gemminer.runs.execute import check_ticket
 
     monitor = monitor_for(_ERR if as_json else _OUT)
     try:
@@ -364,7 +334,7 @@ def check(
     if as_json:
         _print({"verdict": verdict.verdict, "checks": rows})
     else:
-        _OUT.print(_check_table(rows))
+        _OUT.print(check_table(rows))
         _OUT.print(f"sanity checks: {verdict.verdict}")
 
 
@@ -385,7 +355,7 @@ def _for_ticket(
     start: dict[str, Any] = {}
     found = _ticket_of(ticket).with_name("record.json")
     if base is None and found.exists():
-        from gemminer.record import read
+        from gemminer.runs.record import read
 
         start = read(found).recipe
     elif base is not None:
@@ -397,7 +367,7 @@ def _for_ticket(
         "train": {**begin.train, **_pairs(train_option, "--train-option")},
         "model_options": {**begin.model_options, **_pairs(model_option, "--model-option")},
     }
-    return begin.with_(
+    return begin.replace(
         model=model,
         data=data,
         seed=seed,
@@ -412,7 +382,7 @@ def _for_ticket(
 @app.command()
 def inspect(ticket: TicketFile, as_json: Json = False) -> None:
     """Print what a ticket keeps of each layer, and where it came from."""
-    from gemminer.ticket import Ticket
+    from gemminer.core.ticket import Ticket
 
     found = Ticket.load(_ticket_of(ticket))
     layers, facts = found.per_layer(), found.provenance
@@ -632,8 +602,11 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run methods x densities x networks x data sets x seeds, resume what was stopped, and report on all."""
-    from gemminer import compare as comparison
-    from gemminer import grid
+    from gemminer import api
+    from gemminer.reporting.terminal import board_for
+    from gemminer.runs import grid
+    from gemminer.runs.compare import plan
+    from gemminer.runs.estimate import estimates
 
     chosen = {
         **{"method": _list(method), "density": _list(density), "model": _list(model), "data": _list(data)},
@@ -647,15 +620,13 @@ def compare(
         {**part, **chosen, **{name: {**part.get(name, {}), **pairs} for name, pairs in nested.items() if pairs}}
         for part in grid.parts_of(grid.load(recipe) if recipe else {})
     ]
-    asked = comparison.plan({grid.PARTS: parts})
+    asked = plan({grid.PARTS: parts})
     if dry_run:
-        _estimates(asked.cells(), comparison.estimates(asked.cells(), root=data_root, download=download), as_json)
+        _estimates(asked.cells(), estimates(asked.cells(), root=data_root, download=download), as_json)
         return
-    from gemminer.board import board_for
-
     board = board_for(_ERR if as_json else _OUT, _print if as_json else None)
     try:
-        result = comparison.compare(
+        result = api.compare(
             asked,
             out,
             workers=workers,
@@ -673,20 +644,12 @@ def compare(
     if as_json:
         _print({"finished": len(result.records), "failed": result.failures, "out": str(out)})
     else:
-        _aligned(result.summary(), ["method", "model", "data", "density", "n", "before", "after"])
+        columns = ["method", "model", "data", "density", "n", "before", "after"]
+        print_aligned(_OUT, summary_in_words(result.cells, result.records), columns)
         _OUT.print(f"{out / 'report.html'}, table.csv, table.md, summary.csv, costs.csv", soft_wrap=True)
     if result.failures:
         _ERR.print(f"gemminer: {result.sentence()}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
-
-
-def _aligned(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Columns as wide as they need to be, on a narrow screen or none."""
-    table = [columns, *([str(row[c]) for c in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
-        _OUT.print(text.rstrip(), markup=False, soft_wrap=True)
 
 
 def _estimates(cells: Any, expected: Mapping[str, Any], as_json: bool) -> None:
@@ -713,7 +676,7 @@ def _estimates(cells: Any, expected: Mapping[str, Any], as_json: bool) -> None:
         "share": ".1%",
     }
     texts = [{k: "?" if v is None else format(v, words.get(k, "")) for k, v in row.items()} for row in rows]
-    _aligned(texts, list(rows[0]))
+    print_aligned(_OUT, texts, list(rows[0]))
     total = sum(e.epochs for e in expected.values())
     _OUT.print(f"{len(rows)} cells, {total:g} epochs, {whole:.3g} FLOPs; nothing was run", soft_wrap=True)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from gemminer.ticket import named_state
+from gemminer.core.model_state import named_state
 
 # Under nohup, or in the background of a shell without job control, Ctrl-C is ignored, and programs that the tests start
 # would inherit that.

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from gemminer import sparse
-from gemminer.bench import BENCHES, Setup, contestants, inference, memory, networks
-from gemminer.bench.measure import OURS, against_each, alternate, measurement, require_equal
+from gemminer.bench import BENCHES, contestants, inference, memory, networks
+from gemminer.bench.measure import OURS, Setup, against_each, alternate, measurement, require_equal
 from gemminer.cli import main
-from gemminer.errors import GemminerError, UsageError
-from gemminer.masking import prunable
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.prunable import prunable_weights
 
 FIELDS = {"bench", "model", "density", "batch", "baseline", "ratio", "low", "high", "runs", "device", "versions"}
 ANCHORS = (0.5, 0.0372, 0.0144, 0.0059)
@@ -148,7 +148,7 @@ def test_the_csr_network_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("density", ANCHORS)
 def test_anchors_are_the_published_layer_densities(density: float) -> None:
     kept = networks.RESNET20_KEPT[ANCHORS.index(density)]
-    sizes = [p.numel() for p in prunable(networks.build("resnet20")).values()]
+    sizes = [p.numel() for p in prunable_weights(networks.build("resnet20")).values()]
     assert sum(sizes) == 268_336
     assert sum(kept) / sum(sizes) == pytest.approx(density, rel=3e-3)
     assert networks.between_gems(sizes, sum(kept) / sum(sizes)) == pytest.approx(
@@ -174,7 +174,7 @@ def test_between_two_gems_each_layer_is_between_theirs() -> None:
 
 def test_the_network_of_infer_has_the_tickets_zeros_and_lived_in_norms() -> None:
     model = inference.network(Setup("resnet20"))
-    kept = sum(int(p.count_nonzero()) for p in prunable(model).values())
+    kept = sum(int(p.count_nonzero()) for p in prunable_weights(model).values())
     assert kept == round(0.0144 * 268_336)
     assert not model.training
     assert (model.bn1.running_var - 1).abs().max() > 0.1

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_ticket import drawn_ticket
 
-from gemminer.checks import Check, compare, overall, reinit, shuffle
-from gemminer.errors import UsageError
-from gemminer.initialise import Draw, kinds
-from gemminer.ticket import Ticket
+from gemminer.core.draw import Draw, kinds
+from gemminer.core.errors import UsageError
+from gemminer.core.statistics import Check, overall, paired_test
+from gemminer.core.ticket import Ticket
+from gemminer.runs.checks import reinit, shuffle
 
 
 def masks_ticket(**masks: list[bool]) -> Ticket:
@@ -65,7 +66,7 @@ def test_a_reinit_draws_from_the_tickets_own_distribution(kind: str, tmp_path: P
     ticket = drawn_ticket(tiny_net(), 0.2)
     draw = Draw(kind, 11, 0.25)
     shapes = {name: mask.shape for name, mask in ticket.masks.items()}
-    ticket = ticket.with_(initial={**ticket.initial, **draw.weights(shapes)}, draw=draw)
+    ticket = ticket.replace(initial={**ticket.initial, **draw.weights(shapes)}, draw=draw)
     found = [reinit(ticket, seed) for seed in range(40)]
     assert len(set(found) | {ticket}) == 41
     name = "3.weight"
@@ -86,7 +87,7 @@ def test_a_reinit_draws_from_the_tickets_own_distribution(kind: str, tmp_path: P
 def test_a_reinit_of_unknown_weights_permutes_them() -> None:
     ticket = drawn_ticket(tiny_net(), 0.2)
     values = {n: torch.randn(m.shape, dtype=torch.float64) for n, m in ticket.masks.items()}
-    own = ticket.with_(initial={**ticket.initial, **values})
+    own = ticket.replace(initial={**ticket.initial, **values})
     first, second = reinit(own, 0), reinit(own, 1)
     assert len({own, first, second}) == 3
     assert first.draw is None
@@ -113,7 +114,7 @@ def test_a_reinit_keeps_the_models_type() -> None:
 def test_a_verdict_by_hand() -> None:
     # Differences 0.07, 0.05, 0.08: mean 0.2 / 3, deviation sqrt(((0.01/3)^2 + (0.05/3)^2 + (0.04/3)^2) / 2).
     # One-sided t at 95% with 2 degrees of freedom is 2.920: reach = 2.920 * 0.015275 / sqrt(3) = 0.02575.
-    found = compare([0.97, 0.96, 0.98], [0.90, 0.91, 0.90])
+    found = paired_test([0.97, 0.96, 0.98], [0.90, 0.91, 0.90])
     assert found.verdict == "pass"
     assert found.mean == pytest.approx(2.71 / 3)
     assert found.std == pytest.approx(math.sqrt((2 * (0.01 / 3) ** 2 + (0.02 / 3) ** 2) / 2))
@@ -144,7 +145,7 @@ def test_a_verdict_by_hand() -> None:
     ],
 )
 def test_verdicts(ticket: list[float], check: list[float], verdict: str) -> None:
-    assert compare(ticket, check).verdict == verdict
+    assert paired_test(ticket, check).verdict == verdict
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
@@ -155,13 +156,13 @@ def test_a_pass_is_a_one_sided_paired_t_test(pairs: list[tuple[float, float]]) -
         return
     p = stats.ttest_rel(ticket, check, alternative="greater").pvalue
     if abs(p - 0.05) > 1e-6:
-        assert (compare(ticket, check).verdict == "pass") == (p < 0.05)
+        assert (paired_test(ticket, check).verdict == "pass") == (p < 0.05)
 
 
 def test_pairs_are_needed() -> None:
     for ticket, check in (([0.9], [0.8, 0.7]), ([], [])):
         with pytest.raises(UsageError, match="paired values are needed"):
-            compare(ticket, check)
+            paired_test(ticket, check)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import typer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from gemminer import checks, methods, models, recipe, run
+from gemminer import methods, models
 from gemminer.cli import app, entry, main
-from gemminer.progress import Monitor, PlainMonitor, RichMonitor, monitor_for
-from gemminer.ticket import Ticket
+from gemminer.core.progress import Monitor
+from gemminer.core.ticket import Ticket
+from gemminer.reporting.terminal import PlainMonitor, RichMonitor, monitor_for
+from gemminer.runs import checks, execute, recipe
 
 TINY = ["--model", "lenet-300-100", "--model-option", "width=0.1", "--density", "0.1", "--epochs", "2"]
 TINY += ["--train-epochs", "1", "--limit-train", "100", "--batch-size", "32", "--device", "cpu", "--threads", "1"]
@@ -372,7 +376,7 @@ def test_what_stops_a_run(
     def stopped(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(run, "execute", stopped)
+    monkeypatch.setattr(execute, "run_recipe", stopped)
     assert main(["mine"]) == code
     captured = capsys.readouterr()
     assert text in captured.err
@@ -383,7 +387,7 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(run, "execute", broken)
+    monkeypatch.setattr(execute, "run_recipe", broken)
     with pytest.raises(ZeroDivisionError):
         main(["mine"])
 
@@ -393,6 +397,12 @@ def test_the_console_script_ends_with_the_code(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as caught:
         entry()
     assert caught.value.code == 2
+
+
+def test_the_package_is_a_program() -> None:
+    command = [sys.executable, "-m", "gemminer", "recipes", "digits"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout)["density"] == 0.0059
 
 
 # --- progress --------------------------------------------------------------------------------------------------

@@ -20,10 +20,15 @@ from typing import Any
 
 import pytest
 
-from gemminer import cli, cluster, compare, grid, record, run, tables
-from gemminer.compare import Facts, Forecast, Watch
-from gemminer.errors import GemminerError, UsageError
-from gemminer.grid import Cell
+from gemminer import api, cli
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.reporting import tables
+from gemminer.runs import compare, estimate, execute, grid, record
+from gemminer.runs.estimate import Facts, Forecast
+from gemminer.runs.folder import Busy, Folder
+from gemminer.runs.grid import Cell
+from gemminer.runs.watch import Watch
+from gemminer.runs.workers import Failure, Tell, _kernel_ends_us, _thread_ends_us, run_all
 
 TINY = {"model": "lenet-300-100", "data": "digits", "epochs": 1, "limit_train": 300, "density": 0.1}
 
@@ -214,14 +219,14 @@ def test_files_that_are_no_grid(tmp_path: Path, name: str, text: str | None, sen
 )
 def test_estimated_epochs(fields: dict[str, Any], search: float, training: int, inverted: float) -> None:
     (cell,) = plan(**fields, dense=False).cells()
-    found = compare.estimate(cell.recipe, Facts(examples=100, prunable=10_000, flops=7.0))
+    found = estimate.estimate_recipe(cell.recipe, Facts(examples=100, prunable=10_000, flops=7.0))
     assert (found.search, found.training, found.checks) == (search, training, inverted)
     assert found.flops == 3 * 100 * 7 * (search + training + inverted)
 
 
 def test_facts_are_those_of_the_network_and_the_data() -> None:
     (cell,) = plan(dense=False, validation=0.0).cells()
-    known = compare.facts(cell.recipe)
+    known = estimate.facts(cell.recipe)
     weights = 64 * 300 + 300 * 100 + 100 * 10  # digits are 8x8
     assert known.examples == 300
     assert known.prunable == weights + 0 * 64
@@ -234,9 +239,9 @@ def _cells(count: int) -> list[Cell]:
 
 def test_time_left_is_the_remaining_flops_at_the_speed_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(compare, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(estimate, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     cells = _cells(4)
-    expected = {c.digest: compare.Estimate(1, 1, 0, flops) for c, flops in zip(cells, (10, 20, 30, 40), strict=True)}
+    expected = {c.digest: estimate.Estimate(1, 1, 0, flops) for c, flops in zip(cells, (10, 20, 30, 40), strict=True)}
     forecast = Forecast(cells, expected, workers=2)
     forecast.start(cells[0].digest)
     assert forecast.seconds() is None
@@ -255,7 +260,7 @@ def test_time_left_is_the_remaining_flops_at_the_speed_so_far(monkeypatch: pytes
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
-def work(job: str, tell: cluster.Tell) -> str:
+def work(job: str, tell: Tell) -> str:
     """What the tests ask of a worker."""
     if job == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -272,12 +277,12 @@ def work(job: str, tell: cluster.Tell) -> str:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_jobs_that_fail_are_outcomes_and_the_rest_goes_on(workers: int) -> None:
     jobs = ["a", "usage", "bug", "b"] + (["die", "unsendable", "c"] if workers else ["c"])
-    events = list(cluster.run_all(jobs, work, workers))
+    events = list(run_all(jobs, work, workers))
     ends = {jobs[e.index]: e.value for e in events if e.kind in ("done", "failed")}
     assert {job: ends[job] for job in "abc"} == {"a": "A", "b": "B", "c": "C"}
     assert [jobs[e.index] for e in events if e.kind == "started"] == jobs
     assert sorted(e.value for e in events if e.kind == "told") == ["doing a", "doing b", "doing c"]
-    assert ends["usage"] == cluster.Failure("ask for less", "UsageError")
+    assert ends["usage"] == Failure("ask for less", "UsageError")
     assert ends["bug"].sentence == "ZeroDivisionError: a bug"
     assert "test_compare.py" in ends["bug"].trace
     if workers:
@@ -326,12 +331,12 @@ def test_ray_runs_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = _Ray()
     monkeypatch.setitem(sys.modules, "ray", fake)
     jobs = ["a", "usage", "lost", "b", "c"]
-    events = list(cluster.run_all(jobs, work, 2, backend="ray", threads=3))
+    events = list(run_all(jobs, work, 2, backend="ray", threads=3))
     ends = {jobs[e.index]: e.value for e in events if e.kind in ("done", "failed")}
     assert {job: ends[job] for job in "abc"} == {"a": "A", "b": "B", "c": "C"}
     assert (ends["usage"].sentence, ends["lost"].sentence) == ("ask for less", "the node died")
     assert (fake.most, fake.options["num_cpus"]) == (2, 3)
-    events_left = cluster.run_all(jobs, work, 2, backend="ray")
+    events_left = run_all(jobs, work, 2, backend="ray")
     next(events_left)
     events_left.close()
     assert fake.cancelled == 1
@@ -340,20 +345,20 @@ def test_ray_runs_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_ray_and_no_such_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'gemminer\[ray\]'"):
-        list(cluster.run_all(["a"], work, 1, backend="ray"))
+        list(run_all(["a"], work, 1, backend="ray"))
     with pytest.raises(UsageError, match="unknown backend"):
-        cluster.run_all(["a"], work, 1, backend="slurm")
+        run_all(["a"], work, 1, backend="slurm")
     with pytest.raises(UsageError, match="workers"):
-        cluster.run_all(["a"], work, -1)
+        run_all(["a"], work, -1)
 
 
-def hold(job: tuple[Path, str], tell: cluster.Tell) -> None:
+def hold(job: tuple[Path, str], tell: Tell) -> None:
     """A worker that runs in a folder for longer than the test."""
     folder, how = job
     if how == "thread":
-        assert cluster._kernel_ends_us(0)  # no signal: as on other systems
-        cluster._thread_ends_us()
-    held = record.Folder(folder, "abc", resume=True)
+        assert _kernel_ends_us(0)  # no signal: as on other systems
+        _thread_ends_us()
+    held = Folder(folder, "abc", resume=True)
     tell(str(held.path))
     time.sleep(60)
 
@@ -361,12 +366,12 @@ def hold(job: tuple[Path, str], tell: cluster.Tell) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from gemminer import cluster
+from gemminer.runs.workers import run_all
 from test_compare import hold
 
 if __name__ == "__main__":
     jobs = [(Path(sys.argv[1]) / how, how) for how in ("kernel", "thread")]
-    for event in cluster.run_all(jobs, hold, 2):
+    for event in run_all(jobs, hold, 2):
         if event.kind == "told":
             print("held", flush=True)
 """
@@ -382,13 +387,13 @@ def test_a_folder_is_one_process_s_and_workers_die_with_their_parent(tmp_path: P
     try:
         assert [other.stdout.readline() for _ in range(2)] == ["held\n"] * 2
         for ask in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(record.Busy, match="another process is running in"):
-                record.Folder(tmp_path / "kernel", "abc", **ask)
+            with pytest.raises(Busy, match="another process is running in"):
+                Folder(tmp_path / "kernel", "abc", **ask)
         other.kill()  # and with it the workers, and with them their locks
         for how in ("kernel", "thread"):
-            mine = record.Folder(tmp_path / how, "abc", resume=True)
-            assert record.Folder(tmp_path / how, "abc", resume=True).steps == mine.steps == {}  # not against itself
-            assert record.Folder(tmp_path / how, "other", overwrite=True).steps == {}
+            mine = Folder(tmp_path / how, "abc", resume=True)
+            assert Folder(tmp_path / how, "abc", resume=True).steps == mine.steps == {}  # not against itself
+            assert Folder(tmp_path / how, "other", overwrite=True).steps == {}
     finally:
         other.kill()
         other.wait()
@@ -414,16 +419,16 @@ class Log(Watch):
 def test_finished_cells_are_skipped_and_failed_ones_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, execute = plan(method=["uniform", "snip"], checks=["shuffle"]), run.execute
+    asked, run_recipe = plan(method=["uniform", "snip"], checks=["shuffle"]), execute.run_recipe
 
     def broken(recipe: Any, *args: Any, **more: Any) -> Any:
         if recipe.method == "snip":
             raise ZeroDivisionError("a bug")
-        return execute(recipe, *args, **more)
+        return run_recipe(recipe, *args, **more)
 
-    monkeypatch.setattr(run, "execute", broken)
+    monkeypatch.setattr(execute, "run_recipe", broken)
     log = Log()
-    first = compare.compare(asked, tmp_path, workers=0, threads=1, watch=log)
+    first = api.compare(asked, tmp_path, workers=0, threads=1, watch=log)
     assert log.lines[:2] == ["started dense 0", "started uniform 0"]
     assert log.lines[-1] == "failed snip 0: ZeroDivisionError: a bug"
     assert (len(first.records), len(first.failures)) == (2, 1)
@@ -434,10 +439,10 @@ def test_finished_cells_are_skipped_and_failed_ones_tried_again(
     assert "Traceback" in error["traceback"]
     assert [row["status"] for row in read(tmp_path / "table.csv")] == ["finished", "finished", "failed"]
 
-    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(execute, "run_recipe", run_recipe)
     before = {d: (tmp_path / "cells" / d / "record.json").stat().st_mtime_ns for d in first.records}
     log = Log()
-    second = compare.compare(asked, tmp_path, workers=0, watch=log)
+    second = api.compare(asked, tmp_path, workers=0, watch=log)
     assert log.lines == ["started snip 0"]
     assert not second.failures
     assert not (tmp_path / "cells" / digest / "error.json").exists()
@@ -463,9 +468,9 @@ def test_finished_cells_are_skipped_and_failed_ones_tried_again(
 
 
 def test_a_larger_grid_in_the_same_folder_runs_only_what_is_new(tmp_path: Path) -> None:
-    compare.compare(plan(method="uniform", checks=[], dense=False), tmp_path, workers=0, threads=1)
+    api.compare(plan(method="uniform", checks=[], dense=False), tmp_path, workers=0, threads=1)
     log = Log()
-    compare.compare(plan(method="uniform", checks=[], dense=False, seed="0-1"), tmp_path, workers=0, watch=log)
+    api.compare(plan(method="uniform", checks=[], dense=False, seed="0-1"), tmp_path, workers=0, watch=log)
     assert log.lines == ["started uniform 1"]
     assert [row["seed"] for row in read(tmp_path / "table.csv")] == ["0", "1"]
 
@@ -489,29 +494,29 @@ def test_a_cell_goes_on_with_the_step_it_was_stopped_in(tmp_path: Path, monkeypa
 
 def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
     asked = plan(method="uniform", checks=[], dense=False)
-    first = compare.compare(asked, tmp_path, workers=0, threads=1)
+    first = api.compare(asked, tmp_path, workers=0, threads=1)
     table = (tmp_path / "table.csv").read_bytes()
     (tmp_path / "cells" / next(iter(first.records)) / "record.json").write_text("{")
     log = Log()
-    compare.compare(asked, tmp_path, workers=0, watch=log)
+    api.compare(asked, tmp_path, workers=0, watch=log)
     assert log.lines == ["started uniform 0"]
     assert (tmp_path / "table.csv").read_bytes() == table
 
 
 def test_a_cell_of_another_process_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*args: Any, **more: Any) -> None:
-        raise record.Busy("another process is running in X")
+        raise Busy("another process is running in X")
 
-    monkeypatch.setattr(run, "execute", busy)
+    monkeypatch.setattr(execute, "run_recipe", busy)
     asked = plan(method="uniform", checks=[], dense=False)
-    outcome = compare.compare(asked, tmp_path, workers=0, threads=1)
+    outcome = api.compare(asked, tmp_path, workers=0, threads=1)
     assert list(outcome.failures.values()) == ["another process is running in X"]
     assert not list(tmp_path.glob("cells/*/error.json"))
 
 
 def test_data_that_no_cell_can_read_stops_the_comparison(tmp_path: Path) -> None:
     with pytest.raises(GemminerError):
-        compare.compare(plan(data=f"folder:{tmp_path / 'none'}"), tmp_path / "out", workers=0)
+        api.compare(plan(data=f"folder:{tmp_path / 'none'}"), tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -628,7 +633,7 @@ def wait_for(process: subprocess.Popen[str], wanted: str) -> str:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the workers in /proc")
 def test_killed_and_restarted_gives_the_same_table_bit_for_bit(tmp_path: Path) -> None:
     fields = {"method": ["gem-miner", "imp", "snip", "erk"], "seed": "0-1", "epochs": 12}
-    whole = compare.compare(plan(**fields), tmp_path / "whole", workers=0, threads=1)
+    whole = api.compare(plan(**fields), tmp_path / "whole", workers=0, threads=1)
     assert len(whole.records) == 10
 
     out, delay = tmp_path / "killed", random.Random(0)

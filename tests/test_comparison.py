@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_record, make_run, settle
 
-from gemminer import answers, comparison
-from gemminer.errors import GemminerError
-from gemminer.report import report
+from gemminer.core.errors import GemminerError
+from gemminer.reporting import aggregate, sentences
+from gemminer.reporting.page import report
 
 __all__ = ["browser"]  # the fixture
 
@@ -146,7 +146,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- numbers ----
 
 
-def small(method: str, seed: int, after: list[float], density: float = 0.01, **changes: Any) -> comparison.Run:
+def small(method: str, seed: int, after: list[float], density: float = 0.01, **changes: Any) -> aggregate.Run:
     """A run with these trainings of its ticket, no checks and two layers."""
     mean = sum(after) / len(after) if after else None
     layers = [{"name": "a", "kept": 5, "density": 0.5, "filters": 4, "dead_filters": 1}]
@@ -161,11 +161,11 @@ def small(method: str, seed: int, after: list[float], density: float = 0.01, **c
         "options": {},
         "recipe": {},
     }
-    return comparison.read(f"{method}-{seed}", fake_record(**fields | changes))
+    return aggregate.read(f"{method}-{seed}", fake_record(**fields | changes))
 
 
-def only(runs: list[comparison.Run]) -> comparison.Field:
-    (field,) = comparison.fields(runs)
+def only(runs: list[aggregate.Run]) -> aggregate.Field:
+    (field,) = aggregate.fields(runs)
     return field
 
 
@@ -180,7 +180,7 @@ def test_mean_and_deviation_are_over_seeds() -> None:
     assert row.after.std == pytest.approx(math.sqrt((4 + 1 + 1) / 9 / 100 / 2))
     assert (row.before.mean, row.before.std) == (pytest.approx(0.2), pytest.approx(0.1))
     assert (field.dense.mean, field.dense.std, field.dense.n) == (pytest.approx(0.92), pytest.approx(0.01), 3)
-    assert row.cost["search", "epochs"] == comparison.Stat(40.0, 0.0, 3, (40.0, 40.0, 40.0))
+    assert row.cost["search", "epochs"] == aggregate.Stat(40.0, 0.0, 3, (40.0, 40.0, 40.0))
     assert row.dead == pytest.approx(5 / 8)
     assert [(layer.name, layer.collapsed) for layer in row.collapsed] == [("b", 3)]
     assert row.worst
@@ -196,7 +196,7 @@ def test_one_run_shows_the_spread_of_its_trainings() -> None:
 
 
 def test_checks_join_the_pairs_of_all_seeds() -> None:
-    def run(seed: int, ours: list[float], theirs: list[float]) -> comparison.Run:
+    def run(seed: int, ours: list[float], theirs: list[float]) -> aggregate.Run:
         check = {"mean": 0, "std": 0, "values": theirs, "ticket_values": ours, "verdict": "not decided"}
         return small("x", seed, ours, checks={"shuffle": check})
 
@@ -228,23 +228,23 @@ def test_the_best_is_told_apart_over_the_seeds_both_have() -> None:
     assert rows[2].gap.values == (0.90, 0.91)
     assert rows[2].gap.difference == pytest.approx(0.065)
     assert rows[2].gap.verdict == "pass", "0.065 - 6.314 * 0.00707 / sqrt(2) = 0.033"
-    assert [row.method for row in comparison.tied(rows)] == ["close", "lone"]
+    assert [row.method for row in aggregate.tied(rows)] == ["close", "lone"]
     assert "close and poor at 1% density: no seed" not in "".join(field.notes)
     assert "lone at 1% density: no seed 0, 1, 2, 3 and 7, which others have" in field.notes
 
 
 def test_pareto_front_by_hand() -> None:
     points = [(0, 0.5), (1, 0.9), (2, 0.9), (2, 0.95), (3, 0.94), (1, 0.9)]
-    assert comparison.pareto(points) == [True, True, False, True, False, True]
-    assert comparison.pareto([]) == []
+    assert aggregate.pareto(points) == [True, True, False, True, False, True]
+    assert aggregate.pareto([]) == []
 
 
 def test_density_one_is_the_dense_line_and_no_method() -> None:
     field = only([small("x", 1, [0.8]), small("uniform", 1, [0.95], density=1.0), small("x", 2, [0.7])])
     assert list(field.rows) == [0.01]
-    assert field.dense == comparison.Stat(0.95, None, 1, (0.95,))
+    assert field.dense == aggregate.Stat(0.95, None, 1, (0.95,))
     lone = only([small("uniform", 1, [0.95], density=1.0)])
-    assert answers.summary([lone]) == "resnet20 on digits: dense networks only, 95.0%"
+    assert sentences.summary([lone]) == "resnet20 on digits: dense networks only, 95.0%"
 
 
 def test_runs_that_differ_are_not_pooled() -> None:
@@ -259,7 +259,7 @@ def test_runs_that_differ_are_not_pooled() -> None:
     longer = [small("x", 1, [0.9]), small("x", 1, [0.8], recipe={"train_epochs": 9})]
     assert {row.method for row in only(longer).rows[0.01]} == {"x", "x:train_epochs=9"}
     wide = [small("x", 1, [0.9], model_options={}), small("x", 1, [0.8], model_options={"width": 2})]
-    assert [field.title for field in comparison.fields(wide)] == ["resnet20 on digits", "resnet20 (width=2) on digits"]
+    assert [field.title for field in aggregate.fields(wide)] == ["resnet20 on digits", "resnet20 (width=2) on digits"]
 
 
 def test_the_same_seed_twice_is_no_second_sample() -> None:
@@ -289,23 +289,23 @@ def test_the_answer_says_how_good_how_sure_and_at_what_cost() -> None:
     gem = [small("gem", s, [x], **cheap) for s, x in ((1, 0.97), (2, 0.96), (3, 0.98))]
     imp = [small("imp", s, [x], **dear) for s, x in ((1, 0.96), (2, 0.97), (3, 0.95))]
     erk = [small("erk", s, [x], **free) for s, x in ((1, 0.80), (2, 0.80), (3, 0.81))]
-    said = answers.answer(only([*gem, *imp, *erk]), 0.01).sentence
+    said = sentences.answer(only([*gem, *imp, *erk]), 0.01).sentence
     assert said == (
         "At 1% density: gem 97.0% ± 1.0 after training (n = 3), 20.0% before; dense 92.0%; not told apart from "
         "imp (96.0%); its search takes 40 epochs, imp's 600 (15 times that); not checked."
     )
     alone = only([*gem, *erk])
-    assert answers.answer(alone, 0.01).standing == "ahead of every other method beyond chance (next: erk, 80.3%)"
-    assert answers.leads(alone) == "The lead is beyond chance at 1% density."
+    assert sentences.answer(alone, 0.01).standing == "ahead of every other method beyond chance (next: erk, 80.3%)"
+    assert sentences.leads(alone) == "The lead is beyond chance at 1% density."
     best = [small("imp", s, [x], **dear) for s, x in ((1, 0.99), (2, 0.97), (3, 0.98))]
-    assert answers.answer(only([*gem, *best]), 0.01).cost == "its search takes 600 epochs, gem's 40 (1/15 of that)"
-    assert answers.answer(only([*erk, *imp]), 0.01).cost == "its search takes 600 epochs, erk's none"
+    assert sentences.answer(only([*gem, *best]), 0.01).cost == "its search takes 600 epochs, gem's 40 (1/15 of that)"
+    assert sentences.answer(only([*erk, *imp]), 0.01).cost == "its search takes 600 epochs, erk's none"
     zero = small("zero", 9, [0.1], **dear)
-    assert answers.answer(only([*erk, zero]), 0.01).cost == "it needs no search, zero's 600 epochs"
+    assert sentences.answer(only([*erk, zero]), 0.01).cost == "it needs no search, zero's 600 epochs"
     single = only([gem[0], imp[0]])
-    assert answers.answer(single, 0.01).standing == "a single seed, so its lead over imp may be chance"
-    assert answers.answer(only(gem), 0.01).standing == "the only method"
-    assert answers.headline(only(gem)) == "resnet20 on digits: one method, gem"
+    assert sentences.answer(single, 0.01).standing == "a single seed, so its lead over imp may be chance"
+    assert sentences.answer(only(gem), 0.01).standing == "the only method"
+    assert sentences.headline(only(gem)) == "resnet20 on digits: one method, gem"
 
 
 def test_tables_beside_the_page(grid: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_page_answers_first_and_drops_nothing(grid: Path) -> None:
     assert grid.stat().st_size < 8_000_000
     assert [tag for tag, _ in page.elements].count("script") == 3
     figures = page.figures()
-    assert {f"cost/{f}/{d}/{m}" for f in (0, 1) for d in range(3) for m in comparison.MEASURES} <= set(figures)
+    assert {f"cost/{f}/{d}/{m}" for f in (0, 1) for d in range(3) for m in aggregate.MEASURES} <= set(figures)
     after = figures["after/0"]["data"]
     assert len(after) == 14
     snip = next(trace for trace in after if trace["name"] == "snip")

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import methods
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
-from gemminer.errors import UsageError
-from gemminer.masking import prunable
-from gemminer.task import Task
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.task import Task
 
 DENSITY = 0.3
 
@@ -151,7 +152,7 @@ def snapshot(model: nn.Module) -> object:
 class TestEveryModel:
     def test_the_count_is_exact_and_the_masks_are_the_models(self, method: str, name: str) -> None:
         ticket = found(method, name)
-        shapes = {n: tuple(p.shape) for n, p in prunable(build(name)).items()}
+        shapes = {n: tuple(p.shape) for n, p in prunable_weights(build(name)).items()}
         assert {n: tuple(m.shape) for n, m in ticket.masks.items()} == shapes
         assert ticket.kept == round(DENSITY * ticket.prunable)
 

@@ -9,15 +9,15 @@ import torch
 from conftest import tiny_net
 from torch import Tensor, nn
 
-from gemminer.cost import TRAINING_PASSES, Flops, count
+from gemminer.core.prunable import prunable_weights
 from gemminer.data import TensorBatches
-from gemminer.masking import prunable
-from gemminer.task import Task
+from gemminer.training.cost import TRAINING_PASSES, Flops, count
+from gemminer.training.task import Task
 
 
 def flops(model: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Flops:
     targets = torch.zeros(len(inputs), dtype=torch.long) if targets is None else targets
-    return count(Task(model, TensorBatches(inputs, targets, batch_size=5)), prunable(model))
+    return count(Task(model, TensorBatches(inputs, targets, batch_size=5)), prunable_weights(model))
 
 
 def test_linear_layers() -> None:
@@ -47,7 +47,7 @@ def test_tied_weights_work_twice_and_unused_ones_not() -> None:
             return self.head(torch.nn.functional.linear(x @ self.table.weight.t(), self.table.weight.t()))
 
     model = Net()
-    names = {**prunable(model, embeddings=True)}
+    names = {**prunable_weights(model, embeddings=True)}
     assert list(names) == ["table.weight", "unused.weight"]
     task = Task(model, TensorBatches(torch.zeros(5, 3, dtype=torch.long), torch.zeros(5, 3, dtype=torch.long)))
     assert count(task, names).by_parameter == {"table.weight": 3 * 3 * 2 * 28, "unused.weight": 0.0}

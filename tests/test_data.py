@@ -31,9 +31,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from gemminer import data, datasets
-from gemminer.data import Augment, LoaderBatches, TensorBatches, as_batches, augmentation, load
-from gemminer.errors import GemminerError, UsageError
+from gemminer import data
+from gemminer.core import randomness
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.data import Augment, LoaderBatches, TensorBatches, as_batches, augmentation, load, loaders, named, splits
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
@@ -110,8 +111,8 @@ def test_seeds_and_epochs_all_give_different_orders() -> None:
 def test_the_hash_of_seed_and_epoch_is_the_same_in_any_process() -> None:
     # blake2b of the text "(0, 1)", so neither Python's salted hash() nor the platform enters.
     expected = int.from_bytes(hashlib.blake2b(b"(0, 1)", digest_size=8).digest(), "little")
-    assert data.derive(0, 1) == expected != data.derive(1, 0)
-    low = [data.derive(seed, epoch) % 2**32 for seed in range(40) for epoch in range(40)]
+    assert randomness.derive(0, 1) == expected != randomness.derive(1, 0)
+    low = [randomness.derive(seed, epoch) % 2**32 for seed in range(40) for epoch in range(40)]
     assert len(set(low)) == 1600  # torch's CPU generator looks at 32 bits only
 
 
@@ -347,7 +348,7 @@ def test_what_a_loader_says_of_its_length() -> None:
 
 
 def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "ENDLESS", 5)
+    monkeypatch.setattr(loaders, "ENDLESS", 5)
     with pytest.raises(UsageError, match="no end of the loader after 5 batches: give its data set a __len__"):
         len(as_batches(DataLoader(Stream(10), batch_size=1)))
 
@@ -492,9 +493,9 @@ def test_bad_data_is_refused_in_one_sentence(use: Callable[[], object], says: st
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 80))
 def test_every_prefix_is_stratified(classes: list[int], cut: int) -> None:
     labels = torch.tensor(classes)
-    found = datasets.stratified_order(labels)
+    found = splits.stratified_order(labels)
     assert sorted(found.tolist()) == list(range(len(classes)))
-    assert torch.equal(found, datasets.stratified_order(labels))
+    assert torch.equal(found, splits.stratified_order(labels))
     cut = min(cut, len(classes))
     for label in set(classes):
         fair = cut * classes.count(label) / len(classes)
@@ -503,12 +504,12 @@ def test_every_prefix_is_stratified(classes: list[int], cut: int) -> None:
 
 def test_a_split_is_exact_disjoint_and_shuffled() -> None:
     labels = torch.arange(1000) // 100  # sorted by class, as folders are
-    kept, held = datasets.split(labels, 0.1)
+    kept, held = splits.split(labels, 0.1)
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(1000))
     assert torch.bincount(labels[held]).tolist() == [10] * 10
     assert held.diff().unique().numel() > 10  # not every tenth
-    assert len(datasets.split(torch.zeros(30, dtype=torch.int64), 0.1)[1]) == 3
-    assert len(datasets.split(torch.zeros(5), 0.0)[1]) == 0
+    assert len(splits.split(torch.zeros(30, dtype=torch.int64), 0.1)[1]) == 3
+    assert len(splits.split(torch.zeros(5), 0.0)[1]) == 0
 
 
 def module(folder: Path, body: str) -> str:
@@ -568,7 +569,7 @@ def test_the_digits() -> None:
 
 
 def test_the_test_set_of_digits_is_pinned() -> None:
-    _, test = datasets.split(torch.tensor(load_digits().target), 0.2)
+    _, test = splits.split(torch.tensor(load_digits().target), 0.2)
     assert hashlib.sha256(test.numpy().astype("<i8").tobytes()).hexdigest()[:16] == "a695cc9ba6960f65"
 
 
@@ -617,13 +618,13 @@ def test_normalisation_comes_from_the_training_part_alone(tmp_path: Path) -> Non
     assert other.test is not None
     assert not same(bits(first.test), bits(other.test))
     pixels = (np.arange(60 * 16).reshape(60, 16) * 7) % 256 / 255
-    kept, _ = datasets.split(torch.arange(60) % 10, 0.3)
+    kept, _ = splits.split(torch.arange(60) % 10, 0.3)
     assert first.mean[0] == pytest.approx(pixels[kept.numpy()].mean(), abs=1e-12)
     assert first.std[0] == pytest.approx(pixels[kept.numpy()].std(), abs=1e-12)
 
 
 def test_a_constant_channel_becomes_zero() -> None:
-    mean, std = data._statistics(torch.full((3, 1, 2, 2), 200, dtype=torch.uint8))
+    mean, std = named._statistics(torch.full((3, 1, 2, 2), 200, dtype=torch.uint8))
     assert (mean.item(), std.item()) == (200, 1)
 
 

@@ -14,15 +14,16 @@ from conftest import tiny_data, tiny_net
 from torch import nn
 
 import gemminer
-from gemminer import engine, run
 from gemminer.cli import main
+from gemminer.core.errors import UsageError
+from gemminer.core.progress import Monitor
 from gemminer.data import TensorBatches
-from gemminer.errors import UsageError
-from gemminer.progress import Monitor
-from gemminer.recipe import Recipe, budget_of
+from gemminer.runs import execute
+from gemminer.runs.recipe import Recipe, budget_of
 from gemminer.sparse import threads
-from gemminer.sparse.modules import SparseLayer
-from gemminer.task import Task
+from gemminer.sparse.training.modules import SparseLayer
+from gemminer.training import engine
+from gemminer.training.task import Task
 
 
 def wide() -> tuple[nn.Module, TensorBatches]:
@@ -41,7 +42,7 @@ def masks_of(net: nn.Module, density: float) -> dict[str, torch.Tensor]:
 
 
 def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemminer.sparse.choice.crossovers", lambda threads: dict.fromkeys(KINDS, 0.5))
+    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda threads: dict.fromkeys(KINDS, 0.5))
     net, batches = wide()
     masks = masks_of(net, 0.02)
     found = engine.kept_only(Task(net, batches), masks)
@@ -151,12 +152,12 @@ def test_a_budget_sets_the_length_of_the_search(tmp_path: Path) -> None:
     recipe = Recipe(
         model="lenet-300-100", density=0.1, budget="0.5", train_epochs=4, checks=(), dense=False, limit_train=100
     )
-    result = run.execute(recipe, tmp_path / "part")
+    result = execute.run_recipe(recipe, tmp_path / "part")
     assert result.cost["search"].epochs == 2
     assert result.cost["train"].epochs == 4
-    seconds = run.execute(recipe.with_(budget="1s"), tmp_path / "seconds")
+    seconds = execute.run_recipe(recipe.replace(budget="1s"), tmp_path / "seconds")
     assert seconds.cost["search"].epochs >= 2
-    again = run.execute(recipe.with_(budget="1s"), tmp_path / "seconds", resume=True)  # measured once
+    again = execute.run_recipe(recipe.replace(budget="1s"), tmp_path / "seconds", resume=True)  # measured once
     assert again.cost["search"].epochs == seconds.cost["search"].epochs
     rows = gemminer.mine(tiny_net(), tiny_data(), density=0.2, budget="0.1").provenance
     assert rows["options"]["epochs"] == 4  # of 40

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gemminer.core.errors import UsageError
+from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import generator
 from gemminer.data import TensorBatches
-from gemminer.errors import UsageError
-from gemminer.files import Checkpoint
-from gemminer.initialise import generator
-from gemminer.masking import prunable
-from gemminer.methods.gem_miner import Options, find, freeze_epochs, freeze_schedule, live_count
-from gemminer.methods.scores import Scores, _first_scores
-from gemminer.progress import Monitor
-from gemminer.task import Task
-from gemminer.train import fit
+from gemminer.methods.gem_miner import GemMinerRule, Options, find
+from gemminer.methods.gem_miner.rule import _first_scores
+from gemminer.methods.parts.schedules import freeze_epochs
+from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.loop import fit
+from gemminer.training.task import Task
 
 
 def fixed(**options: Any) -> Options:
@@ -36,13 +37,13 @@ def fixed(**options: Any) -> Options:
     return Options(**{"ridge": 3e-4, **options})
 
 
-def parts_of(rule: Scores, flat: Tensor) -> list[Tensor]:
+def parts_of(rule: GemMinerRule, flat: Tensor) -> list[Tensor]:
     """A flat vector by parameter, before anything has been let go of."""
     return [part.view(shape) for part, shape in zip(flat.split(rule.full_sizes), rule.shapes, strict=True)]
 
 
 def rule_size(model: nn.Module) -> int:
-    return sum(p.numel() for p in prunable(model).values())
+    return sum(p.numel() for p in prunable_weights(model).values())
 
 
 def state_of(scores: Tensor) -> dict[str, Any]:
@@ -149,10 +150,10 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
     )
     model, data = build(), TensorBatches(*tiny_data(64), batch_size=16, seed=1)
     batches = [batch for epoch in range(3) for batch in data.epoch(epoch)]
-    parameters = prunable(model)
+    parameters = prunable_weights(model)
     total = sum(p.numel() for p in parameters.values())
     scores = {n: torch.rand(p.shape, generator=generator(7, "scores", n)) for n, p in parameters.items()}
-    freezes = freeze_schedule(options, 4, 0.1, total)
+    freezes = options.freeze_schedule(4, 0.1, total)
     assert len(freezes) >= 5
     model.train()
     copy = build()
@@ -174,7 +175,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
         parameter.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    rule = Scores(parameters, options, freezes, 7)
+    rule = GemMinerRule(parameters, options, freezes, 7)
     rows = fit(Task(model, data), rule, options_for_fit(options), seed=0)
 
     ours = dict(zip(parameters, parts_of(rule, rule.p), strict=True))
@@ -193,7 +194,7 @@ def options_for_fit(options: Options) -> Any:
     """What `find` hands to the loop: the ridge as the optimiser's L2 term."""
     import dataclasses
 
-    from gemminer.train import Settings
+    from gemminer.training.settings import Settings
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)}
     return Settings(**{**fields, "weight_decay": 2 * (options.ridge or 0.0)})
@@ -204,11 +205,11 @@ def test_sgd_by_hand_bit_for_bit() -> None:
     options = Options(epochs=5, lr=0.5, momentum=0.5, ridge=2**-6, schedule="constant", repair=0.0)
     model, data = tiny_net(), TensorBatches(*tiny_data(32), batch_size=16)
     batches = [batch for epoch in range(5) for batch in data.epoch(epoch)]
-    parameters = prunable(model)
+    parameters = prunable_weights(model)
     scores = {n: torch.rand(p.shape, generator=generator(0, "scores", n)) for n, p in parameters.items()}
     model.train()
     p, q, _ = oracle(tiny_net(), batches, scores, {4: 200, 9: 100}, None, lambda _: 0.5, 2**-6)
-    rule = Scores(parameters, options, {4: 200, 9: 100}, 0)
+    rule = GemMinerRule(parameters, options, {4: 200, 9: 100}, 0)
     fit(Task(model, data), rule, options_for_fit(options), seed=0)
     for (name, ours), kept in zip(zip(p, parts_of(rule, rule.p), strict=True), rule.masks().values(), strict=True):
         assert torch.allclose(ours, p[name], rtol=0, atol=1e-7)  # a fused multiply-add rounds once, not twice
@@ -218,12 +219,12 @@ def test_sgd_by_hand_bit_for_bit() -> None:
 # --- by hand ---------------------------------------------------------------------------------------------------
 
 
-def hand_rule(scores: list[float], schedule: dict[int, int], **options: Any) -> tuple[nn.Linear, Scores]:
+def hand_rule(scores: list[float], schedule: dict[int, int], **options: Any) -> tuple[nn.Linear, GemMinerRule]:
     """One linear unit, w = (1, -2, 3, -4), with given scores."""
     layer = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, -2.0, 3.0, -4.0]]))
-    rule = Scores({"weight": layer.weight}, fixed(**options), schedule, 0)
+    rule = GemMinerRule({"weight": layer.weight}, fixed(**options), schedule, 0)
     rule.load_state_dict(state_of(torch.tensor(scores)))
     return layer, rule
 
@@ -313,7 +314,7 @@ def test_live_and_unfrozen_masks_differ() -> None:
 def test_a_floor_protects_each_layers_best(floor: int, kept: int, first: list[int], invert: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 3, bias=False))
     scores = torch.tensor([0.1, 0.3, 0.2, 0.1, 0.9, 0.8, 0.7])  # the first layer has all the lowest
-    rule = Scores(prunable(model), fixed(floor=floor, invert=invert), {0: kept}, 0)
+    rule = GemMinerRule(prunable_weights(model), fixed(floor=floor, invert=invert), {0: kept}, 0)
     rule.load_state_dict(state_of(scores))
     rule.after_step(0)
     found = rule.q.nonzero().flatten().tolist()
@@ -341,7 +342,7 @@ def test_the_published_schedule() -> None:
     assert epochs == list(range(5, 146, 5))
     assert len(epochs) == 29 == math.floor((150 - 1) / 5)
     # 100 steps an epoch: at the last step of epoch 5, 10, ...; 1 - density^(1/29) of the rest each time.
-    schedule = freeze_schedule(Options(epochs=150, freeze_every=5), 100, 0.0144, 268_336)
+    schedule = Options(epochs=150, freeze_every=5).freeze_schedule(100, 0.0144, 268_336)
     assert list(schedule) == [499 + 500 * i for i in range(29)]
     assert list(schedule.values()) == [round(268_336 * 0.0144 ** (k / 29)) for k in range(1, 30)]
     assert list(schedule.values())[-1] == 3864 == round(0.0144 * 268_336)
@@ -378,7 +379,7 @@ def test_every_freeze_leaves_the_exact_count(
         with pytest.raises(UsageError, match="leave no time to freeze"):
             Options(epochs=epochs, freeze_every=every)
         return
-    schedule = freeze_schedule(fixed(epochs=epochs, freeze_every=every, repair=repair), steps, density, total)
+    schedule = fixed(epochs=epochs, freeze_every=every, repair=repair).freeze_schedule(steps, density, total)
     counts = list(schedule.values())
     assert counts[-1] == round(density * total)
     assert counts == sorted(counts, reverse=True)
@@ -397,7 +398,7 @@ def test_every_freeze_leaves_the_exact_count(
 
 
 def test_a_continuous_search_takes_little_at_a_time() -> None:
-    schedule = freeze_schedule(fixed(epochs=40), 22, 0.0059, 268_048)
+    schedule = fixed(epochs=40).freeze_schedule(22, 0.0059, 268_048)
     counts = [268_048, *schedule.values()]
     assert counts[-1] == 1581
     assert max(schedule) < 0.75 * 40 * 22
@@ -418,10 +419,10 @@ def test_a_search_hits_every_count_of_its_schedule(
     """Bernoulli scores tie at 0 and 1 from the beginning; a huge rate clips nearly all of them."""
     options = fixed(epochs=epochs, freeze_every=every, lr=50.0, scores=scores)  # type: ignore[arg-type]
     model, data = tiny_net(), TensorBatches(*tiny_data(24), batch_size=12)
-    schedule = freeze_schedule(options, 2, density, 324)
+    schedule = options.freeze_schedule(2, density, 324)
     seen: dict[int, int] = {}
 
-    class Watched(Scores):
+    class Watched(GemMinerRule):
         def after_step(self, step: int) -> None:
             super().after_step(step)
             if step in self.schedule:
@@ -430,7 +431,7 @@ def test_a_search_hits_every_count_of_its_schedule(
             assert torch.equal(self.kept_initial, self.initial * self.q)
             assert all(p.grad is None or not p.grad.count_nonzero() for p in self.weights)  # cleared
 
-    rule = Watched(prunable(model), options, schedule, seed)
+    rule = Watched(prunable_weights(model), options, schedule, seed)
     fit(Task(model, data), rule, options_for_fit(options), seed=seed)
     assert seen == schedule
     exact = Fraction(density) * 324
@@ -554,7 +555,7 @@ def test_other_types_are_mined_too() -> None:
 def test_weights_on_two_devices_are_refused() -> None:
     parameters = {"a": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(2, 2, device="meta"))}
     with pytest.raises(UsageError, match="spread over several devices"):
-        Scores(parameters, fixed(), {}, 0)
+        GemMinerRule(parameters, fixed(), {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -595,7 +596,7 @@ def test_a_floor_above_the_asked_count_is_refused() -> None:
 def test_the_live_weights_follow_their_schedule_and_what_is_frozen_is_off() -> None:
     live: list[tuple[int, int]] = []
 
-    class Watched(Scores):
+    class Watched(GemMinerRule):
         def after_step(self, step: int) -> None:
             before = self.remaining
             super().after_step(step)
@@ -607,13 +608,13 @@ def test_the_live_weights_follow_their_schedule_and_what_is_frozen_is_off() -> N
 
     options, model = Options(epochs=10), tiny_net()
     batches = TensorBatches(*tiny_data(), batch_size=16)
-    total = sum(p.numel() for p in prunable(model).values())
+    total = sum(p.numel() for p in prunable_weights(model).values())
 
     def live_at(step: int) -> int:
-        return live_count(options, step, len(batches), 0.1, total)
+        return options.live_count(step, len(batches), 0.1, total)
 
-    schedule = freeze_schedule(options, len(batches), 0.1, total)
-    rule = Watched(prunable(model), options, schedule, 0, live_at)
+    schedule = options.freeze_schedule(len(batches), 0.1, total)
+    rule = Watched(prunable_weights(model), options, schedule, 0, live_at)
     rows = fit(Task(model, batches, batches), rule, options_for_fit(options), seed=0)
     assert all(on <= most for on, most in live)
     assert live[-1][0] == int(rule.q.sum()) == round(0.1 * total)
@@ -632,10 +633,10 @@ def test_the_search_does_not_depend_on_the_scale_of_the_loss() -> None:
 
 def test_one_layer_cannot_run_away_with_the_scores() -> None:
     """A layer whose gradient is a thousand times the others' moves at most CAP times their median."""
-    from gemminer.methods.scores import CAP, RATE
+    from gemminer.methods.gem_miner.rule import CAP, RATE
 
     parameters = {name: nn.Parameter(torch.ones(4, 4)) for name in "abc"}
-    rule = Scores(parameters, Options(), {}, 0, lambda step: 48)
+    rule = GemMinerRule(parameters, Options(), {}, 0, lambda step: 48)
     for name, p in parameters.items():
         p.grad = torch.full((4, 4), 1000.0 if name == "c" else 1.0)
     rule.after_backward()

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from gemminer.errors import UsageError
-from gemminer.initialise import Draw, generator, kinds, mixed
+from gemminer.core.draw import Draw, kinds
+from gemminer.core.errors import UsageError
+from gemminer.core.randomness import generator, mixed
 
 SHAPE = torch.Size([256, 32, 3, 3])  # fan_in 288, fan_out 2304
 FAN_IN, FAN_OUT = 32 * 9, 256 * 9

@@ -17,12 +17,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gemminer.errors import UsageError
-from gemminer.masking import Dense, KeepMask, borrowed, highest_but, keep_highest, lowest, prunable, target
-from gemminer.methods.allocation import allocate, random_masks
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import highest_but, keep_highest, lowest, target
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.allocation import allocate, random_masks
 from gemminer.methods.random_tickets import erk_ratio
-from gemminer.ticket import Ticket, named_state
-from gemminer.train import Settings
+from gemminer.training.rules import Dense, KeepMask
+from gemminer.training.settings import Settings
 
 # Few values, so that most scores tie, as scores clipped to 0 and 1 do.
 CLIPPED = st.lists(st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.0]), min_size=1, max_size=60)
@@ -48,39 +51,39 @@ CLIPPED = st.lists(st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.0]), min_size=1,
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
 def test_prunable_counts(module: nn.Module, weights: int) -> None:
-    found = prunable(nn.Sequential(module, nn.LayerNorm(3), nn.Embedding(4, 4)))
+    found = prunable_weights(nn.Sequential(module, nn.LayerNorm(3), nn.Embedding(4, 4)))
     assert sum(p.numel() for p in found.values()) == weights
     assert not any("bias" in name for name in found)
 
 
 def test_prunable_in_the_models_order_with_embeddings_and_without_some() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Conv1d(1, 1, 3), nn.Linear(4, 2))
-    assert list(prunable(model)) == ["1.weight", "3.weight", "4.weight"]
-    assert list(prunable(model, embeddings=True)) == ["0.weight", "1.weight", "3.weight", "4.weight"]
-    assert list(prunable(model, exclude=["4.*"])) == ["1.weight", "3.weight"]
-    assert list(prunable(model, exclude=["1.*", "3.weight"])) == ["4.weight"]
+    assert list(prunable_weights(model)) == ["1.weight", "3.weight", "4.weight"]
+    assert list(prunable_weights(model, embeddings=True)) == ["0.weight", "1.weight", "3.weight", "4.weight"]
+    assert list(prunable_weights(model, exclude=["4.*"])) == ["1.weight", "3.weight"]
+    assert list(prunable_weights(model, exclude=["1.*", "3.weight"])) == ["4.weight"]
     model[1].weight.requires_grad_(False)
-    assert list(prunable(model)) == ["3.weight", "4.weight"]
+    assert list(prunable_weights(model)) == ["3.weight", "4.weight"]
 
 
 def test_tied_weights_count_once() -> None:
     table = nn.Embedding(6, 4)
     head = nn.Linear(4, 6, bias=False)
     head.weight = table.weight
-    assert {n: p.numel() for n, p in prunable(nn.Sequential(table, head)).items()} == {"0.weight": 24}
+    assert {n: p.numel() for n, p in prunable_weights(nn.Sequential(table, head)).items()} == {"0.weight": 24}
 
 
 def test_nothing_to_prune_is_an_error() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     for model in (nn.LayerNorm(4), frozen, nn.Sequential()):
         with pytest.raises(UsageError, match="nothing to prune"):
-            prunable(model)
+            prunable_weights(model)
     with pytest.raises(UsageError, match="nothing to prune"):
-        prunable(nn.Linear(2, 2), exclude=["*"])
+        prunable_weights(nn.Linear(2, 2), exclude=["*"])
     with pytest.raises(UsageError, match=r"exclude='head\.\*' matches no prunable weight; they are: weight"):
-        prunable(nn.Linear(2, 2), exclude=["head.*"])
+        prunable_weights(nn.Linear(2, 2), exclude=["head.*"])
     with pytest.raises(UsageError, match="lazy layers: run one batch"):
-        prunable(nn.LazyLinear(3))
+        prunable_weights(nn.LazyLinear(3))
 
 
 # --- exact counts ----------------------------------------------------------------------------------------------
@@ -281,7 +284,7 @@ def steps(model: nn.Module, rule: Dense, optimiser: torch.optim.Optimizer, count
 
 def masked(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     model = tiny_net(seed)
-    shapes = {name: p.shape for name, p in prunable(model).items()}
+    shapes = {name: p.shape for name, p in prunable_weights(model).items()}
     masks = random_masks(shapes, {"0.weight": 20, "3.weight": 30, "5.weight": 9}, seed)
     Ticket(masks, named_state(model)).apply(model)
     return model, masks

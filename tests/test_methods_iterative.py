@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gemminer import methods
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.progress import Monitor
+from gemminer.core.randomness import generator
+from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
-from gemminer.errors import UsageError
-from gemminer.files import Checkpoint
-from gemminer.initialise import generator
 from gemminer.methods import edge_popup, imp
-from gemminer.progress import Monitor
-from gemminer.task import Task
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.task import Task
 
 EPOCHS = 4
 

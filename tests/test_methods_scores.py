@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gemminer import methods, models
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.data import TensorBatches
-from gemminer.errors import GemminerError, UsageError
-from gemminer.methods import grasp, prospr, scoring, smart_ratio, snip, synflow
+from gemminer.methods import grasp, prospr, smart_ratio, snip, synflow
+from gemminer.methods.parts import one_shot
 from gemminer.methods.random_tickets import erk_ratio
-from gemminer.task import Task
+from gemminer.training.task import Task
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -133,7 +134,7 @@ def test_grasps_product_goes_through_pytorchs_own_attention() -> None:
             for p, direction in zip(there, g, strict=True):
                 p += h * direction
         ends.append(torch.autograd.grad(F.cross_entropy(moved(x), y), there))
-    with scoring.twice_differentiable("grasp"):
+    with one_shot.twice_differentiable("grasp"):
         found = grasp.hessian_gradient(task, first(task, 1), weights)
     for product, up, down in zip(found, *ends, strict=True):
         torch.testing.assert_close(product, (up - down) / 2e-5, rtol=1e-5, atol=1e-8)
@@ -253,7 +254,7 @@ def test_synflow_is_conserved_through_vgg16(density: float) -> None:
     model = models.build("vgg16", width=0.25)
     task = ones_task(model, 3, 32, 32)
     ticket = methods.get("random").find(task, density, methods.get("random").options(), 0)
-    with scoring.scoring(task, 0) as weights, synflow.linearised(model):
+    with one_shot.scoring(task, 0) as weights, synflow.linearised(model):
         for name, w in weights.items():
             w.data *= ticket.masks[name]
         scores = synflow.flow(task, torch.ones(1, 3, 32, 32, dtype=torch.float64), weights)

@@ -18,7 +18,9 @@ import torchvision
 from torch import Tensor, nn
 
 from gemminer import models
-from gemminer.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.models import residual, transformer
+from gemminer.models.layers import Layers
 
 NAMES = models.names()
 PAPER = tuple(n for n in NAMES if n not in ("resnet18", "resnet50", "transformer"))  # no affine norms, no biases
@@ -237,7 +239,7 @@ def test_width_multiplies_channels() -> None:
 def test_option_a_by_hand() -> None:
     """Every other pixel of 0..15 in a 4x4 map, one zero channel before and two after."""
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    y = models.PadShortcut(1, 4, 2)(x)
+    y = residual.PadShortcut(1, 4, 2)(x)
     zero = torch.zeros(2, 2)
     assert torch.equal(y, torch.stack([zero, torch.tensor([[0.0, 2.0], [8.0, 10.0]]), zero, zero])[None])
 
@@ -268,14 +270,14 @@ def test_resnet20_is_the_textbook_one() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("c_out", [4, 6])
 def test_wide_and_mobile_blocks_by_formula(stride: int, c_out: int) -> None:
-    make, x = models.Layers("none", 1.0, False), images(2, 4, 5)
-    pre = models.PreactBlock(make, 4, c_out, stride)
+    make, x = Layers("none", 1.0, False), images(2, 4, 5)
+    pre = residual.PreactBlock(make, 4, c_out, stride)
     y = x.relu()  # a widening block activates its shortcut's input too
     skip = x if stride == 1 and c_out == 4 else F.conv2d(y, pre.shortcut.weight, stride=stride)
     h = F.conv2d(y, pre.conv1.weight, stride=stride, padding=1).relu()
     torch.testing.assert_close(pre(x), F.conv2d(h, pre.conv2.weight, padding=1) + skip)
 
-    mobile = models.InvertedResidual(6, make, 4, c_out, stride)
+    mobile = residual.InvertedResidual(6, make, 4, c_out, stride)
     h = F.conv2d(x, mobile.conv1.weight).relu()
     h = F.conv2d(h, mobile.conv2.weight, stride=stride, padding=1, groups=24).relu()
     h = F.conv2d(h, mobile.conv3.weight)
@@ -318,7 +320,7 @@ def test_same_function_as_torchvision(name: str) -> None:
 
 def test_attention_agrees_with_torch() -> None:
     for causal in (False, True):
-        ours = models.Attention(models.Layers("none", 1.0, True), dim=12, heads=3, causal=causal)
+        ours = transformer.Attention(Layers("none", 1.0, True), dim=12, heads=3, causal=causal)
         theirs = nn.MultiheadAttention(12, 3, batch_first=True)
         theirs.load_state_dict(
             {
@@ -347,7 +349,7 @@ def test_language_model_is_causal_and_knows_positions() -> None:
     assert net(ids.expand(2, 6)[:, :1]).shape == (2, 1, 11)
     F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
     assert all(w.grad is not None and w.grad.any() for w in prunable(net).values())
-    assert all(m.causal for m in net.modules() if isinstance(m, models.Attention))
+    assert all(m.causal for m in net.modules() if isinstance(m, transformer.Attention))
     with pytest.raises(UsageError, match=r"10 tokens are too many.* 9"):
         net(torch.zeros(1, 10, dtype=torch.long))
 
@@ -355,7 +357,7 @@ def test_language_model_is_causal_and_knows_positions() -> None:
 def test_image_transformer_looks_both_ways() -> None:
     net = models.build("transformer", in_channels=1, image_size=8, patch=4)
     assert net.embed.kernel_size == (4, 4)
-    assert not any(m.causal for m in net.modules() if isinstance(m, models.Attention))
+    assert not any(m.causal for m in net.modules() if isinstance(m, transformer.Attention))
     assert models.build("transformer", image_size=28).embed.kernel_size == (4, 4)
     assert models.build("transformer", image_size=8).embed.kernel_size == (2, 2)
 
@@ -514,4 +516,4 @@ def test_numpy_numbers_and_none_are_fine() -> None:
 def test_docstrings() -> None:
     import doctest
 
-    assert doctest.testmod(models, extraglobs={"torch": torch}).failed == 0
+    assert doctest.testmod(models.library, extraglobs={"torch": torch}).failed == 0

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from gemminer import models, recipe, record
-from gemminer.errors import GemminerError, UsageError
-from gemminer.methods.gem_miner import Options, freeze_epochs
-from gemminer.recipe import Recipe, make
-from gemminer.record import Folder, Record, read
-from gemminer.train import Settings
+from gemminer import models
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.methods.gem_miner import Options
+from gemminer.methods.parts.schedules import freeze_epochs
+from gemminer.runs import environment, recipe, record
+from gemminer.runs.folder import Folder
+from gemminer.runs.recipe import Recipe, make
+from gemminer.runs.record import Record, read
+from gemminer.training.settings import Settings
 
 # --- recipes ---------------------------------------------------------------------------------------------------
 
@@ -56,12 +59,12 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
 
 def test_copies_with_changes() -> None:
     base = make({"density": 0.1, "options": {"lr": 0.2}, "epochs": 7})
-    changed = base.with_(density=0.2, epochs=None, checks=(), dense=False, seed=0)
+    changed = base.replace(density=0.2, epochs=None, checks=(), dense=False, seed=0)
     assert (changed.density, changed.epochs, changed.options, changed.checks) == (0.2, 7, {"lr": 0.2}, ())
     assert not changed.dense
     assert base.density == 0.1
     with pytest.raises(UsageError):
-        base.with_(density=2)
+        base.replace(density=2)
     with pytest.raises(ValueError, match="frozen"):
         base.density = 0.3  # type: ignore[misc]
 
@@ -163,7 +166,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 def test_recipes_import_nothing_heavy() -> None:
     code = "import sys, types; sys.modules['gemminer'] = m = types.ModuleType('gemminer'); "
-    code += f"m.__path__ = [{str(Path(recipe.__file__).parent)!r}]; import gemminer.recipe; "
+    code += f"m.__path__ = [{str(Path(recipe.__file__).parent.parent)!r}]; import gemminer.runs.grid; "
     code += "print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
@@ -174,7 +177,7 @@ def test_recipes_import_nothing_heavy() -> None:
 @pytest.fixture
 def result() -> Record:
     return Record(
-        created=record.now(),
+        created=environment.now(),
         command="gemminer mine",
         method="gem-miner",
         options={"lr": 0.1},
@@ -191,8 +194,8 @@ def result() -> Record:
         accuracy=record.Accuracy(before=0.5, after=0.75, after_values=(0.7, 0.8), n=2),
         checks={},
         cost={"search": record.Cost(epochs=1, seconds=1.5, flops_dense=10, flops_sparse=5)},
-        hardware=record.hardware(),
-        versions=record.versions(),
+        hardware=environment.hardware(),
+        versions=environment.versions(),
         git=None,
     )
 
@@ -327,30 +330,30 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_machine_and_its_versions() -> None:
-    machine = record.hardware("cpu", 2)
+    machine = environment.hardware("cpu", 2)
     assert machine["threads"] == 2
     assert machine["cores"] >= 1
     assert machine["cpu"]
-    assert {"python", "torch", "numpy"} <= set(record.versions())
-    assert "T" in record.now()
+    assert {"python", "torch", "numpy"} <= set(environment.versions())
+    assert "T" in environment.now()
 
 
 def test_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert record.git_revision() is None
+    assert environment.git_revision() is None
     monkeypatch.setenv("PATH", "")
-    assert record.git_revision() is None
+    assert environment.git_revision() is None
 
 
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/gemminer", "mine", "--seed", "3"])
-    assert record.command() == "gemminer mine --seed 3"
+    assert environment.command() == "gemminer mine --seed 3"
 
 
 def test_every_row_of_a_ticket_fits_a_record() -> None:
-    from gemminer.checks import Check
-    from gemminer.ticket import Layer
+    from gemminer.core.statistics import Check
+    from gemminer.core.ticket import Layer
 
     assert {f.name for f in dataclasses.fields(Layer)} == set(record.LayerRow.model_fields)
     assert {f.name for f in dataclasses.fields(Check)} == set(record.CheckRow.model_fields)

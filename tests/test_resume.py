@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gemminer import record
-from gemminer.ticket import Ticket
+from gemminer.core.ticket import Ticket
+from gemminer.runs import record
 
 MINE = ["mine", "--model", "lenet-300-100", "--data", "digits", "--density", "0.05", "--epochs", "8"]
 MINE += ["--train-epochs", "4", "--check-seeds", "1", "--device", "cpu", "--threads", "1"]
@@ -42,7 +42,7 @@ def _mine(out: str, log: str, *more: str) -> None:
 def _context() -> Any:
     """Processes forked from a server that has imported everything and run nothing: they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gemminer.cli", "gemminer.run", "sklearn.datasets", "test_resume"])
+    context.set_forkserver_preload(["gemminer.cli", "gemminer.runs.execute", "sklearn.datasets", "test_resume"])
     return context
 
 

@@ -21,18 +21,23 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gemminer
-from gemminer import api, checks, methods, record, run, steps
+from gemminer import api, methods
+from gemminer.core.draw import Draw
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
-from gemminer.errors import GemminerError, UsageError
-from gemminer.initialise import Draw
-from gemminer.masking import KeepMask, prunable
-from gemminer.progress import Monitor
-from gemminer.recipe import Recipe, make
-from gemminer.run import execute
-from gemminer.steps import Workbench, counterpart, default_epochs, device_of, options_of, wants_channels_last
-from gemminer.task import Task
-from gemminer.ticket import Ticket
-from gemminer.train import Settings
+from gemminer.runs import checks, experiment, folder, record, settings
+from gemminer.runs.checks import altered_ticket
+from gemminer.runs.execute import check_ticket, prepare, run_recipe, train_ticket
+from gemminer.runs.experiment import Experiment, wants_channels_last
+from gemminer.runs.recipe import Recipe, make
+from gemminer.runs.settings import default_epochs, device_of, options_of
+from gemminer.training import evaluate, task
+from gemminer.training.rules import KeepMask
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
 
 Snapshot = Callable[[nn.Module], object]
 Pair = tuple[Tensor, Tensor]
@@ -109,24 +114,25 @@ def test_seeds_vary_everything_and_zero_is_one_of_them(pair: Pair) -> None:
     assert first.initial["0.weight"].ne(other.initial["0.weight"]).any()  # the weights
     assert first.initial["0.bias"].equal(other.initial["0.bias"])  # what is not drawn is the model's
     scores = [
-        methods.gem_miner.Scores(prunable(tiny_net()), methods.gem_miner.Options(), {}, s).p.tolist() for s in (0, 1)
+        methods.gem_miner.GemMinerRule(prunable_weights(tiny_net()), methods.gem_miner.Options(), {}, s).p.tolist()
+        for s in (0, 1)
     ]
     assert scores[0] != scores[1]
     net = tiny_net()
 
     def order(seed: int) -> list[list[int]]:
-        bench = api._bench(
+        bench = api._experiment(
             net,
             (torch.arange(96.0).reshape(-1, 1).expand(96, 6), pair[1]),
             None,
             batch_size=32,
             seed=seed,
             loss=F.cross_entropy,
-            metric=api.accuracy,
+            metric=task.accuracy,
             monitor=None,
             settings=Settings(),
         )
-        trained = steps.reseeded(bench.task.train, seed, "training batches", 0)
+        trained = experiment.reseeded(bench.task.train, seed, "training batches", 0)
         return [[int(x[0, 0]) for x, _ in b.epoch(0)] for b in (bench.task.train, trained)]
 
     orders = [o for seed in (0, 1) for o in order(seed)]
@@ -244,7 +250,8 @@ def test_what_cannot_be_mined(pair: Pair, fields: dict[str, Any], text: str) -> 
 
 @pytest.mark.parametrize("call", ["mine", "train", "check"])
 def test_no_epochs_at_all_are_refused(pair: Pair, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "default_epochs", lambda examples: 1)
+    for module in (api, settings):
+        monkeypatch.setattr(module, "default_epochs", lambda examples: 1)
     ticket = gemminer.mine(tiny_net(), pair, 0.2, method="uniform")
     work: dict[str, Callable[[], object]] = {
         "mine": lambda: gemminer.mine(tiny_net(), pair, 0.1, epochs=0),
@@ -480,9 +487,9 @@ def test_checks_are_paired_and_leave_the_model(pair: Pair, snapshot: Snapshot) -
 def test_each_check_destroys_one_thing(pair: Pair) -> None:
     net = tiny_net()
     ticket = gemminer.mine(net, pair, 0.2, epochs=4)
-    bench = Workbench(Task(net, TensorBatches(*pair, batch_size=32)), None, Settings(epochs=1))
+    bench = Experiment(Task(net, TensorBatches(*pair, batch_size=32)), None, Settings(epochs=1))
     for name in checks.CHECKS:
-        first, second = (counterpart(bench, name, ticket, index) for index in (0, 1))
+        first, second = (altered_ticket(bench, name, ticket, index) for index in (0, 1))
         assert first != ticket
         assert (first == second) == (name == "invert")
         assert first.kept == ticket.kept  # equal density
@@ -491,15 +498,15 @@ def test_each_check_destroys_one_thing(pair: Pair) -> None:
         same_start = all(torch.equal(t, ticket.initial[n]) for n, t in first.initial.items())
         assert (same_masks, same_start) == ((True, False) if name == "reinit" else (False, True))
     counts = [layer.kept for layer in ticket.per_layer()]
-    assert [layer.kept for layer in counterpart(bench, "shuffle", ticket, 0).per_layer()] == counts
+    assert [layer.kept for layer in altered_ticket(bench, "shuffle", ticket, 0).per_layer()] == counts
 
 
 def test_the_inversion_is_the_tickets_own_search_upside_down(pair: Pair) -> None:
     net, data = tiny_net(), TensorBatches(*pair, batch_size=32)
-    bench = Workbench(Task(net, data), None, Settings(epochs=1), seed=3)
+    bench = Experiment(Task(net, data), None, Settings(epochs=1), seed=3)
     options = methods.gem_miner.Options(epochs=3, lr=0.7)
     ticket, _ = bench.find("gem-miner", 0.2, options, Draw("signed-constant", 3))
-    inverted = counterpart(bench, "invert", ticket, 0)
+    inverted = altered_ticket(bench, "invert", ticket, 0)
     upside_down = dataclasses.replace(options, invert=True)
     expected, _ = bench.find("gem-miner", 0.2, upside_down, Draw("signed-constant", 3))
     assert inverted == expected
@@ -530,9 +537,9 @@ def test_a_check_without_test_data_is_refused(pair: Pair) -> None:
 
 def test_an_inversion_needs_a_method(pair: Pair) -> None:
     ticket = Ticket({"0.weight": torch.ones(16, 6).bool()}, tiny_net().state_dict())
-    bench = Workbench(Task(tiny_net(), TensorBatches(*pair)), None, Settings())
+    bench = Experiment(Task(tiny_net(), TensorBatches(*pair)), None, Settings())
     with pytest.raises(UsageError, match="needs to know the ticket's method, which is None"):
-        counterpart(bench, "invert", ticket, 0)
+        altered_ticket(bench, "invert", ticket, 0)
 
 
 def test_before_does_not_depend_on_statistics_of_another_network(pair: Pair) -> None:
@@ -542,13 +549,13 @@ def test_before_does_not_depend_on_statistics_of_another_network(pair: Pair) -> 
     for mean in (0.0, 50.0):
         net = tiny_net()
         net[1].running_mean.fill_(mean)
-        moved = ticket.with_(initial={**ticket.initial, "1.running_mean": net[1].running_mean})
-        bench = Workbench(Task(net, TensorBatches(*pair)), TensorBatches(*pair, shuffle=False), Settings())
+        moved = ticket.replace(initial={**ticket.initial, "1.running_mean": net[1].running_mean})
+        bench = Experiment(Task(net, TensorBatches(*pair)), TensorBatches(*pair, shuffle=False), Settings())
         found.append(bench.before(moved))
         assert float(net[1].running_mean[0]) == mean
     assert found[0] == found[1]
     with pytest.raises(UsageError, match="no test data to measure on"):
-        Workbench(Task(tiny_net(), TensorBatches(*pair)), None, Settings()).before(ticket)
+        Experiment(Task(tiny_net(), TensorBatches(*pair)), None, Settings()).before(ticket)
 
 
 # --- options, epochs, devices ----------------------------------------------------------------------------------
@@ -603,13 +610,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, re
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "run"
     recipe = make(TINY)
-    return recipe, out, execute(recipe, out, device="cpu")
+    return recipe, out, run_recipe(recipe, out, device="cpu")
 
 
 def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Record]) -> None:
     recipe, out, result = finished
     files = {p.name for p in out.iterdir()}
-    assert files == {*record.FILES, "state"}
+    assert files == {*folder.FILES, "state"} - {"report.html"}  # the page is written by the command line
     assert record.read(out) == result
     ticket = Ticket.load(out / "ticket.safetensors")
     d = ticket.prunable
@@ -654,11 +661,11 @@ def test_trained_weights_are_those_of_the_ticket(finished: tuple[Recipe, Path, r
     for name, mask in ticket.masks.items():
         assert trained[name][~mask].count_nonzero() == 0
         assert trained[name][mask].ne(ticket.initial[name][mask]).any()
-    bench, _, _ = run.prepare(recipe, device="cpu")
+    bench, _, _ = prepare(recipe, device="cpu")
     bench.task.model.load_state_dict(trained)
     assert bench.test is not None
-    assert steps.evaluate(bench.task, bench.test) == result.accuracy.after_values[0]
-    alone = run.train_ticket(recipe, out / "ticket.safetensors", out.parent / "again.safetensors", device="cpu")
+    assert evaluate.mean_metric(bench.task, bench.test) == result.accuracy.after_values[0]
+    alone = train_ticket(recipe, out / "ticket.safetensors", out.parent / "again.safetensors", device="cpu")
     assert alone["test"] == result.accuracy.after_values[0]
     again = load_file(out.parent / "again.safetensors")
     assert all(torch.equal(t, again[n]) for n, t in trained.items())
@@ -666,7 +673,7 @@ def test_trained_weights_are_those_of_the_ticket(finished: tuple[Recipe, Path, r
 
 def test_checking_a_file_gives_the_runs_own_figures(finished: tuple[Recipe, Path, record.Record]) -> None:
     recipe, out, result = finished
-    verdict = run.check_ticket(recipe.with_(checks=("shuffle",)), out / "ticket.safetensors", device="cpu")
+    verdict = check_ticket(recipe.replace(checks=("shuffle",)), out / "ticket.safetensors", device="cpu")
     assert verdict.checks["shuffle"].values == result.checks["shuffle"].values
 
 
@@ -674,24 +681,24 @@ def test_a_finished_run_resumes_to_itself(finished: tuple[Recipe, Path, record.R
     recipe, out, result = finished
     before = {name: (out / name).read_bytes() for name in ("ticket.safetensors", "trained.safetensors")}
     rows = (out / "metrics.jsonl").read_text()
-    again = execute(recipe, out, resume=True, device="cpu")
+    again = run_recipe(recipe, out, resume=True, device="cpu")
     assert {name: (out / name).read_bytes() for name in before} == before
     assert (out / "metrics.jsonl").read_text() == rows
     assert again.model_dump(exclude={"created"}) == result.model_dump(exclude={"created"})
     with pytest.raises(UsageError, match="holds a run already"):
-        execute(recipe, out, device="cpu")
+        run_recipe(recipe, out, device="cpu")
     with pytest.raises(UsageError, match="another recipe"):
-        execute(recipe.with_(seed=1), out, resume=True, device="cpu")
+        run_recipe(recipe.replace(seed=1), out, resume=True, device="cpu")
 
 
 def test_a_ticket_swapped_under_a_run_is_noticed(tmp_path: Path) -> None:
     recipe = make({**TINY, "checks": (), "dense": False, "epochs": 1, "train_epochs": 1})
-    execute(recipe, tmp_path / "run", device="cpu")
+    run_recipe(recipe, tmp_path / "run", device="cpu")
     ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
     checks.shuffle(ticket, 0).save(tmp_path / "run" / "ticket.safetensors")
     with pytest.raises(GemminerError, match="is not the ticket this run found"):
-        execute(recipe, tmp_path / "run", resume=True, device="cpu")
-    result = execute(recipe, tmp_path / "run", overwrite=True, device="cpu")
+        run_recipe(recipe, tmp_path / "run", resume=True, device="cpu")
+    result = run_recipe(recipe, tmp_path / "run", overwrite=True, device="cpu")
     assert result.checks == {}
     assert (result.verdict, result.accuracy.dense, result.accuracy.n) == (None, None, 1)
 
@@ -699,7 +706,7 @@ def test_a_ticket_swapped_under_a_run_is_noticed(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_keeps_the_folder(tmp_path: Path) -> None:
     recipe = make({**TINY, "checks": (), "train": {"lr": 1e30, "schedule": "constant"}})
     with pytest.raises(GemminerError, match=r"no longer finite in epoch \d of 'train:0': lower the learning rate"):
-        execute(recipe, tmp_path / "run", device="cpu")
+        run_recipe(recipe, tmp_path / "run", device="cpu")
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").density == pytest.approx(0.1, abs=1e-3)
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
     assert not (tmp_path / "run" / "record.json").exists()
@@ -712,30 +719,30 @@ def test_a_loss_that_is_not_finite_keeps_the_folder(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path, fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        execute(make({**TINY, **fields}), tmp_path / "run", device="cpu")
+        run_recipe(make({**TINY, **fields}), tmp_path / "run", device="cpu")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_warnings_survive_a_resume(tmp_path: Path) -> None:
     recipe = make({**TINY, "density": 0.0005, "checks": (), "dense": False})
-    first = execute(recipe, tmp_path / "run", device="cpu")
+    first = run_recipe(recipe, tmp_path / "run", device="cpu")
     assert first.notes, "the test needs a ticket with an empty layer"
-    assert execute(recipe, tmp_path / "run", resume=True, device="cpu").notes == first.notes
+    assert run_recipe(recipe, tmp_path / "run", resume=True, device="cpu").notes == first.notes
 
 
 def test_layers_left_dense_by_a_recipe(tmp_path: Path) -> None:
     recipe = make({**TINY, "exclude": ("*3*",), "checks": ("invert", "erk"), "check_seeds": 1, "dense": False})
-    names = [name for name, _ in run.prepare(make(TINY), device="cpu")[0].task.model.named_parameters()]
+    names = [name for name, _ in prepare(make(TINY), device="cpu")[0].task.model.named_parameters()]
     if not any("3" in name for name in names):
-        recipe = recipe.with_(exclude=(next(n for n in reversed(names) if n.endswith("weight")),))
-    result = execute(recipe, tmp_path / "run", device="cpu")
+        recipe = recipe.replace(exclude=(next(n for n in reversed(names) if n.endswith("weight")),))
+    result = run_recipe(recipe, tmp_path / "run", device="cpu")
     assert len(result.layers) == 2
     assert set(result.checks) == {"invert", "erk"}
 
 
 def test_a_recipe_with_a_random_method_and_kept_weights(tmp_path: Path) -> None:
     recipe = make({**TINY, "method": "erk", "initialiser": "keep", "checks": ("invert", "reinit"), "dense": False})
-    result = execute(recipe, tmp_path / "run", device="cpu")
+    result = run_recipe(recipe, tmp_path / "run", device="cpu")
     assert result.density.live is None
     assert result.cost["search"].epochs == 0
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").draw is None

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 import gemminer
 from gemminer import models
-from gemminer.errors import GemminerError, UsageError
-from gemminer.masking import KeepMask, prunable
-from gemminer.sparse import choice, densify, kernels, memory, sparsify
-from gemminer.sparse.fuse import SparseNetwork
-from gemminer.sparse.modules import (
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.ticket import Ticket
+from gemminer.sparse import memory
+from gemminer.sparse.training import crossover, kernels
+from gemminer.sparse.training.convert import densify, sparsify
+from gemminer.sparse.training.fuse import SparseNetwork
+from gemminer.sparse.training.modules import (
     MaskedConv2d,
     MaskedLayer,
     MaskedLinear,
@@ -32,13 +36,13 @@ from gemminer.sparse.modules import (
     SparseLayer,
     SparseLinear,
 )
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.rules import KeepMask
 
 
 def ticket_for(model: nn.Module, density: float, seed: int = 99) -> Ticket:
     """A random ticket of this density, written into the model."""
     source = torch.Generator().manual_seed(seed)
-    masks = {n: torch.rand(p.shape, generator=source) < density for n, p in prunable(model).items()}
+    masks = {n: torch.rand(p.shape, generator=source) < density for n, p in prunable_weights(model).items()}
     next(iter(masks.values())).view(-1)[0] = True
     ticket = Ticket(masks, named_state(model))
     ticket.apply(model)
@@ -460,8 +464,8 @@ def test_linear_takes_any_leading_dimensions() -> None:
 def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(choice, "_crossover", lambda kind: calls.append(kind) or 0.1)
-    choice.crossovers.cache_clear()
+    monkeypatch.setattr(crossover, "_crossover", lambda kind: calls.append(kind) or 0.1)
+    crossover.crossovers.cache_clear()
     try:
         model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
         masks = {f"{i}.weight": torch.zeros(8, 8, 3, 3, dtype=torch.bool) for i in (0, 1)}
@@ -470,23 +474,23 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
         sparse = sparsify(model, Ticket(masks, model.state_dict()))
         found = [type(m) for m in sparse.modules() if isinstance(m, nn.Conv2d | SparseConv2d)]
         assert found == [SparseConv2d, MaskedConv2d]
-        expected = dict.fromkeys(choice._PROBES, 0.1)
-        choice.crossovers.cache_clear()
-        assert choice.crossovers(torch.get_num_threads()) == expected
+        expected = dict.fromkeys(crossover._PROBES, 0.1)
+        crossover.crossovers.cache_clear()
+        assert crossover.crossovers(torch.get_num_threads()) == expected
         assert len(calls) == len(expected)  # the second time from the file
         for damaged in ("{", '{"conv 16": 0.1}', "[]"):
             next(tmp_path.rglob("crossover-*.json")).write_text(damaged)
-            choice.crossovers.cache_clear()
-            assert choice.crossovers(torch.get_num_threads()) == expected
+            crossover.crossovers.cache_clear()
+            assert crossover.crossovers(torch.get_num_threads()) == expected
     finally:
-        choice.crossovers.cache_clear()
+        crossover.crossovers.cache_clear()
 
 
 @pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
 def test_a_depthwise_layer_goes_with_those_around_it(
     monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
 ) -> None:
-    monkeypatch.setattr(choice, "crossovers", lambda threads: dict.fromkeys(choice._PROBES, 0.5))
+    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
     found = [type(m) for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
     assert found == 3 * [SparseConv2d if sparse else MaskedConv2d]
@@ -496,7 +500,7 @@ def test_a_depthwise_layer_goes_with_those_around_it(
 def test_a_small_linear_layer_goes_with_the_large_ones(
     monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
 ) -> None:
-    monkeypatch.setattr(choice, "crossovers", lambda threads: dict.fromkeys(choice._PROBES, 0.5))
+    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
     kind = SparseLinear if sparse else MaskedLinear
     found = sparsify(model, ticket_for(model, density)).modules()
@@ -508,7 +512,7 @@ def test_a_small_linear_layer_goes_with_the_large_ones(
 
 
 def test_a_crossover_is_a_density() -> None:
-    assert 0 <= choice._crossover("conv 64") <= 1
+    assert 0 <= crossover._crossover("conv 64") <= 1
 
 
 def test_bad_input_is_explained() -> None:
@@ -521,7 +525,8 @@ def test_bad_input_is_explained() -> None:
 
 
 def test_the_package_imports_the_engine_only_when_asked() -> None:
-    script = "import sys, gemminer; assert 'numba' not in sys.modules; print(gemminer.sparse.sparsify.__name__)"
+    heavy = {"numba", "plotly", "jinja2", "scipy.stats", "sklearn"}
+    script = f"import sys, gemminer; assert not {heavy} & set(sys.modules); print(gemminer.sparse.sparsify.__name__)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "sparsify\n"
     with pytest.raises(AttributeError, match="no attribute 'sparze'"):

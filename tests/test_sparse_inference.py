@@ -21,12 +21,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from gemminer import models
-from gemminer.errors import GemminerError, UsageError
-from gemminer.initialise import generator
-from gemminer.sparse.compile import compile
-from gemminer.sparse.inference import Program, _from_bytes, _to_bytes
-from gemminer.sparse.inference_layout import Sum
-from gemminer.ticket import Ticket, named_state
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.randomness import generator
+from gemminer.core.ticket import Ticket
+from gemminer.sparse.inference.compiler import compile
+from gemminer.sparse.inference.layout import Sum
+from gemminer.sparse.inference.program import Program, _from_bytes, _to_bytes
 
 # Published by the Rare Gems authors for ResNet-20 at 1.44% (percent kept, layer by layer).
 RESNET20 = (34.49, 7.16, 8.25, 8.68, 7.16, 6.94, 6.38, 4.10, 3.21, 3.15, 2.71, 2.27, 1.83, 0.68, 0.63, 0.37, 0.66,
@@ -327,7 +328,7 @@ def test_size_goes_with_kept_weights(tmp_path: Path) -> None:
 FRESH = """
 import sys
 import numpy as np
-from gemminer.sparse.inference import Program
+from gemminer.sparse.inference.program import Program
 program = Program.load(sys.argv[1])
 np.save(sys.argv[2], program(np.load(sys.argv[3])))
 print(repr(program))
@@ -426,7 +427,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_files_are_refused(forgery: str, saved: Path) -> None:
     """With a right checksum: nothing a kernel follows may point outside."""
-    from gemminer.sparse.inference import _checksum
+    from gemminer.sparse.inference.program import _checksum
 
     with safe_open(saved, framework="np") as file:
         header = json.loads(file.metadata()["gemminer"])

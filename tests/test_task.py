@@ -11,9 +11,11 @@ from conftest import tiny_data, tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemminer.core.errors import GemminerError
+from gemminer.core.model_state import modes
 from gemminer.data import TensorBatches
-from gemminer.errors import GemminerError
-from gemminer.task import Task, accuracy, cross_entropy, evaluate, measure, modes, recalibrate
+from gemminer.training.evaluate import mean_metric, measure, recalibrate
+from gemminer.training.task import Task, accuracy, cross_entropy
 
 
 def test_cross_entropy_and_accuracy_of_every_layout() -> None:
@@ -85,16 +87,16 @@ def test_evaluation_weighs_examples_not_batches() -> None:
     model = nn.Sequential(nn.Identity(), nn.Dropout(0.9), nn.Linear(1, 1))
     ragged = Lists((torch.ones(3, 1), torch.ones(3)), (torch.zeros(1, 1), torch.zeros(1)))
     each = Task(nn.Linear(1, 1), ragged, metric=lambda output, target: target)
-    assert evaluate(each, ragged) == 3 / 4
+    assert mean_metric(each, ragged) == 3 / 4
     mean = Task(nn.Linear(1, 1), ragged, metric=lambda output, target: target.mean())
-    assert evaluate(mean, ragged) == 3 / 4
+    assert mean_metric(mean, ragged) == 3 / 4
     model[0].eval()
     flags = [m.training for m in model.modules()]
     task = Task(model, ragged, metric=lambda output, target: output[:, 0])
-    assert evaluate(task, ragged) == evaluate(task, ragged)  # no dropout
+    assert mean_metric(task, ragged) == mean_metric(task, ragged)  # no dropout
     assert [m.training for m in model.modules()] == flags
     with pytest.raises(GemminerError, match="nothing to evaluate on"):
-        evaluate(task, Lists())
+        mean_metric(task, Lists())
 
 
 def test_accuracy_by_class_is_of_each_class_s_examples() -> None:

@@ -21,18 +21,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gemminer
-from gemminer import files, models
-from gemminer.errors import GemminerError, UsageError
-from gemminer.files import Checkpoint, atomic
-from gemminer.initialise import Draw
-from gemminer.masking import keep_highest, prunable
-from gemminer.ticket import FORMAT, Masks, State, Ticket, _facts_checksum, named_state
+from gemminer import models
+from gemminer.core.draw import Draw
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import atomic
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import keep_highest
+from gemminer.core.ticket import FORMAT, Masks, State, Ticket, _facts_checksum
+from gemminer.training import checkpoint as checkpoints
+from gemminer.training.checkpoint import Checkpoint
 
 
 def drawn_ticket(model: nn.Module, density: float = 0.1, seed: int = 0, **provenance: Any) -> Ticket:
     """A random ticket whose weights are a recorded draw."""
     draw = Draw("signed-constant", seed)
-    shapes = {name: p.shape for name, p in prunable(model).items()}
+    shapes = {name: p.shape for name, p in prunable_weights(model).items()}
     source = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
     masks = keep_highest(scores, round(density * sum(s.numel() for s in shapes.values())))
@@ -86,8 +90,8 @@ def test_equality_and_hash_are_of_masks_and_weights(ticket: Ticket) -> None:
     flipped = dict(ticket.masks)
     flipped[name] = ~flipped[name]
     moved = {**ticket.initial, name: ticket.initial[name] + 1e-7}
-    assert ticket.with_(masks=flipped) != ticket
-    assert ticket.with_(initial=moved) != ticket
+    assert ticket.replace(masks=flipped) != ticket
+    assert ticket.replace(initial=moved) != ticket
     assert ticket != "ticket"
 
 
@@ -211,7 +215,7 @@ def test_size_of_resnet20(tmp_path: Path) -> None:
 
 
 def test_weights_are_left_out_only_where_a_draw_gives_them_back(ticket: Ticket, tmp_path: Path) -> None:
-    own = ticket.with_(initial=dict(ticket.initial))  # the same values, the draw unknown
+    own = ticket.replace(initial=dict(ticket.initial))  # the same values, the draw unknown
     with pytest.raises(UsageError, match="not drawn by gemminer"):
         own.save(tmp_path / "t", weights=False)
     name = next(iter(ticket.masks))
@@ -424,7 +428,7 @@ def test_a_written_file_has_the_modes_of_any_other(tmp_path: Path) -> None:
 
 def test_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
     checkpoint = Checkpoint(tmp_path / "c.pt", every=2.0)
     assert checkpoint.load() is None
     assert checkpoint.due()

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.data import LoaderBatches, TensorBatches
-from gemminer.errors import GemminerError, UsageError
-from gemminer.files import Checkpoint
-from gemminer.initialise import mixed
-from gemminer.masking import Dense, prunable
-from gemminer.methods.gem_miner import Options, Scores, freeze_schedule
-from gemminer.progress import Monitor
-from gemminer.task import Task
-from gemminer.train import Settings, fit, private_randomness, seed_globals
+from gemminer.methods.gem_miner import GemMinerRule, Options
+from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.loop import fit
+from gemminer.training.rules import Dense
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
 
 # --- settings --------------------------------------------------------------------------------------------------
 
@@ -206,8 +208,9 @@ def test_an_interrupted_loop_ends_with_the_same_bits(tmp_path: Path, kind: str, 
         loader = LoaderBatches(DataLoader(Noisy(), batch_size=16, shuffle=True), seed=2)
         task = Task(model, loader, checkpoint=checkpoint, monitor=monitor)
         if kind == "search":
-            settings: Settings = Options(epochs=5, lr=1.0)
-            rule: Any = Scores(prunable(model), settings, freeze_schedule(settings, 3, 0.1, 324), 0)
+            options = Options(epochs=5, lr=1.0)
+            settings: Settings = options
+            rule: Any = GemMinerRule(prunable_weights(model), options, options.freeze_schedule(3, 0.1, 324), 0)
         else:
             settings = Settings(epochs=5, optimiser=kind, lr=0.01)  # type: ignore[arg-type]
             rule = Dense(model)

@@ -13,7 +13,7 @@ from gemminer.bench.measure import Measurement, Setup
 from gemminer.bench.memory import Memory
 from gemminer.bench.search_and_train import end_to_end
 from gemminer.bench.training import search, train
-from gemminer.errors import unknown
+from gemminer.core.errors import unknown
 
 __all__ = ["BATCHES", "BENCHES", "Measurement", "Memory", "Setup", "run"]
 

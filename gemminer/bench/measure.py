@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemminer import record
-from gemminer.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.runs import environment
 
 Calls = Mapping[str, Callable[[], object]]
 Times = Mapping[str, Sequence[float]]
@@ -63,7 +63,7 @@ class Setup:
 
 def versions() -> dict[str, str]:
     """Versions of what a ratio depends on, those of the baselines included."""
-    found = record.versions()
+    found = environment.versions()
     for package in ("scipy", "onnx", "onnxruntime"):
         try:
             found[package] = metadata.version(package)

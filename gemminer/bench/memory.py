@@ -25,7 +25,7 @@ import torch
 
 from gemminer.bench import networks
 from gemminer.bench.measure import Setup, versions
-from gemminer.errors import GemminerError
+from gemminer.core.errors import GemminerError
 
 STEPS = 3
 KINDS = ("dense NCHW", "dense channels-last", "ours")

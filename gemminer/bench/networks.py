@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import data, models
-from gemminer.errors import UsageError
-from gemminer.initialise import Draw, generator
-from gemminer.masking import prunable, target
-from gemminer.methods.allocation import allocate, random_masks
+from gemminer.core.draw import Draw
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import generator
+from gemminer.core.selection import target
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.allocation import allocate, random_masks
 from gemminer.methods.random_tickets import erk_ratio
-from gemminer.task import Task
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.task import Task
 
 # The networks of the documentation with the inputs they are measured on: (channels, side).
 INPUTS = {"resnet20": (3, 32), "lenet-300-100": (1, 28), "vgg16": (3, 32), "mobilenet-v2": (3, 32)}
@@ -45,7 +48,7 @@ def build(name: str) -> nn.Module:
         raise UsageError(f"no benchmark of {name!r}; there are: {', '.join(INPUTS)}")
     channels, side = INPUTS[name]
     model = models.build(name, in_channels=channels, classes=CLASSES, image_size=side)
-    parameters = prunable(model)
+    parameters = prunable_weights(model)
     with torch.no_grad():
         for key, weight in Draw().weights({n: p.shape for n, p in parameters.items()}).items():
             parameters[key].copy_(weight)
@@ -73,7 +76,7 @@ def task_of(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int, cha
 
 def ticket_of(name: str, model: nn.Module, density: float) -> Ticket:
     """A ticket of round(density * d) weights at realistic layer densities, its weights drawn with a fixed seed."""
-    shapes = {key: p.shape for key, p in prunable(model).items()}
+    shapes = {key: p.shape for key, p in prunable_weights(model).items()}
     sizes = {key: shape.numel() for key, shape in shapes.items()}
     total = target(density, sum(sizes.values()))
     counts = allocate(sizes, _ratios(name, shapes, density), total)

@@ -14,11 +14,13 @@ from torch import Tensor
 from gemminer import api
 from gemminer.bench import networks
 from gemminer.bench.measure import Measurement, Setup, measurement
-from gemminer.errors import UsageError
-from gemminer.masking import Dense, prunable
+from gemminer.core.errors import UsageError
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.ticket import Ticket
 from gemminer.methods import imp
-from gemminer.ticket import Ticket
-from gemminer.train import Settings, fit
+from gemminer.training.loop import fit
+from gemminer.training.rules import Dense
+from gemminer.training.settings import Settings
 
 RUNS = 3
 IMP_RATE = 0.2
@@ -92,5 +94,5 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _rounds(setup: Setup) -> int:
     """IMP's trainings until 0.8^n is the density."""
-    total = sum(p.numel() for p in prunable(networks.build(setup.model)).values())
+    total = sum(p.numel() for p in prunable_weights(networks.build(setup.model)).values())
     return len(imp.round_counts(total, setup.density, IMP_RATE))

@@ -12,12 +12,15 @@ from gemminer import sparse
 from gemminer.bench import memory, networks
 from gemminer.bench.contestants import compiled, reason
 from gemminer.bench.measure import OURS, Measurement, Setup, against_each, alternate, require_equal
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import target
 from gemminer.data import TensorBatches
-from gemminer.masking import Dense, Rule, prunable, target
 from gemminer.methods import gem_miner
-from gemminer.methods.scores import Scores
-from gemminer.task import Task
-from gemminer.train import Settings, step
+from gemminer.methods.gem_miner import GemMinerRule
+from gemminer.training.loop import step
+from gemminer.training.rules import Dense, Rule
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
 
 # An epoch of 60,000 images: a search's freezes are spread over this many steps of each of its epochs.
 EXAMPLES, EPOCHS = 60_000, 10
@@ -55,7 +58,7 @@ def search(setup: Setup) -> Iterator[Measurement]:
     setup.trains()
     model = networks.build(setup.model)
     options = gem_miner.Options(EPOCHS)
-    target(setup.density, sum(p.numel() for p in prunable(model).values()))
+    target(setup.density, sum(p.numel() for p in prunable_weights(model).values()))
     calls = _dense_steps(model, setup)
     dense = list(calls)
     images, labels = networks.images_of(setup.model, setup.batch)
@@ -66,16 +69,16 @@ def search(setup: Setup) -> Iterator[Measurement]:
     yield from against_each("search", setup, alternate(calls, runs=setup.runs or RUNS), dense)
 
 
-def _scores(task: Task, options: gem_miner.Options, steps: int, density: float) -> Scores:
+def _scores(task: Task, options: gem_miner.Options, steps: int, density: float) -> GemMinerRule:
     """The rule that `gem_miner.find` makes."""
-    parameters = prunable(task.model)
+    parameters = prunable_weights(task.model)
     total = sum(p.numel() for p in parameters.values())
-    schedule = gem_miner.freeze_schedule(options, steps, density, total)
+    schedule = options.freeze_schedule(steps, density, total)
 
     def live_at(step: int) -> int:
-        return gem_miner.live_count(options, step, steps, density, total)
+        return options.live_count(step, steps, density, total)
 
-    return Scores(parameters, options, schedule, 0, live_at if options.ridge is None else None, task)
+    return GemMinerRule(parameters, options, schedule, 0, live_at if options.ridge is None else None, task)
 
 
 def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:

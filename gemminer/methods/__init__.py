@@ -1,8 +1,10 @@
 """Pruning methods: one file each, one function each, one registry row each."""
 
+from gemminer.methods import gem_miner  # the first to be registered, and so the first of every list
+
+# isort: split
 from gemminer.methods import (
     edge_popup,
-    gem_miner,
     grasp,
     imp,
     magnitude,

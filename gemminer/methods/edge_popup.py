@@ -18,22 +18,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gemminer.errors import UsageError, unknown
-from gemminer.initialise import generator
-from gemminer.masking import borrowed, prunable, target
-from gemminer.methods import gem_miner
+from gemminer.core.errors import UsageError, unknown
+from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import generator
+from gemminer.core.selection import target
+from gemminer.core.ticket import State, Ticket
+from gemminer.methods.parts import schedules
+from gemminer.methods.parts.one_shot import keep
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import keep
-from gemminer.task import Task
-from gemminer.ticket import State, Ticket, named_state
-from gemminer.train import Settings, fit
+from gemminer.training.loop import fit
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
 
 RUNGS = ("layer", "global", "gradual", "ridge")
 
 
 @dataclass(frozen=True)
 class Options(Settings):
-    """Edge-Popup's settings: those of `train.Settings` for the scores, and its own.
+    """Edge-Popup's settings: those of `training.settings.Settings` for the scores, and its own.
 
     Args:
         rung: "layer" ranks scores in each layer, all of the same density (Edge-Popup as published); "global" ranks
@@ -65,11 +68,17 @@ class Options(Settings):
         if not (self.clip >= 0 and math.isfinite(self.clip)):
             raise UsageError(f"clip, the largest norm of a gradient, must be 0 (no limit) or more, not {self.clip}")
         if self.rung in ("gradual", "ridge"):
-            self.freezing()
+            schedules.check_repair(self.repair)
+            schedules.check_period(self.freeze_every)
+            schedules.check_time(self.epochs, self.freeze_every)
 
-    def freezing(self) -> gem_miner.Options:
-        """What Gem-Miner's schedule depends on; raises UsageError where there is no time to freeze."""
-        return gem_miner.Options(epochs=self.epochs, freeze_every=self.freeze_every, repair=self.repair, ridge=0.0)
+    def freeze_schedule(self, steps: int, density: float, total: int) -> dict[int, int]:
+        """Gem-Miner's, in the rungs that freeze; `steps` are those of an epoch."""
+        if self.rung not in ("gradual", "ridge"):
+            return {}
+        return schedules.freeze_schedule(
+            self.epochs, steps, density, total, freeze_every=self.freeze_every, repair=self.repair
+        )
 
 
 class Popup:
@@ -179,10 +188,9 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
     """Train scores and keep the highest |s|: exactly round(density * d), in each layer its share or over all."""
     initial = State(named_state(task.model))
     with borrowed(task.model):
-        parameters = prunable(task.model, exclude=task.exclude, embeddings=task.embeddings)
+        parameters = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
         total = sum(p.numel() for p in parameters.values())
-        gradual = options.rung in ("gradual", "ridge")
-        schedule = gem_miner.freeze_schedule(options.freezing(), len(task.train), density, total) if gradual else {}
+        schedule = options.freeze_schedule(len(task.train), density, total)
         for p in task.model.parameters():
             p.requires_grad_(False)
         for p in parameters.values():

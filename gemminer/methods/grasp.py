@@ -19,11 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gemminer.errors import UsageError
+from gemminer.core.errors import UsageError
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.one_shot import (
+    DataOptions,
+    Seen,
+    first_batches,
+    gradient,
+    prune_once,
+    shares,
+    twice_differentiable,
+)
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import DataOptions, Seen, first_batches, gradient, one_shot, shares, twice_differentiable
-from gemminer.task import Task
-from gemminer.ticket import Ticket
+from gemminer.training.task import Task
 
 # A gradient for g, and for H g a gradient and the way back through it.
 STEPS = 4
@@ -116,4 +124,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
             products = hessian_gradient(warm, seen, list(weights.values()))
         return {name: w * hg for (name, w), hg in zip(weights.items(), products, strict=True)}  # -S
 
-    return one_shot(task, density, options, seed, score, STEPS * len(seen))
+    return prune_once(task, density, options, seed, score, STEPS * len(seen))

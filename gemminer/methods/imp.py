@@ -17,13 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.errors import UsageError, unknown
+from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import keep_highest, target
+from gemminer.core.ticket import State, Ticket
 from gemminer.data import Batches
-from gemminer.errors import UsageError, unknown
-from gemminer.masking import KeepMask, borrowed, keep_highest, prunable, target
 from gemminer.methods.registry import register
-from gemminer.task import Task
-from gemminer.ticket import State, Ticket, named_state
-from gemminer.train import Settings, fit
+from gemminer.training.loop import fit
+from gemminer.training.rules import KeepMask
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
 
 REWINDS = ("cold", "warm", "lr")
 # Step 1000 of 150 epochs of CIFAR-10 at batch 128, as a fraction of the training.
@@ -32,7 +36,7 @@ WARM = 1000 / 58650
 
 @dataclass(frozen=True)
 class Options(Settings):
-    """IMP's settings: those of `train.Settings` for each round's training, and its own.
+    """IMP's settings: those of `training.settings.Settings` for each round's training, and its own.
 
     Args:
         epochs: of each round.
@@ -161,7 +165,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
         raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")
     late = dataclasses.replace(task, train=_From(task.train, k // steps, k % steps))
     with borrowed(task.model) as model:
-        weights = prunable(model, exclude=task.exclude, embeddings=task.embeddings)
+        weights = prunable_weights(model, exclude=task.exclude, embeddings=task.embeddings)
         counts = round_counts(sum(w.numel() for w in weights.values()), density, options.rate)
         key = repr((seed, density, options))
         history = _resumed(task, key) or {
@@ -194,7 +198,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
             history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
         start = named_state(model) if options.rewind == "lr" else history["state"] or initial
         ticket = Ticket(history["masks"], start)
-    return ticket.with_(
+    return ticket.replace(
         rows=history["rows"],
         epochs=math.fsum(row["fraction"] for row in history["rows"]),
         live=ticket.density,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.one_shot import ScoreOptions, prune_once
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import ScoreOptions, one_shot
-from gemminer.task import Task
-from gemminer.ticket import Ticket
+from gemminer.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
     def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         return {name: w.abs() for name, w in weights.items()}
 
-    return one_shot(task, density, options, seed, score)
+    return prune_once(task, density, options, seed, score)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gemminer.errors import UsageError
+from gemminer.core.errors import UsageError
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.one_shot import DataOptions, Seen, first_batches, prune_once, shares, twice_differentiable
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import DataOptions, Seen, first_batches, one_shot, shares, twice_differentiable
-from gemminer.task import Task
-from gemminer.ticket import Ticket
+from gemminer.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
             loss_after(task, masks, seen, options).backward()
         return {name: torch.zeros_like(m) if m.grad is None else m.grad.abs() for name, m in masks.items()}
 
-    return one_shot(task, density, options, seed, score, options.batches * (3 * options.steps + 1))
+    return prune_once(task, density, options, seed, score, options.batches * (3 * options.steps + 1))

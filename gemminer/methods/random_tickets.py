@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gemminer.initialise import generator
-from gemminer.masking import keep_highest, prunable, target
-from gemminer.methods.allocation import allocate, random_masks
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import generator
+from gemminer.core.selection import keep_highest, target
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.allocation import allocate, random_masks
 from gemminer.methods.registry import register
-from gemminer.task import Task
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Options:
 
 
 def _shapes(task: Task) -> dict[str, torch.Size]:
-    found = prunable(task.model, exclude=task.exclude, embeddings=task.embeddings)
+    found = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
     return {name: p.shape for name, p in found.items()}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gemminer.errors import unknown
-from gemminer.task import Task
-from gemminer.ticket import Ticket
+from gemminer.core.errors import unknown
+from gemminer.core.ticket import Ticket
+from gemminer.training.task import Task
 
 
 class Find(Protocol):

@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gemminer.errors import UsageError, unknown
-from gemminer.masking import prunable, target
-from gemminer.methods.allocation import allocate, random_masks
+from gemminer.core.errors import UsageError, unknown
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import target
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.allocation import allocate, random_masks
 from gemminer.methods.registry import register
-from gemminer.task import Task
-from gemminer.ticket import Ticket, named_state
+from gemminer.training.task import Task
 
 SHAPES = ("resnet", "vgg")
 
@@ -78,7 +80,7 @@ def layer_counts(sizes: Mapping[str, int], classifier: str | None, count: int, o
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
     """Random masks with Smart-Ratio layer densities, capped at 1, the excess redistributed."""
-    found = prunable(task.model, exclude=task.exclude, embeddings=task.embeddings)
+    found = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
     shapes: dict[str, torch.Size] = {name: p.shape for name, p in found.items()}
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     linear = {id(m.weight) for m in task.model.modules() if isinstance(m, nn.Linear)}
@@ -86,4 +88,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
     classifier = last if id(found[last]) in linear else None
     counts = layer_counts(sizes, classifier, target(density, sum(sizes.values())), options)
     ticket = Ticket(random_masks(shapes, counts, seed), named_state(task.model))
-    return ticket.with_(live=ticket.density)
+    return ticket.replace(live=ticket.density)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gemminer.core.ticket import Ticket
+from gemminer.methods.parts.one_shot import DataOptions, first_batches, gradient, prune_once
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import DataOptions, first_batches, gradient, one_shot
-from gemminer.task import Task
-from gemminer.ticket import Ticket
+from gemminer.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
         grads = gradient(task, first_batches(task, options.batches), list(weights.values()))
         return {name: (w * g).abs() for (name, w), g in zip(weights.items(), grads, strict=True)}
 
-    return one_shot(task, density, options, seed, score, options.batches)
+    return prune_once(task, density, options, seed, score, options.batches)

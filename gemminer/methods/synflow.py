@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gemminer.errors import GemminerError, UsageError
-from gemminer.masking import target
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.selection import target
+from gemminer.core.ticket import State, Ticket
+from gemminer.methods.parts.one_shot import ScoreOptions, keep, score_ticket, scoring
 from gemminer.methods.registry import register
-from gemminer.methods.scoring import ScoreOptions, keep, score_ticket, scoring
-from gemminer.task import Task
-from gemminer.ticket import State, Ticket, named_state
+from gemminer.training.task import Task
 
 
 @dataclass(frozen=True)

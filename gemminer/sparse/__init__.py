@@ -7,8 +7,8 @@ program = gemminer.sparse.compile(model, input_shape=(3, 32, 32))  # inference o
 
 from __future__ import annotations
 
-from gemminer.sparse.compile import compile
-from gemminer.sparse.convert import densify, sparsify
-from gemminer.sparse.inference import Program
+from gemminer.sparse.inference.compiler import compile
+from gemminer.sparse.inference.program import Program
+from gemminer.sparse.training.convert import densify, sparsify
 
 __all__ = ["Program", "compile", "densify", "sparsify"]

@@ -1,0 +1,97 @@
+"""Exact counts: how many weights a density keeps, and which scores are the lowest or highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemminer.core.errors import UsageError
+
+# One score in this many is looked at to bound the lowest ones.
+SAMPLE = 32
+
+
+def target(density: float, total: int) -> int:
+    """round(density * total), the number of weights to keep; raises UsageError unless 0 < density <= 1 keeps one."""
+    if not isinstance(density, (int, float)) or not 0 < density <= 1:
+        raise UsageError(f"density is the fraction of weights kept, above 0 and at most 1; {density} is not")
+    kept = round(density * total)
+    if kept == 0:
+        raise UsageError(f"density {density} keeps none of {total} weights; the least is {1 / total:.2g}")
+    return kept
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` lowest of a flat vector, exactly; ties go to the lower index.
+
+    A threshold alone overshoots where scores tie (at 0 and 1 after clipping they do), so the ties at the threshold
+    are taken in order. On the CPU a bound taken from a sample first leaves few candidates, and numpy selects among
+    them: thirty times faster than `torch.kthvalue` for 1% of 266,200.
+    """
+    if count <= 0:
+        return torch.empty(0, dtype=torch.long, device=scores.device)
+    if count >= scores.numel():
+        return torch.arange(scores.numel(), device=scores.device)
+    if scores.device.type == "cpu":
+        values = scores.detach().numpy()
+        sample = values[::SAMPLE]
+        rank = min(2 * count // SAMPLE + 8, sample.size - 1)
+        candidates = np.flatnonzero(values <= np.partition(sample, rank)[rank])
+        if candidates.size < count:  # an unlucky sample: all are candidates
+            candidates = np.arange(values.size)
+        among = values[candidates]
+        threshold = np.partition(among, count - 1)[count - 1]
+        below = candidates[among < threshold]
+        tied = candidates[among == threshold][: count - below.size]
+        return torch.from_numpy(np.concatenate([below, tied]))
+    bound = torch.kthvalue(scores, count).values
+    under = (scores < bound).nonzero().flatten()
+    return torch.cat([under, (scores == bound).nonzero().flatten()[: count - under.numel()]])
+
+
+def highest_but(scores: Tensor, among: Tensor | None, count: int, least: float) -> float | None:
+    """The `count`-th highest of a flat vector, of those `among` says; None where no more than `count` reach `least`.
+
+    >>> highest_but(torch.tensor([0.9, 0.1, 0.7, 0.6]), None, 2, 0.5)
+    0.699999988079071
+    """
+    reach = scores >= least
+    if among is not None:
+        reach &= among
+    surplus = int(reach.sum()) - count
+    if surplus <= 0:
+        return None
+    if scores.device.type != "cpu":
+        return float(torch.kthvalue(scores[reach], surplus + 1).values)
+    # In a search few are over, and those are near the bound: look there first.
+    values, reached = scores.detach().numpy(), reach.numpy()
+    margin = least / 16
+    while True:
+        near = values[reached & (values <= least + margin)]
+        if near.size > surplus:
+            return float(np.partition(near, surplus)[surplus])
+        margin *= 4
+
+
+def keep_highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Masks that keep exactly the `count` highest scores over all tensors together; ties go to the lower index.
+
+    Args:
+        scores: name -> real tensor; NaN is refused.
+        count: how many to keep, 0 <= count <= total.
+
+    >>> keep_highest({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([3.0, 2.0])}, 2)
+    {'a': tensor([False,  True]), 'b': tensor([ True, False])}
+    """
+    flat = torch.cat([s.detach().reshape(-1) for s in scores.values()])
+    if not 0 <= count <= flat.numel():
+        raise UsageError(f"cannot keep {count} of {flat.numel()} weights")
+    if torch.isnan(flat).any():
+        raise UsageError("some scores are NaN: check the data and the loss")
+    keep = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    keep[lowest(-flat, count)] = True
+    sizes = [s.numel() for s in scores.values()]
+    return {name: part.reshape(s.shape) for (name, s), part in zip(scores.items(), keep.split(sizes), strict=True)}

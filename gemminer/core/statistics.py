@@ -1,0 +1,81 @@
+"""The rule that judges paired results: is the one better than the other, over seeds, by more than chance?
+
+Apart from `runs.checks`, which makes the altered tickets, so that a reader of records judges by it without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gemminer.core.errors import UsageError
+
+Judgement = Literal["pass", "fail", "not decided"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check's outcome over n paired seeds; `difference` is the mean of ticket minus check, pair by pair."""
+
+    mean: float
+    std: float
+    n: int
+    difference: float
+    difference_std: float
+    verdict: Judgement
+    values: tuple[float, ...]
+    ticket_values: tuple[float, ...]
+
+
+def paired_test(
+    ticket: Sequence[float], check: Sequence[float], *, margin: float = 0.005, level: float = 0.95
+) -> Check:
+    """Judge a check from paired metrics (same training seed, same batches) of the ticket and of what is left of it.
+
+    With the mean m and standard error s of the n differences and Student's t quantile at `level`, one-sided:
+
+        pass         m - t * s > 0              the ticket is better, beyond chance
+        fail         m + t * s < margin         any gain is below the margin, beyond chance
+        not decided  otherwise, and always for n = 1
+
+    Args:
+        ticket, check: metrics of the same seeds, in the same order; higher is better.
+        margin: the least gain that matters, in units of the metric (0.005: half a point of accuracy).
+
+    >>> paired_test([0.97, 0.96, 0.98], [0.90, 0.91, 0.90]).verdict
+    'pass'
+    """
+    if len(ticket) != len(check) or not ticket:
+        raise UsageError(f"paired values are needed; there are {len(ticket)} of the ticket, {len(check)} of the check")
+    n = len(ticket)
+    differences = [a - b for a, b in zip(ticket, check, strict=True)]
+    mean, std = mean_std(differences)
+    verdict: Judgement = "not decided"
+    if n > 1:
+        reach = _quantile(level, n - 1) * std / math.sqrt(n)
+        verdict = "pass" if mean - reach > 0 else "fail" if mean + reach < margin else "not decided"
+    own, own_std = mean_std(check)
+    return Check(own, own_std, n, mean, std, verdict, tuple(check), tuple(ticket))
+
+
+def _quantile(level: float, freedom: int) -> float:
+    """Student's t at `level`, as `scipy.stats.t.ppf` has it, which takes half a second to import."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, level))
+
+
+def overall(checks: Sequence[Check]) -> Judgement:
+    """pass when every check passes, fail when one fails, else not decided."""
+    verdicts = {check.verdict for check in checks}
+    return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "not decided"
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1; 0 for one value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -1,0 +1,357 @@
+"""The ticket: which weights are kept, the values they start from, and where that came from.
+
+One immutable value that every method returns and everything else takes. On disk it is one safetensors file: masks
+packed eight weights to a byte, the initial state (or the seed it can be drawn from again), JSON in the metadata.
+Nothing is ever unpickled, and loading proves by checksum that what comes back is what was saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gemminer.core.draw import Draw
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import atomic
+from gemminer.core.model_state import named_state
+
+FORMAT = "gemminer.ticket/1"
+
+
+class Masks(Mapping[str, Tensor]):
+    """Boolean masks by parameter name, held as bits; each look-up gives a fresh tensor, so none can be changed."""
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise UsageError(f"the mask of {name!r} must be a tensor of torch.bool")
+        self._shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        self._bits = {name: np.packbits(mask.detach().cpu().numpy().reshape(-1)) for name, mask in masks.items()}
+        self._kept = {name: int(mask.sum()) for name, mask in masks.items()}
+
+    @classmethod
+    def from_bits(cls, bits: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]) -> Masks:
+        """The masks with these packed bits; raises GemminerError where bits and shapes disagree."""
+        unpacked = {}
+        for name, shape in shapes.items():
+            packed, size = bits[name], math.prod(shape)
+            if packed.dtype != np.uint8 or packed.shape != (-(-size // 8),):
+                raise GemminerError(f"the mask of {name!r} does not hold {size} bits")
+            flags = np.unpackbits(packed)
+            if flags[size:].any():
+                raise GemminerError(f"the mask of {name!r} has bits set behind its last weight")
+            unpacked[name] = torch.from_numpy(flags[:size].astype(bool)).reshape(shape)
+        return cls(unpacked)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        flags = np.unpackbits(self._bits[name], count=math.prod(shape))
+        return torch.from_numpy(flags.astype(bool)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def kept(self, name: str) -> int:
+        """The number of ones, counted once."""
+        return self._kept[name]
+
+    def packed(self, name: str) -> np.ndarray[Any, Any]:
+        """The bits themselves, most significant first."""
+        return self._bits[name].copy()
+
+
+class State(Mapping[str, Tensor]):
+    """Named tensors that cannot be changed from outside: each look-up gives a copy."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        # Plain strides: the same state is the same bytes whatever memory format the model was in.
+        self._tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def checksum(self) -> str:
+        """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+        digest = hashlib.sha256()
+        for name in sorted(self._tensors):
+            tensor = self._tensors[name]
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a ticket keeps of one parameter. `filters` are its output units; a dead one has no kept weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    prunable: int
+    kept: int
+    density: float
+    filters: int
+    dead_filters: int
+
+
+class Ticket:
+    """Masks, the initial state, and provenance: a sparse subnetwork and where it came from.
+
+    The subnetwork is w_i = initial_i * mask_i for each masked parameter i; every other parameter and buffer starts
+    from `initial` as it is. A ticket never changes; two are equal when masks and initial states are, bit for bit.
+
+    Args:
+        masks: parameter name -> boolean tensor of that parameter's shape; at least one weight must be kept.
+        initial: the model's state before any training (parameters and buffers), masked names included.
+        provenance: JSON-serialisable facts: method, options, seed, densities, recipe hash, versions.
+        draw: the distribution and seed `initial`'s masked parameters can be drawn from again, if known.
+
+    Raises:
+        UsageError: no masks, a mask that is not boolean, or one whose name or shape `initial` does not have.
+
+    >>> import torch
+    >>> ticket = Ticket({"weight": torch.tensor([[True, False]])}, {"weight": torch.ones(1, 2)})
+    >>> ticket.density, ticket.kept, ticket.prunable
+    (0.5, 1, 2)
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
+        provenance: Mapping[str, Any] | None = None,
+        draw: Draw | None = None,
+    ) -> None:
+        self._masks = masks if isinstance(masks, Masks) else Masks(masks)
+        self._initial = initial if isinstance(initial, State) else State(initial)
+        self._provenance = json.dumps(dict(provenance or {}))
+        self.draw = draw
+        if not self._masks:
+            raise UsageError("a ticket needs at least one mask")
+        for name in self._masks:
+            if name not in self._initial:
+                raise UsageError(f"the ticket has a mask for {name!r} but no initial weights")
+            if tuple(self._initial[name].shape) != self._masks.shape(name):
+                raise UsageError(
+                    f"the mask of {name!r} has shape {self._masks.shape(name)}, its weights "
+                    f"{tuple(self._initial[name].shape)}"
+                )
+        if self.kept == 0:
+            raise UsageError("a ticket must keep at least one weight")
+
+    @property
+    def masks(self) -> Masks:
+        """Boolean masks by parameter name (True = kept)."""
+        return self._masks
+
+    @property
+    def initial(self) -> State:
+        """The state every parameter and buffer starts from, by name; masked-out weights included."""
+        return self._initial
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the ticket came from (a fresh copy)."""
+        return dict(json.loads(self._provenance))
+
+    @property
+    def kept(self) -> int:
+        """The number of weights kept."""
+        return sum(self._masks.kept(name) for name in self._masks)
+
+    @property
+    def prunable(self) -> int:
+        """d, the number of weights that could have been kept."""
+        return sum(math.prod(self._masks.shape(name)) for name in self._masks)
+
+    @property
+    def density(self) -> float:
+        """kept / prunable, the fraction of prunable weights kept."""
+        return self.kept / self.prunable
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over masks and initial state: the ticket's identity."""
+        return hashlib.sha256(f"{_bits_checksum(self._masks)}{self._initial.checksum()}".encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Ticket) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        method = self.provenance.get("method", "unknown method")
+        return f"Ticket({method}, density {self.density:.4%}, {self.kept} of {self.prunable} weights kept)"
+
+    def per_layer(self) -> list[Layer]:
+        """One row a masked parameter, in the model's order."""
+        rows = []
+        for name, mask in self._masks.items():
+            alive = int(mask.reshape(mask.shape[0], -1).any(dim=1).sum())
+            filters, size, kept = mask.shape[0], mask.numel(), self._masks.kept(name)
+            rows.append(Layer(name, tuple(mask.shape), size, kept, kept / size, filters, filters - alive))
+        return rows
+
+    def replace(
+        self,
+        masks: Mapping[str, Tensor] | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+        draw: Draw | None = None,
+        **provenance: Any,
+    ) -> Ticket:
+        """A copy with other masks, or another initial state with the `draw` it came from; provenance is added."""
+        return Ticket(
+            self._masks if masks is None else masks,
+            self._initial if initial is None else initial,
+            {**self.provenance, **provenance},
+            self.draw if initial is None else draw,
+        )
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Write the subnetwork into `model`: the initial state, with masked-out weights exactly zero.
+
+        Returns the same model. Raises UsageError, before anything is written, where names or shapes differ.
+        """
+        tensors = named_state(model)
+        self.check_fits(model)
+        with torch.no_grad():
+            for name, value in self._initial.items():
+                if name in self._masks:
+                    value = value * self._masks[name]
+                tensors[name].copy_(value)
+        return model
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers."""
+        tensors = named_state(model)
+        missing = [name for name in self._initial if name not in tensors]
+        extra = [name for name in tensors if name not in self._initial]
+        if missing or extra:
+            first = f"it has no {missing[0]!r}" if missing else f"the ticket has no {extra[0]!r}"
+            raise UsageError(f"this ticket is of another model: {first} ({len(missing) + len(extra)} names differ)")
+        for name, value in self._initial.items():
+            if tensors[name].shape != value.shape:
+                raise UsageError(
+                    f"this ticket is of another model: {name!r} has shape {tuple(value.shape)} in the ticket, "
+                    f"{tuple(tensors[name].shape)} in the model"
+                )
+
+    def save(self, path: str | Path, *, weights: bool = True) -> Path:
+        """Write one safetensors file, atomically.
+
+        With `weights=False` the masked parameters' initial values are left out, to be drawn again from `draw` at
+        loading (ResNet-20: 45 KB instead of 1.1 MB). Raises UsageError where no draw gives them back bit for bit.
+        """
+        path = Path(path)
+        left_out = set() if weights else self._redrawable()
+        tensors = {f"mask/{name}": torch.from_numpy(self._masks.packed(name)) for name in self._masks}
+        tensors |= {f"initial/{name}": v for name, v in self._initial.items() if name not in left_out}
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "shapes": {name: self._masks.shape(name) for name in self._masks},
+            "drawn": sorted(left_out),
+            "draw": asdict(self.draw) if self.draw else None,
+            "provenance": self.provenance,
+        }
+        header["checksum"] = {
+            "masks": _bits_checksum(self._masks),
+            "initial": self._initial.checksum(),
+            "facts": _facts_checksum(header),
+        }
+        with atomic(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
+        return path
+
+    def _redrawable(self) -> set[str]:
+        if self.draw is None:
+            raise UsageError(
+                "this ticket's initial weights were not drawn by gemminer, so they cannot be left out: "
+                "save it with weights"
+            )
+        drawn = self.draw.weights({name: torch.Size(self._masks.shape(name)) for name in self._masks})
+        own = {name: self._initial[name] for name in drawn}
+        if any(own[name].dtype != w.dtype or not torch.equal(w, own[name]) for name, w in drawn.items()):
+            raise UsageError("this ticket's initial weights differ from its recorded draw: save it with weights")
+        return set(drawn)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ticket:
+        """Read a ticket; raises GemminerError with one sentence on a missing, truncated, corrupt or foreign file."""
+        path = Path(path)
+        try:
+            return cls._load(path)
+        except (OSError, SafetensorError) as error:
+            if not path.is_file():
+                raise GemminerError(f"there is no ticket file {path}") from None
+            raise GemminerError(f"{path} is not a ticket, or it is truncated: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GemminerError(f"{path} is a damaged ticket: {error}") from None
+        except GemminerError as error:
+            raise GemminerError(f"{path}: {error}") from None
+
+    @classmethod
+    def _load(cls, path: Path) -> Ticket:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("gemminer")
+            if text is None:
+                raise GemminerError("it is a safetensors file, but not a gemminer ticket")
+            header = json.loads(text)
+            if not isinstance(header, dict):
+                raise GemminerError("it is a damaged ticket: its header is no JSON object")
+            if header.get("format") != FORMAT:
+                raise GemminerError(f"it has format {header.get('format')!r}; this version reads {FORMAT!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
+        masks = Masks.from_bits({name: tensors[f"mask/{name}"].numpy() for name in shapes}, shapes)
+        if _bits_checksum(masks) != header["checksum"]["masks"]:
+            raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
+        if _facts_checksum(header) != header["checksum"]["facts"]:
+            raise GemminerError("its provenance is damaged: the checksum differs from the one saved with it")
+        draw = Draw(**header["draw"]) if header["draw"] else None
+        initial = {n.removeprefix("initial/"): v for n, v in tensors.items() if n.startswith("initial/")}
+        if header["drawn"]:
+            if draw is None:
+                raise GemminerError("the initial weights are missing and no draw is recorded")
+            initial |= draw.weights({name: torch.Size(shapes[name]) for name in header["drawn"]})
+        state = State(initial)
+        if state.checksum() != header["checksum"]["initial"]:
+            what = "drawn again they differ (another PyTorch draws otherwise)" if header["drawn"] else "damaged"
+            raise GemminerError(f"the initial weights are not those saved: {what}")
+        return cls(masks, state, header["provenance"], draw)
+
+
+def _bits_checksum(masks: Masks) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(f"{name} {masks.shape(name)}\n".encode())
+        digest.update(masks.packed(name).tobytes())
+    return digest.hexdigest()
+
+
+def _facts_checksum(header: Mapping[str, Any]) -> str:
+    """SHA-256 over what a header says of where the ticket came from."""
+    facts = [header["drawn"], header["draw"], header["provenance"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

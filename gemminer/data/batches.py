@@ -1,0 +1,163 @@
+"""Batches: the only thing a training loop sees of data.
+
+A batch stream is a function of (seed, epoch) alone: the same two numbers give bit-identical batches whatever
+was drawn before, in any process. The seed orders and augments; splits and normalisation do not depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemminer.core.errors import UsageError
+from gemminer.core.randomness import derive
+from gemminer.data.augment import Augment
+
+
+class Batches(Protocol):
+    """What training loops iterate.
+
+    Not checkable at run time: before Python 3.12 isinstance would read `examples`, which may count a stream.
+    """
+
+    @property
+    def examples(self) -> int:
+        """Examples in an epoch (of a user's loader: as far as it says)."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+
+    def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
+        """The (inputs, targets) of epoch `index`; the same (seed, index) gives bit-identical batches."""
+
+
+# --- batches of tensors ---------------------------------------------------------------------------
+
+
+class TensorBatches:
+    """Whole batches of two tensors that are held in memory, reshuffled each epoch.
+
+    `inputs` (n, ...) and `targets` (n, ...) may have any shapes; whole-number targets become int64.
+    `normalise` = (mean, std), a number for each channel (dimension 1) in the inputs' own units, makes a batch
+    (batch - mean) / std in float32, so that images can be held as uint8. `augment` maps (batch, generator) to
+    a batch. A last batch of a single example is left out when shuffling, since batch norm cannot train on it
+    (the permutation makes it another one each epoch); any other ragged batch is kept.
+    Raises UsageError for empty data, lengths that differ, and NaN or infinity.
+
+    >>> batches = TensorBatches(torch.zeros(10, 3), torch.zeros(10), batch_size=4)
+    >>> [len(targets) for _, targets in batches.epoch(0)]
+    [4, 4, 2]
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        seed: int = 0,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        channels_last: bool = False,
+        normalise: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        _check_pair(inputs, targets)
+        if isinstance(augment, Augment) and inputs.dim() != 4:
+            shape = tuple(inputs.shape)
+            raise UsageError(f"crop and flip need images (n, channels, height, width), not inputs of {shape}")
+        self.inputs, self.targets = inputs.detach(), _as_classes(targets.detach())
+        self.batch_size = whole_number("batch size", batch_size, least=1)
+        self.shuffle, self.seed = shuffle, whole_number("seed", seed)
+        self.augment, self.channels_last = augment, channels_last
+        self.normalise: tuple[Tensor, Tensor] | None = None
+        if normalise is not None:
+            across = (1, -1) + (1,) * (inputs.dim() - 2)
+            mean, std = (value.to(inputs.device, torch.float32).reshape(across) for value in normalise)
+            self.normalise = (mean, std)
+        alone = shuffle and len(inputs) > self.batch_size > 1 and len(inputs) % self.batch_size == 1
+        self.examples = len(inputs) - alone
+
+    def __len__(self) -> int:
+        return math.ceil(self.examples / self.batch_size)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(derive(self.seed, operator.index(index)))
+        count = len(self.inputs)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        for start in range(0, self.examples, self.batch_size):
+            chosen = order[start : min(start + self.batch_size, self.examples)]
+            inputs = self.inputs.index_select(0, chosen.to(self.inputs.device))
+            if self.normalise is not None:
+                mean, std = self.normalise
+                inputs = inputs.to(torch.float32).sub_(mean).div_(std)
+            if self.augment is not None:
+                inputs = self.augment(inputs, generator)
+            targets = self.targets.index_select(0, chosen.to(self.targets.device))
+            yield laid_out(inputs, self.channels_last), targets
+
+
+def laid_out(inputs: Any, channels_last: bool) -> Any:
+    if channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
+
+
+def whole_number(what: str, value: Any, least: int | None = None) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UsageError(f"{what} must be a whole number{bound}, not {value!r}")
+    return int(value)
+
+
+def _as_classes(targets: Tensor) -> Tensor:
+    """Class numbers of any integer type as int64, which cross entropy wants."""
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.long() if whole else targets
+
+
+def _check_pair(inputs: Tensor, targets: Tensor) -> None:
+    for name, tensor in (("inputs", inputs), ("targets", targets)):
+        if tensor.dim() == 0 or tensor.numel() == 0:
+            raise UsageError(f"the {name} are empty: there must be at least one example")
+        # The extremes of a tensor with a NaN are NaN: one pass, no copy.
+        if tensor.is_floating_point() and not torch.stack(torch.aminmax(tensor.detach())).isfinite().all():
+            raise UsageError(f"the {name} contain NaN or infinity: clean the data first")
+    if len(inputs) != len(targets):
+        raise UsageError(f"{len(inputs)} inputs but {len(targets)} targets: each input needs one target")
+
+
+# --- the parts of a data set ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready to use: batches of three parts that never overlap, and what a model needs to know.
+
+    Attributes:
+        classes: outputs of a model: classes, or values to predict in a regression.
+        in_channels, image_size: inputs are (n, in_channels, image_size, image_size); of inputs (n, features),
+            the features and 1.
+        mean, std: of each channel of the training part, white being 1; 0 and 1 where inputs are left alone.
+        augment: what happens to training batches, by name.
+    """
+
+    name: str
+    train: Batches
+    validation: Batches | None
+    test: Batches | None
+    classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    description: str = ""
+    class_names: tuple[str, ...] = ()
+    augment: str = "none"

@@ -1,0 +1,197 @@
+"""Batches of a user's own: a DataLoader, a data set, or a pair of tensors."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import random
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from gemminer.core.errors import UsageError
+from gemminer.core.randomness import derive
+from gemminer.data.batches import Batches, Data, TensorBatches, laid_out, whole_number
+from gemminer.data.tensors import as_tensors, is_map_style
+
+ENDLESS = 1_000_000  # batches after which a stream without a length is taken to have no end
+
+
+# --- batches of a user's loader -------------------------------------------------------------------
+
+
+class _Streams:
+    """Random streams of a loader's own, swapped in for torch's, NumPy's and Python's while the loader works.
+
+    Samplers, transforms and collate functions draw from global generators, at times lazily; so the streams
+    are swapped in around each `next`, never across a `yield`: the caller's own come back bit-identical.
+    """
+
+    def __init__(self, seed: int, index: int, generators: list[Any]) -> None:
+        own = [g for g in generators if isinstance(g, torch.Generator)]
+        self._generators = list({id(g): g for g in (torch.default_generator, *own)}.values())
+        self._torch = [
+            torch.Generator(device=g.device).manual_seed(derive(seed, index, n)).get_state()
+            for n, g in enumerate(self._generators)
+        ]
+        self._numpy = np.random.RandomState(derive(seed, index, "numpy") % 2**32).get_state()
+        self._python = random.Random(derive(seed, index, "python")).getstate()
+
+    def _swap(self, *_: object) -> None:
+        for i, generator in enumerate(self._generators):
+            mine, self._torch[i] = self._torch[i], generator.get_state()
+            generator.set_state(mine)
+        numpy, self._numpy = self._numpy, np.random.get_state()  # noqa: NPY002 - what transforms use
+        np.random.set_state(numpy)  # noqa: NPY002
+        python, self._python = self._python, random.getstate()
+        random.setstate(python)
+
+    __enter__ = __exit__ = _swap
+
+
+class LoaderBatches:
+    """A DataLoader, or any object that can be iterated again and again over pairs (inputs, targets).
+
+    Epoch `index` is a function of (seed, index): while the loader works, its own generator if it has one, and
+    the global ones of torch, NumPy and Python, run streams seeded from the two; whenever the caller's code
+    runs, all are as they were. Workers that would live on (`persistent_workers`) are started anew each epoch,
+    as their streams cannot be set otherwise. `set_epoch(index)` is called where a sampler or data set has it.
+    A data set with a random generator of its own making is beyond reach: its epochs are not reproducible.
+
+    A stream without a length is gone through once to count it. Batches must be pairs; dictionaries, as
+    Hugging Face's, need a `collate_fn` that returns (inputs, targets). Raises UsageError for anything else.
+
+    >>> loader = DataLoader([(0.0, 0), (0.1, 0), (0.2, 1)], batch_size=2, shuffle=True)
+    >>> [len(targets) for _, targets in LoaderBatches(loader, seed=1).epoch(0)]
+    [2, 1]
+    """
+
+    def __init__(self, loader: Any, seed: int = 0, *, channels_last: bool = False) -> None:
+        if not hasattr(loader, "__iter__") or hasattr(loader, "__next__"):
+            kind = type(loader).__name__
+            raise UsageError(f"a {kind} cannot be iterated anew each epoch: pass a DataLoader")
+        self.loader, self.seed, self.channels_last = loader, whole_number("seed", seed), channels_last
+        if _length(loader) == 0:
+            raise UsageError("the loader gives no batch: no data, or fewer than one batch with drop_last")
+
+    def __len__(self) -> int:
+        length = _length(self.loader)
+        return self._counted[0] if length is None else length
+
+    @property
+    def examples(self) -> int:
+        loader = self.loader
+        # Without a batch sampler the data set makes the batches, and its length does not count examples.
+        if isinstance(loader, DataLoader) and loader.batch_sampler is not None:
+            count = _length(loader.sampler)
+            if count is not None:
+                return count - count % (loader.batch_size or 1) if loader.drop_last else count
+        return self._counted[1]
+
+    @cached_property
+    def _counted(self) -> tuple[int, int]:
+        """(steps, examples) of an epoch, by going through it."""
+        steps = examples = 0
+        for _, targets in self.epoch(0):
+            steps += 1
+            examples += _length(targets) or 1
+            if steps > ENDLESS:
+                raise UsageError(f"no end of the loader after {ENDLESS} batches: give its data set a __len__")
+        if not steps:
+            raise UsageError("the loader gives no batch: its data set is empty")
+        return steps, examples
+
+    def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
+        loader = self.loader
+        if getattr(loader, "persistent_workers", False):
+            loader = copy.copy(loader)
+            loader._iterator = None
+        parts = _parts(loader)
+        generators = [getattr(part, "generator", None) for part in parts]
+        streams = _Streams(self.seed, operator.index(index), generators)
+        with streams:
+            for part in parts:
+                if callable(getattr(part, "set_epoch", None)):
+                    part.set_epoch(index)
+            iterator = iter(loader)
+        while True:
+            with streams:
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            inputs, targets = _pair(batch)
+            yield laid_out(inputs, self.channels_last), targets
+
+
+def _parts(loader: Any) -> list[Any]:
+    """The loader and what it may draw its order from, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = [getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)]
+    parts = [loader, batch_sampler, *inner, getattr(loader, "dataset", None)]
+    return list({id(part): part for part in parts if part is not None}.values())
+
+
+def _length(thing: Any) -> int | None:
+    try:
+        return len(thing)
+    except (TypeError, NotImplementedError):  # no __len__, or DataLoader's around a data set without one
+        return None
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        got = f"a dictionary of {', '.join(map(str, batch))}"
+    raise UsageError(f"a batch must be a pair (inputs, targets), not {got}: let a collate_fn return the pair")
+
+
+# --- anything -> batches --------------------------------------------------------------------------
+
+
+def as_batches(
+    data: Any, *, batch_size: int = 128, seed: int = 0, shuffle: bool = True, channels_last: bool = False
+) -> Batches:
+    """Batches of whatever holds pairs (inputs, targets).
+
+    A pair of tensors or NumPy arrays, a TensorDataset of two tensors or a Subset of one: whole batches by
+    index (float64 arrays become torch's default float type). Another map-style Dataset: a DataLoader around
+    it. A DataLoader, which keeps its own batch size and order; an IterableDataset comes inside one. An object
+    that already is Batches is returned as it is. Raises UsageError for anything else.
+
+    >>> len(as_batches((np.zeros((100, 4)), np.zeros(100, int)), batch_size=30))
+    4
+    """
+    if callable(getattr(data, "epoch", None)) and hasattr(data, "__len__"):
+        return cast(Batches, data)
+    size = whole_number("batch size", batch_size, least=1)
+    if isinstance(data, DataLoader):
+        return LoaderBatches(data, seed, channels_last=channels_last)
+    tensors = as_tensors(data)
+    if tensors is not None:
+        inputs, targets = tensors
+        return TensorBatches(inputs, targets, batch_size=size, shuffle=shuffle, seed=seed, channels_last=channels_last)
+    if isinstance(data, IterableDataset):
+        raise UsageError("an IterableDataset has an order of its own: pass it inside a DataLoader")
+    if is_map_style(data):
+        if not len(data):
+            raise UsageError("the data set is empty: there must be at least one example")
+        alone = shuffle and len(data) > size > 1 and len(data) % size == 1  # as in TensorBatches
+        loader: DataLoader[Any] = DataLoader(data, batch_size=size, shuffle=shuffle, drop_last=alone)
+        return LoaderBatches(loader, seed, channels_last=channels_last)
+    plain = (Mapping, tuple, list, set, str, bytes, Tensor, np.ndarray)
+    if hasattr(data, "__iter__") and not isinstance(data, plain):
+        return LoaderBatches(data, seed, channels_last=channels_last)
+    hint = "; pass its .train or .test" if isinstance(data, Data) else ""
+    hint = "; give it a __len__" if isinstance(data, Dataset) else hint
+    raise UsageError(
+        "data must be a DataLoader, a Dataset, or a pair (inputs, targets) of tensors or NumPy arrays, "
+        f"not a {type(data).__name__}{hint}"
+    )

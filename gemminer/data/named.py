@@ -1,0 +1,196 @@
+"""Data sets by name: `load("digits")`, a folder of images, a user's function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from gemminer.core.errors import UsageError
+from gemminer.data import readers
+from gemminer.data.augment import augmentation
+from gemminer.data.batches import Batches, Data, TensorBatches, whole_number
+from gemminer.data.loaders import as_batches
+from gemminer.data.readers import Raw
+from gemminer.data.splits import split
+from gemminer.data.tensors import Part, as_tensors, is_map_style, size
+
+
+def names() -> tuple[str, ...]:
+    """The named data sets; beside them, `folder:PATH` and `package.module:function` are names too."""
+    return tuple(readers.SOURCES)
+
+
+def describe(name: str) -> str:
+    """One sentence about a data set.
+
+    >>> describe("mnist")
+    '60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes (idx files or download)'
+    """
+    return readers.FUNCTION if readers.is_function(name) else readers.find_source(name)[0].description
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    batch_size: int = 128,
+    validation: float = 0.1,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    augment: str | None = "default",
+    seed: int = 0,
+    download: bool = False,
+    channels_last: bool = False,
+) -> Data:
+    """A named data set, `folder:PATH` (`folder:PATH@96` for 96x96) or `package.module:function`.
+
+    Args:
+        root: the only folder to look in and to download to; by default $GEMMINER_DATA or ~/.cache/gemminer,
+            then where Debian's package puts fashion-mnist. A relative folder:PATH starts at root.
+        validation: fraction of the training examples held out: the last of a fixed stratified shuffle, the
+            same for every seed. 0 for none. folder:PATH with both PATH/val and PATH/test holds PATH/val out.
+        limit_train, limit_test: take the first n examples, before the validation split. Folders of images,
+            which come sorted by class, are put into a fixed stratified order first.
+        augment: 'crop4+flip' and the like, 'none', or 'default': crop4+flip for cifar10, cifar100,
+            tiny-imagenet and caltech101, none for the others. Training batches only.
+        seed: of the order and the augmentation of the training batches, nothing else.
+        download: fetch what is missing; without it, nothing touches the network.
+
+    Images are held as uint8 and normalised batch by batch with the mean and standard deviation of each
+    channel of the training part after the split. A function returns (train, test), each a data set or a pair
+    of tensors (test may be None), or a Data, which is taken as it is. A function's uint8 images (n, c, h, w)
+    are normalised as above; whatever else it returns is left alone.
+    Raises UsageError for what cannot be asked, GemminerError for files that are missing or damaged.
+
+    >>> digits = load("digits", validation=0)
+    >>> digits.train.examples, digits.test.examples
+    (1437, 360)
+    """
+    if isinstance(validation, bool) or not 0 <= validation < 1:
+        raise UsageError(f"validation must be a fraction from 0 to below 1, not {validation!r}")
+    augmentation(None if augment == "default" else augment)  # complain before reading
+    limit_train = None if limit_train is None else whole_number("limit_train", limit_train, least=1)
+    limit_test = None if limit_test is None else whole_number("limit_test", limit_test, least=1)
+
+    description, default = describe(name), "none"
+    if readers.is_function(name):
+        made, description = readers.call(name)
+        if isinstance(made, Data):
+            return made
+        raw = _returned(name, made)
+    else:
+        source, request = readers.find_source(name)
+        base = None if root is None else Path(root).expanduser()
+        request = replace(request, root=base, download=download)
+        raw = source.read(replace(request, limit_train=limit_train, limit_test=limit_test))
+        default = source.augment
+    chosen = default if augment == "default" else augment or "none"
+
+    train, test = _take(raw.train, limit_train), None if raw.test is None else _take(raw.test, limit_test)
+    held = raw.validation if validation else None
+    if validation and held is None:
+        kept, out = split(_labels(train), validation)
+        train, held = _take(train, kept), _take(train, out)
+    if not isinstance(train, tuple) and chosen != "none":
+        raise UsageError(f"{name} returns data sets, not tensors: augment in their own transform")
+    normalise = _statistics(train[0]) if raw.scale and isinstance(train, tuple) else None
+
+    def batches(part: Part, training: bool = False) -> Batches:
+        if not isinstance(part, tuple):
+            return as_batches(part, batch_size=batch_size, seed=seed, shuffle=training, channels_last=channels_last)
+        return TensorBatches(
+            *part,
+            batch_size=batch_size,
+            shuffle=training,
+            seed=seed,
+            augment=augmentation(chosen) if training else None,
+            channels_last=channels_last,
+            normalise=normalise,
+        )
+
+    stream = batches(train, training=True)
+    inputs, targets = next(stream.epoch(0))
+    shape = tuple(inputs.shape[1:]) or (1,)
+    mean, std = normalise or (torch.zeros(shape[0]), torch.ones(shape[0]))
+    scale = raw.scale if normalise and raw.scale else 1.0
+    return Data(
+        name=name,
+        train=stream,
+        validation=None if held is None else batches(held),
+        test=None if test is None else batches(test),
+        classes=raw.classes or _outputs(train, targets),
+        in_channels=shape[0],
+        image_size=shape[-1] if len(shape) > 1 else 1,
+        mean=tuple((mean / scale).tolist()),
+        std=tuple((std / scale).tolist()),
+        description=description,
+        class_names=raw.class_names,
+        augment=chosen,
+    )
+
+
+def _take(part: Part, chosen: Tensor | int | None) -> Part:
+    """The examples of these indices, or the first `chosen`, or all."""
+    if chosen is None:
+        return part
+    if isinstance(part, tuple):
+        index = slice(chosen) if isinstance(chosen, int) else chosen
+        return part[0][index], part[1][index]
+    every = range(size(part))
+    return Subset(part, list(every[:chosen]) if isinstance(chosen, int) else chosen.tolist())
+
+
+def _labels(part: Part) -> Tensor:
+    """The targets of a part; a data set that keeps none in `targets` is gone through once."""
+    if isinstance(part, tuple):
+        return part[1]
+    if type(part) is Subset:
+        return _labels(part.dataset)[torch.as_tensor(part.indices)]
+    known = getattr(part, "targets", None)
+    changed = getattr(part, "target_transform", None)
+    if known is not None and changed is None and len(known) == size(part):
+        return torch.as_tensor(known)
+    return torch.cat([targets for _, targets in as_batches(part, shuffle=False).epoch(0)])
+
+
+def _outputs(train: Part, targets: Tensor) -> int:
+    """Outputs a model needs: the classes seen in training, or the values of a regression."""
+    if targets.is_floating_point():
+        return int(targets.shape[-1]) if targets.dim() > 1 else 1
+    return int(_labels(train).max()) + 1
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 images (n, c, h, w), exact: from value counts."""
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)])
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ values
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    return mean, torch.where(std > 0, std, 1.0)  # a channel that never changes becomes 0, not NaN
+
+
+def _returned(name: str, made: Any) -> Raw:
+    """The (train, test) that a user's function returned, as a Raw."""
+    if not isinstance(made, (tuple, list)) or len(made) != 2 or isinstance(made[0], Tensor):
+        kind = "a pair (inputs, targets)" if isinstance(made, (tuple, list)) else f"a {type(made).__name__}"
+        raise UsageError(f"{name} must return (train, test) or a gemminer.data.Data, not {kind}")
+    parts: list[Part | None] = []
+    for part, what in zip(made, ("train", "test"), strict=True):
+        found: Part | None = as_tensors(part) or (part if is_map_style(part) else None)
+        if found is None and (part is not None or what == "train"):
+            kind = type(part).__name__
+            raise UsageError(f"{name} returned a {kind} as {what}: return a Dataset or a pair of tensors")
+        parts.append(found)
+    train, test = cast(Part, parts[0]), parts[1]
+    types = [part[0].dtype if isinstance(part, tuple) else None for part in (train, test) if part is not None]
+    if len(set(types)) > 1:  # or one would be normalised and the other not
+        raise UsageError(f"{name} must return train and test of one kind: tensors of one type, or data sets")
+    is_images = isinstance(train, tuple) and train[0].dtype == torch.uint8 and train[0].dim() == 4
+    class_names = tuple(map(str, getattr(made[0], "classes", ())))
+    return Raw(train, test, len(class_names), class_names, scale=255.0 if is_images else None)

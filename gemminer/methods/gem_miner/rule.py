@@ -1,0 +1,306 @@
+"""Gem-Miner's rule: scores in place of the weights, frozen out until the ticket is left.
+
+The scores of all layers are one flat vector. Where frozen weights make it faster, the network is exchanged for one
+that computes kept weights only (`training.engine`), and the vectors shrink to what is not frozen yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.errors import UsageError
+from gemminer.core.randomness import generator
+from gemminer.core.selection import highest_but, lowest
+from gemminer.methods.gem_miner.options import Options
+from gemminer.training import engine
+from gemminer.training.task import Task
+
+# Root mean square of the gradient all scores get when steps are scaled: at lr 0.2 a step moves a score by 0.003.
+RATE = 0.015
+# A layer's mean gradient counts, and moves its scores, at most this many times the median of all layers. Batch norm
+# divides what a filter without live weights gives by sqrt(eps), which lifts its scores some 300 times too fast.
+CAP = 3.0
+# Which layers compute kept weights only is asked anew whenever a step's work has fallen to this part of what it was.
+COMPACT = 0.85
+# Batches that validation's batch-norm statistics are taken from.
+SETTLE = 8
+
+
+class GemMinerRule:
+    """The search's rule: scores p and the unfrozen set q in place of the weights.
+
+        w_eff = w * q * r(p),  r(p) = 1[p > threshold];   dL/dp := dL/dw_eff * w * q (straight-through)
+
+    With a fixed ridge its gradient, 2 * lambda * p, is the optimiser's L2 term. Without one lambda is solved for after
+    each step, so that `live_at` of it weights are live: the shrinking factor and what lambda it stands for are
+
+        f = min(1, 1/2 / p_(n)),  p_(n) the n-th highest score;   lambda = (1 - f) / (2 lr)
+
+    Args:
+        parameters: the prunable weights of `task.model`, at their initial values; their data are replaced.
+        schedule: how many weights remain unfrozen after which step.
+        live_at: how many may be live after a step; None leaves that to the fixed ridge.
+        task: its model is exchanged for one of kept weights only where that is faster.
+    """
+
+    settle = SETTLE
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        options: Options,
+        schedule: Mapping[int, int],
+        seed: int,
+        live_at: Callable[[int], int] | None = None,
+        task: Task | None = None,
+    ) -> None:
+        self.options, self.schedule, self.live_at, self.task = options, schedule, live_at, task
+        self.names, self.weights = list(parameters), list(parameters.values())
+        self.shapes = [p.shape for p in self.weights]
+        self.full_sizes = self.sizes = [p.numel() for p in self.weights]
+        self.total = self.remaining = sum(self.sizes)
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.weights) else torch.float32
+        device = self.weights[0].device
+        if any(p.device != device for p in self.weights):
+            raise UsageError("the model is spread over several devices; Gem-Miner needs its weights on one")
+        # Where each entry of the vectors stands among all prunable weights; None: they hold all of them.
+        self.index: Tensor | None = None
+        self.initial = torch.cat([p.detach().reshape(-1).to(dtype) for p in self.weights])  # w
+        scores = [_first_scores(options.scores, p, generator(seed, "scores", n)) for n, p in parameters.items()]
+        self.p = torch.cat(scores).to(device=device, dtype=dtype)
+        self.q = torch.ones(self.total, dtype=torch.bool, device=device)
+        # Just below one half, so that the n-th highest, which is shrunk to it, is live.
+        self.threshold = options.threshold if live_at is None else math.nextafter(0.5, 0.0) - 1e-6
+        self._optimiser: torch.optim.Optimizer | None = None
+        self._plain = None if task is None else task.model
+        self._sparse = task is not None and engine.wanted(task)
+        self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
+        self._work = 3 * self.total  # of a step, when it was last asked where that pays
+        self._last = max(schedule, default=0)  # the step that leaves the ticket
+        self._lambdas: list[float] = []
+        self.frozen_in_epoch = 0
+        self._lay_out()
+        if live_at is not None:
+            self._shrink(live_at(-1))
+        self._write()
+
+    # --- what the loop calls ---------------------------------------------------------------------------------
+
+    def parameters(self) -> list[Tensor]:
+        return [self.p]
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        self._optimiser = optimiser
+
+    def after_backward(self) -> None:
+        for p, kept, gradient in self._products:
+            if p.grad is None:  # a parameter the loss does not use
+                gradient.zero_()
+            else:
+                torch.mul(p.grad, kept, out=gradient)
+                p.grad = None
+        if self.options.scales:
+            self._scale()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        self.p.clamp_(0.0, 1.0)
+        if self.live_at is not None:
+            self._shrink(self.live_at(step))
+        if step in self.schedule:
+            self._freeze(self.remaining - self.schedule[step])
+        if self._sparse and step < self._last:
+            # Two passes of three compute what is live, the third, the weights' gradient, all that is unfrozen.
+            work = 2 * int(self._on().sum()) + self.remaining
+            if work <= COMPACT * self._work:
+                self._work = work
+                self._compact()
+        self._write()
+
+    def numbers(self) -> dict[str, Any]:
+        kept = [int(part.sum()) for part in self.q.split(self.sizes)]
+        solved = sum(self._lambdas) / len(self._lambdas) if self._lambdas else 0.0
+        row = {
+            "kept": self.remaining / self.total,
+            "live": int(self._on().sum()) / self.total,
+            "lambda": solved if self.options.ridge is None else self.options.ridge,
+            "freezes": self.frozen_in_epoch,
+            "layers_kept": kept,
+        }
+        self.frozen_in_epoch, self._lambdas = 0, []
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"vectors": sorted(self._vectors), "work": self._work}
+        return {"p": self.p.detach(), "q": self.q, "index": self.index, **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["index"] is not None:
+            self._keep_only(state["index"], set(state["vectors"]))
+        self._work, self._lambdas = state["work"], []
+        with torch.no_grad():
+            self.p.copy_(state["p"])
+            self.q.copy_(state["q"])
+        self.remaining = int(self.q.sum())
+        self._lay_out()
+        self._write()
+
+    # --- what it comes to ------------------------------------------------------------------------------------
+
+    def live(self) -> Tensor:
+        """q * r(p) as booleans, over all prunable weights: what the network computes with."""
+        return self._spread(self._on())
+
+    def masks(self) -> dict[str, Tensor]:
+        """The masks the options ask for, by parameter name."""
+        flat = self.live() if self.options.mask == "live" else self._spread(self.q)
+        parts = zip(self.names, flat.split(self.full_sizes), self.shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
+
+    def _on(self) -> Tensor:
+        return self.q & (self.p > self.threshold)
+
+    def _spread(self, own: Tensor) -> Tensor:
+        """Booleans of the vectors' entries, put where they stand among all prunable weights."""
+        if self.index is None:
+            return own
+        flat = torch.zeros(self.total, dtype=torch.bool, device=own.device)
+        flat[self.index] = own
+        return flat
+
+    # --- the vectors -----------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        """Vectors that go with p and q, and the model's parameters as views of one of them."""
+        self.effective, self.gradient = torch.zeros_like(self.initial), torch.zeros_like(self.initial)
+        self.p.grad = self.gradient
+        self.kept_initial = self.initial * self.q  # w * q
+        # Infinity where q = 0: added to a ranking, it takes the frozen out.
+        self.closed = torch.zeros_like(self.initial).masked_fill_(~self.q, math.inf)
+        self._gradients = list(self.gradient.split(self.sizes))
+        self._unfrozen = torch.stack([part.sum() for part in self.q.split(self.sizes)])
+        self._products, self._copies = [], []
+        views = (v.split(self.sizes) for v in (self.effective, self.kept_initial, self.gradient))
+        for p, own, kept, gradient in zip(self.weights, *views, strict=True):
+            p.grad = None
+            if p.dtype == own.dtype:
+                p.data = own.view(p.shape)
+            else:  # other types get a copy each step
+                self._copies.append((p, own.view(p.shape)))
+            self._products.append((p, kept.view(p.shape), gradient.view(p.shape)))
+
+    def _write(self) -> None:
+        """w_eff into the model."""
+        # Ones and zeros in the weights' own type: six times faster than a product with booleans.
+        torch.gt(self.p, self.threshold, out=self.effective)
+        self.effective.mul_(self.kept_initial)
+        for p, weight in self._copies:
+            p.data.copy_(weight)
+
+    def _scale(self) -> None:
+        """Score gradients of root mean square `RATE` over all that are unfrozen, so lr means the same everywhere.
+
+        r_l, the root mean square of layer l, counts and moves as min(r_l, CAP * median of r).
+        """
+        count = self._unfrozen.clamp(min=1).to(self.gradient.dtype)
+        own = torch.stack(torch._foreach_norm(self._gradients)) / count.sqrt()
+        capped = torch.minimum(own, CAP * own.sort().values[len(self.sizes) // 2])
+        mean = ((capped.square() * count).sum() / count.sum()).sqrt()
+        tiny = torch.finfo(own.dtype).tiny
+        factors = RATE * capped / own.clamp(min=tiny) / mean.clamp(min=tiny)
+        torch._foreach_mul_(self._gradients, factors.tolist())
+
+    def _shrink(self, count: int) -> None:
+        """Multiply all scores by what leaves `count` of the unfrozen live, ties beside; never by more than one."""
+        bound = highest_but(self.p, self.q if self.remaining < self.p.numel() else None, count, 0.5)
+        factor = 1.0 if bound is None else 0.5 / bound
+        if factor < 1:
+            self.p.mul_(factor)
+        lr = self._optimiser.param_groups[0]["lr"] if self._optimiser else self.options.lr
+        self._lambdas.append((1 - factor) / (2 * lr) if lr > 0 else 0.0)
+
+    def _freeze(self, count: int) -> None:
+        """Take the `count` lowest scores among the unfrozen out of q for good, ties by index."""
+        if count <= 0:
+            return
+        ranking = self.closed - self.p if self.options.invert else self.closed + self.p
+        if self.options.floor:
+            ranking[self._protected(ranking)] = math.inf
+        frozen = lowest(ranking, count)
+        self.q[frozen] = False
+        self.kept_initial[frozen] = 0.0
+        self.closed[frozen] = math.inf
+        self.remaining -= count
+        self._unfrozen = torch.stack([part.sum() for part in self.q.split(self.sizes)])
+        self.frozen_in_epoch += 1
+
+    def _protected(self, ranking: Tensor) -> Tensor:
+        """Indices of each layer's `floor` best among the unfrozen."""
+        best, start = [], 0
+        for part in ranking.split(self.sizes):
+            unfrozen = part.masked_fill(part == math.inf, -math.inf)
+            best.append(start + unfrozen.topk(min(self.options.floor, part.numel())).indices)
+            start += part.numel()
+        return torch.cat(best)
+
+    # --- kept weights only -----------------------------------------------------------------------------------
+
+    def _compact(self) -> None:
+        """Let go of what is frozen in layers that are now faster without it."""
+        own, live = self._spread(self.q), dict(self._by_layer(self.live()))
+        assert self.task is not None
+        assert self._plain is not None
+        masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
+        if paying := engine.paying(self._plain, masks, self.task.engine, live):
+            keep = [own_l if name in paying else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
+            self._keep_only(torch.cat(keep).nonzero().flatten(), paying)
+            self._lay_out()
+
+    def _by_layer(self, flat: Tensor) -> list[tuple[str, Tensor]]:
+        return list(zip(self.names, flat.split(self.full_sizes), strict=True))
+
+    def _keep_only(self, index: Tensor, vectors: set[str]) -> None:
+        """Exchange the network for one that holds of `vectors` what `index` names, and shrink the scores to that.
+
+        What has been frozen in a layer that stays dense is still held there, as zeros.
+        """
+        assert self.task is not None
+        assert self._plain is not None
+        held = torch.zeros(self.total, dtype=torch.bool)
+        held[index] = True
+        parts = zip(self._by_layer(held), self.shapes, strict=True)
+        masks = {name: part.view(shape) for (name, part), shape in parts if name in vectors}
+        self._vectors = vectors
+        net = None if self.task.model is self._plain else self.task.model
+        self.task.model, self.weights = engine.searching(self._plain, masks, self.names, net)
+        before = torch.full((self.total,), -1)
+        before[torch.arange(self.total) if self.index is None else self.index] = torch.arange(self.p.numel())
+        at = before[index]
+        if (at < 0).any():
+            raise UsageError("a frozen weight cannot come back")
+        self.index, self.q = index, self.q[at]
+        self.initial = self.initial[at]
+        self.sizes = [p.numel() for p in self.weights]
+        with torch.no_grad():
+            self.p.grad = None
+            size, self.p.data = self.p.numel(), self.p[at].detach()
+        if self._optimiser is not None:
+            state = self._optimiser.state[self.p]
+            for name, value in state.items():  # momentum, and Adam's moments
+                if isinstance(value, Tensor) and value.numel() == size > 1:
+                    state[name] = value[at]
+
+
+def _first_scores(kind: Literal["uniform", "bernoulli", "beta"], parameter: Tensor, source: torch.Generator) -> Tensor:
+    size = parameter.numel()
+    if kind == "uniform":
+        return torch.rand(size, generator=source)
+    if kind == "bernoulli":
+        return torch.bernoulli(torch.full((size,), 0.5), generator=source)
+    # Beta(2, 2) is the median of three uniforms: no sampler without the global generator is needed.
+    return torch.rand(3, size, generator=source).median(dim=0).values

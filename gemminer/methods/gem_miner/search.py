@@ -1,0 +1,70 @@
+"""Gem-Miner: learn which weights to keep while every weight stays at its initial value.
+
+Source: Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022. Where we differ on
+purpose: freezes hit the exact count (the released code removes every score at or below a threshold, and scores
+clipped to 0 tie); by default a little is frozen every few steps instead of 13% every five epochs; the last freeze
+always leaves time to recover; any `nn.Module` is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import target
+from gemminer.core.ticket import State, Ticket
+from gemminer.methods.gem_miner.options import Options
+from gemminer.methods.gem_miner.rule import GemMinerRule
+from gemminer.methods.registry import register
+from gemminer.training.loop import fit
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
+
+
+@register(
+    "gem-miner",
+    Options,
+    summary="learn which weights to keep while they stay at initialisation",
+    source="Sreenivasan et al., NeurIPS 2022",
+    initialiser="signed-constant",
+)
+def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+    """Search for a gem: train scores, freezing the lowest on a schedule until round(density * d) weights remain."""
+    initial = State(named_state(task.model))
+    with borrowed(task.model):
+        parameters = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
+        total = sum(p.numel() for p in parameters.values())
+        least = sum(min(options.floor, p.numel()) for p in parameters.values())
+        if least > target(density, total):
+            raise UsageError(
+                f"floor={options.floor} keeps at least {least} weights, but density {density} asks for "
+                f"{target(density, total)}: lower the floor or raise the density"
+            )
+        steps = len(task.train)
+        schedule = options.freeze_schedule(steps, density, total)
+        for p in task.model.parameters():
+            p.requires_grad_(False)
+        for p in parameters.values():
+            p.requires_grad_(True)
+        live_at = None
+        if options.ridge is None:
+            live_at = functools.partial(options.live_count, steps=steps, density=density, total=total)
+        task = dataclasses.replace(task)  # its model is the rule's to exchange
+        rule = GemMinerRule(parameters, options, schedule, seed, live_at, task)
+        settings = Settings(
+            options.epochs,
+            options.optimiser,
+            options.lr,
+            options.momentum,
+            options.nesterov,
+            2 * (options.ridge or 0.0) + options.weight_decay,
+            options.schedule,
+            options.milestones,
+            options.gamma,
+        )
+        rows = fit(task, rule, settings, seed=seed, phase=task.phase)
+        live = float(rule.live().double().mean())
+        return Ticket(rule.masks(), initial, {"live": live, "rows": rows})

@@ -1,0 +1,1 @@
+"""What pruning methods share: one-shot scores, layer allocations, freezing schedules."""

@@ -1,0 +1,5 @@
+"""The paper's networks and the small ones, as plain modules: names(), describe(name), build(name, ...)."""
+
+from gemminer.models.library import build, describe, names
+
+__all__ = ["build", "describe", "names"]

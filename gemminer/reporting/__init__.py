@@ -1,0 +1,1 @@
+"""Records turned into tables, charts, pages and lines on a terminal."""

@@ -1,0 +1,60 @@
+"""What all charts share: plotly figures, axes, lines and text. Margins, fonts and grids are in report.js.j2.
+
+Colours are CSS variables (`var(--c0)`) that the page resolves whenever the reader's colour scheme changes.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from gemminer.reporting import format
+
+
+def escaped(x: object) -> str:
+    """Plotly reads text as a little HTML: a name from a record must not be markup there either."""
+    return html.escape(str(x))
+
+
+def short_name(name: str) -> str:
+    name = name.removesuffix(".weight")
+    return escaped(name if len(name) <= 24 else f"{name[:9]}…{name[-14:]}")
+
+
+def metric_axis(title: str, metric: str = "", **more: Any) -> dict[str, Any]:
+    share = {"tickformat": "~%", "hoverformat": ".1%"} if format.is_share(metric) else {"hoverformat": ".4~g"}
+    return {"title": {"text": escaped(title)}} | share | more
+
+
+def density_axis(title: str, values: Sequence[float | None], **more: Any) -> dict[str, Any]:
+    """A log axis that ticks whole decades, or 1-2-5 when the values span less than one and a half."""
+    known = [v for v in values if v] or [1.0]
+    dtick = "D2" if max(known) < 30 * min(known) else 1
+    return metric_axis(title, type="log", tickformat="~%", hoverformat=".3~p", dtick=dtick, **more)
+
+
+def rows_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Names from top to bottom at 0, 1, 2, ...: by place, for two layers may share a shortened name."""
+    places = {"tickvals": list(range(len(names))), "ticktext": [short_name(name) for name in names]}
+    return places | {"range": [len(names) - 0.45, -0.55], "showgrid": False, "ticks": ""}
+
+
+def new_figure(height: int, **layout: Any) -> Any:
+    """An empty figure; no template, for plotly's own would be 7 kB in each."""
+    return go.Figure(layout={"template": None, "height": height} | layout)
+
+
+def add_line(figure: Any, name: str, x: list[int], y: list[Any], axis: str = "y", **style: Any) -> None:
+    mode = "lines" if len(x) > 3 else "lines+markers"
+    figure.add_scatter(x=x, y=y, name=name, mode=mode, yaxis=axis, line=style)
+
+
+def add_mark(figure: Any, at: float, colour: str, dash: str = "solid", axis: str = "x") -> None:
+    """A line through the whole figure at a value of an axis."""
+    ends = {f"{axis[0]}ref": axis, f"{axis[0]}0": at, f"{axis[0]}1": at}
+    across = {"yref": "paper", "y0": 0, "y1": 1} if axis == "x" else {"xref": "paper", "x0": 0, "x1": 1}
+    line = {"color": colour, "width": 1.25, "dash": dash}
+    figure.add_shape(type="line", layer="below", line=line, **ends, **across)

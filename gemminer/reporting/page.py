@@ -1,0 +1,318 @@
+"""Records -> one HTML page: what was found, in the order a reader asks. Reads files only, never a model.
+
+One page is one file: plotly's script (its basic bundle, in templates) is inside and a Content-Security-Policy forbids
+every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on a page, `run_charts` and
+`comparison_charts` draw, `aggregate` and `sentences` judge many runs, `_render` turns it into HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
+from gemminer.reporting.format import checked, deviation, epochs, is_share
+from gemminer.reporting.format import density as _density
+from gemminer.reporting.format import duration as _seconds
+from gemminer.reporting.format import flops as _flops
+from gemminer.reporting.format import number as _number
+from gemminer.reporting.format import value as _value
+from gemminer.runs.record import SCHEMA
+
+TEMPLATES = Path(__file__).parent / "templates"
+PLOTLY = TEMPLATES / "plotly-basic.min.js"
+_NEEDED = {"method": str, "model": str, "data": str, "density": dict, "accuracy": dict, "layers": list}
+_ACCURACY = dict.fromkeys(("before", "after", "after_std", "after_values", "n", "dense"))
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's folder and its record."""
+
+    path: Path
+    record: dict[str, Any]
+
+
+def write(run: Path | str) -> Path:
+    """Write run/report.html from run/record.json and run/metrics.jsonl; return its path.
+
+    Raises GemminerError if the record is missing, damaged or not gemminer's.
+
+    >>> write(Path("runs/gem"))  # doctest: +SKIP
+    PosixPath('runs/gem/report.html')
+    """
+    return report([run])
+
+
+def report(
+    runs: Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    failed: Mapping[str, str] | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
+    """Write one page for one or many run folders, replaced whole and never half-written; return its path.
+
+    One run gives its full page, by default run/report.html. Many give a comparison, by default report.html in the
+    folder that holds them all, with the same in numbers beside it (.csv, .md); a run that cannot be read is listed
+    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder. `beside`
+    names the same in numbers where somebody else has written it, as `gemminer compare` does: {"CSV": "table.csv"}.
+    Raises UsageError for no runs, GemminerError if no record can be read.
+
+    >>> report(["runs/a", "runs/b"], out="both.html")  # doctest: +SKIP
+    PosixPath('both.html')
+    """
+    if not runs:
+        raise UsageError("a report needs at least one run: pass the folder that 'gemminer mine' wrote")
+    paths = list(dict.fromkeys(_folder(run) for run in runs))
+    if out is None:
+        out = Path(os.path.commonpath(paths)) / "report.html"
+    target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
+    if len(paths) > 1 or failed:
+        return _compare(paths, target, dict(failed or {}), beside)
+    run = _read(paths[0])
+    try:
+        page = _run_page(run)
+    except _DAMAGE as error:
+        raise _damaged(run.path, error) from error
+    return _replace(target, page)
+
+
+def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: Mapping[str, str] | None) -> Path:
+    """The page of many runs and, beside it, its CSV and Markdown if nobody else has written such."""
+    root = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
+    runs: dict[Path, aggregate.Run] = {}
+    errors: list[GemminerError] = []
+    for path in paths:
+        name = os.path.relpath(path, root)
+        try:
+            runs[path] = aggregate.read(name, _read(path).record)
+        except (GemminerError, *_DAMAGE) as error:
+            errors.append(error if isinstance(error, GemminerError) else _damaged(path, error))
+            missing.setdefault(*_missing(path, name, errors[-1]))
+    if not runs:
+        raise errors[0]
+    fields = aggregate.fields(runs.values())
+    if beside is None:
+        _replace(target.with_suffix(".csv"), tables.to_csv(fields))
+        _replace(target.with_suffix(".md"), tables.to_markdown(fields, missing))
+        beside = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
+    page = _runs_page(runs, fields, missing, target, beside)
+    return _replace(target, page)
+
+
+def _missing(path: Path, name: str, error: GemminerError) -> tuple[str, str]:
+    """A run without a usable record: its name and the reason, as `compare` leaves both in error.json."""
+    if (path / "record.json").exists():
+        return name, str(error).replace(f"{path}{os.sep}", "")
+    try:
+        said = json.loads((path / "error.json").read_text(encoding="utf-8"))
+        return f"{said['cell']} ({name})", f"failed: {said['error']}"
+    except (OSError, LookupError, TypeError, ValueError):
+        return name, "no record: it has not run, or not finished"
+
+
+def _folder(run: Path | str) -> Path:
+    """A run's folder, given it or its record.json."""
+    path = Path(run)
+    return (path.parent if path.is_file() else path).absolute()
+
+
+def _damaged(path: Path, error: Exception) -> GemminerError:
+    what = f"{type(error).__name__}: {error}"
+    return GemminerError(f"the record in {path} is damaged ({what}): run its command again")
+
+
+def _read(folder: Path) -> _Run:
+    """The run in a folder, its record checked as far as the page relies on it."""
+    file = folder / "record.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GemminerError(f"cannot read {file} ({error.strerror}): pass a run's folder") from error
+    except ValueError as error:
+        raise GemminerError(f"{file} is damaged ({error}): run the command that made it again") from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, str) or not schema.startswith("gemminer.record/"):
+        raise GemminerError(f"{file} is not a gemminer record: it has no 'schema' of the form {SCHEMA!r}")
+    if schema != SCHEMA:
+        raise GemminerError(f"{file} has schema {schema!r}, this gemminer reads {SCHEMA!r}: upgrade it")
+    for key, kind in _NEEDED.items():
+        if not isinstance(record.get(key), kind):
+            raise GemminerError(f"{file} is damaged (no usable {key!r}): run the command that made it again")
+    record |= {key: record.get(key) or {} for key in ("checks", "cost", "hardware")}
+    record |= {"metric": record.get("metric") or "accuracy", "accuracy": _ACCURACY | record["accuracy"]}
+    return _Run(folder, record)
+
+
+def _epochs(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """metrics.jsonl by phase and in order; of an epoch written again after a resume, the last counts."""
+    phases: dict[str, dict[int, dict[str, Any]]] = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that a kill cut short; the resumed run wrote its epoch again
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            raise GemminerError(f"{file} is damaged (a row without an epoch): run its command again")
+        phases.setdefault(str(row.get("phase")), {})[row["epoch"]] = row
+    return {name: [rows[epoch] for epoch in sorted(rows)] for name, rows in phases.items()}
+
+
+# ---- what a page says ----
+
+
+def _verdicts(record: dict[str, Any]) -> dict[str, list[str]]:
+    """Check names by verdict: pass, fail, and every other verdict as 'not decided'."""
+    names: dict[str, list[str]] = {"pass": [], "fail": [], "not decided": []}
+    for name, check in record["checks"].items():
+        names.get(check.get("verdict"), names["not decided"]).append(name)
+    return names
+
+
+def _costs(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The record's costs and, last, their sum: a sum with an unknown part is unknown."""
+    rows, total = dict(record["cost"]), {}
+    for key in ("epochs", "seconds", "flops_dense", "flops_sparse"):
+        parts = [_number(row.get(key)) for row in rows.values()]
+        total[key] = sum(p for p in parts if p is not None) if parts and None not in parts else None
+    return rows | {"together": total}
+
+
+def _headline(record: dict[str, Any]) -> str:
+    """The whole result in one sentence."""
+    metric, accuracy = record["metric"], record["accuracy"]
+    share, density = is_share(metric), _density(record["density"]["realised"])
+    said: list[str] = []
+    for key, ending in (("before", "before any weight is trained"), ("after", "after training")):
+        if _number(accuracy.get(key)) is not None:
+            value = _value(accuracy[key], metric)
+            full = f"{value} accurate" if share else f"{metric} {value}"
+            said.append(f"{value if said else full} {ending}")
+    parts = [", ".join(said) or "not evaluated"]
+    if _number(accuracy.get("dense")) is not None:
+        parts.append(f"dense {_value(accuracy['dense'], metric)}")
+    if record["checks"]:
+        parts.append(checked({name: check.get("verdict") for name, check in record["checks"].items()}))
+    article = "An" if re.match(r"8|1[18](\D|$)", density) else "A"
+    return f"{article} {density} ticket: {'; '.join(parts)}"
+
+
+# ---- pages ----
+
+
+def _run_page(run: _Run) -> str:
+    record, layers, phases = run.record, run.record["layers"], _epochs(run.path / "metrics.jsonl")
+    drawn = {"search": run_charts.search(record, phases), "training": run_charts.training(record, phases)}
+    drawn |= {"checks": run_charts.checks(record), "layers": run_charts.layers(record)}
+    context = {
+        "headline": _headline(record),
+        "r": record,
+        "share": is_share(record["metric"]),
+        "verdicts": _verdicts(record),
+        "costs": _costs(record),
+        "about": run_charts.ABOUT,
+        "freezes": run_charts.freezes(phases),
+        "marks": run_charts.MARKS,
+        "collapsed": [layer["name"] for layer in layers if int(layer["kept"]) == 0],
+        "dead": sum(int(layer.get("dead_filters") or 0) for layer in layers),
+        "filters": sum(int(layer.get("filters") or 0) for layer in layers),
+    }
+    title = f"{record['method']}: {record['model']} on {record['data']}"
+    return _render("run.html.j2", title, drawn, context)
+
+
+def _runs_page(
+    runs: Mapping[Path, aggregate.Run],
+    fields: list[aggregate.Field],
+    missing: Mapping[str, str],
+    target: Path,
+    beside: Mapping[str, str],
+) -> str:
+    methods = aggregate.methods(fields)
+    densities = sorted({asked for field in fields for asked in field.rows}, reverse=True)
+    names = dict.fromkeys(check for f in fields for rows in f.rows.values() for row in rows for check in row.checks)
+    known = [name for name in run_charts.ABOUT if name in names]
+    of = (row for field in fields for rows in field.rows.values() for row in rows)
+    labels = {run.name: row.method for row in of for run in row.runs}
+    context = {
+        "headline": sentences.summary(fields),
+        "headlines": [sentences.headline(field) for field in fields],
+        "leads": [sentences.leads(field) for field in fields],
+        "answers": [[sentences.answer(field, asked) for asked in field.rows] for field in fields],
+        "fields": fields,
+        "densities": densities,
+        "methods": methods,
+        "styles": [comparison_charts.style(place) for place in range(len(methods))],
+        "measures": {measure: title for measure, (title, _) in comparison_charts.UNITS.items()},
+        "checks": [*known, *(name for name in names if name not in known)],
+        "about": run_charts.ABOUT,
+        "missing": missing,
+        "rows": [
+            _table_row(path, run, labels.get(run.name, run.record["method"]), target.parent.absolute())
+            for path, run in runs.items()
+        ],
+        "beside": beside,
+    }
+    drawn = dict(_many_charts(fields, densities, methods))
+    return _render("runs.html.j2", f"{len(runs)} runs side by side", drawn, context)
+
+
+def _many_charts(
+    fields: list[aggregate.Field], densities: list[float], methods: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Each chart by the choices it stands for: kind/field/density/measure, as `data-figure` spells them."""
+    for i, field in enumerate(fields):
+        yield f"after/{i}", comparison_charts.accuracy(field, "after", methods)
+        yield f"before/{i}", comparison_charts.accuracy(field, "before", methods)
+        for j, asked in enumerate(densities):
+            yield f"layers/{i}/{j}", comparison_charts.layer_lines(field, asked, methods)
+            for measure in comparison_charts.UNITS:
+                yield f"cost/{i}/{j}/{measure}", comparison_charts.cost(field, asked, measure, methods)
+
+
+def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict[str, Any]:
+    page, record = path / "report.html", dict(run.record)
+    link = quote(os.path.relpath(page, folder)) if page.is_file() else ""
+    single = all(len(ours) == 1 for ours, _ in run.pairs.values())
+    extra = {"verdicts": _verdicts(record), "cost": _costs(record)["together"], "single": single}
+    return {"r": record, "name": run.name, "label": label, "link": link} | extra
+
+
+def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    """A page: the template with its values escaped, plotly's script and the charts' data once each."""
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    env.filters |= {"value": _value, "density": _density, "flops": _flops, "duration": _seconds}
+    env.filters |= {"deviation": deviation, "epochs": epochs, "spread": sentences.spread}
+    env.filters |= {"difference": tables.difference}
+    figures = {name: figure.to_json() for name, figure in drawn.items() if figure is not None}
+    data = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
+    for char in "<>&":  # nothing inside the JSON can end the script element it stands in
+        data = data.replace(char, f"\\u{ord(char):04x}")
+    scripts = {"plotly": Markup(PLOTLY.read_text(encoding="utf-8")), "figures": Markup("{" + data + "}")}
+    return env.get_template(template).render(title=title, charts=drawn, **scripts, **context)
+
+
+def _replace(target: Path, page: str) -> Path:
+    """Write beside the target, then move over it: a reader sees the old page or the new one, never half."""
+    half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        half.write_text(page, encoding="utf-8")
+        half.replace(target)
+    except OSError as error:
+        raise GemminerError(f"cannot write {target} ({error.strerror}): choose another place") from error
+    finally:
+        half.unlink(missing_ok=True)
+    return target

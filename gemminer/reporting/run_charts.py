@@ -1,0 +1,170 @@
+"""Charts of one run: its search, its trainings, its checks and its layers."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from gemminer.reporting import format
+from gemminer.reporting.axes import add_line, add_mark, density_axis, escaped, metric_axis, new_figure, rows_axis
+
+Record = Mapping[str, Any]
+Phases = Mapping[str, list[dict[str, Any]]]
+
+ABOUT = {
+    "shuffle": "the mask permuted inside each layer",
+    "reinit": "the same mask, weights drawn anew from the same distribution",
+    "invert": "the method's ranking turned upside down",
+    "random": "a random mask, one draw over all layers",
+    "uniform": "a random mask, the same density in each layer",
+    "erk": "a random mask, layer densities by the Erdős-Rényi-kernel rule",
+}
+MARKS = 30  # more freezes than this are shaded as a period: single lines would merge into a block
+
+
+def _colours(record: Record) -> dict[str, str]:
+    """One colour for a name on the whole page."""
+    names = enumerate(dict.fromkeys((*ABOUT, *record["checks"])))
+    return {"train": "var(--c0)", "dense": "var(--ink)"} | {name: f"var(--c{1 + i % 6})" for i, name in names}
+
+
+def freezes(phases: Phases) -> dict[int, int]:
+    """Number of freezes by epoch of the search, where there were any."""
+    return {row["epoch"]: int(row["freezes"]) for row in phases.get("search", []) if row.get("freezes")}
+
+
+def search(record: Record, phases: Phases) -> Any:
+    """Validation accuracy above, kept and live density below, over the search's epochs; freezes marked."""
+    rows, frozen, metric = phases.get("search"), freezes(phases), record["metric"]
+    if not rows:
+        return None
+    asked = float(record["density"]["asked"])
+    x = [row["epoch"] for row in rows]
+    validation, kept, live = ([format.number(row.get(k)) for row in rows] for k in ("validation", "kept", "live"))
+    figure = new_figure(
+        520,
+        hovermode="x unified",
+        xaxis=metric_axis("epoch of the search", anchor="y2", hoverformat="d"),
+        yaxis=metric_axis(f"validation {metric}", metric, domain=[0.5, 1]),
+        yaxis2=density_axis("density", [*kept, *live, asked], domain=[0, 0.43]),
+    )
+    add_line(figure, escaped(f"validation {metric}"), x, validation, color="var(--c0)", width=2.5)
+    add_line(figure, "kept: not frozen", x, kept, axis="y2", width=1.75, color="var(--ink)")
+    add_line(figure, "live: kept and switched on", x, live, axis="y2", width=1.75, color="var(--c1)", dash="dash")
+    add_mark(figure, asked, "var(--muted)", "dot", axis="y2")
+    if sum(frozen.values()) > MARKS:  # the freezes of epoch e lie between e - 1 and e
+        ends = {"x0": max(min(frozen) - 1, x[0]), "x1": max(frozen), "yref": "paper", "y0": 0, "y1": 1}
+        figure.add_shape(type="rect", layer="below", fillcolor="var(--shade)", line={"width": 0}, **ends)
+    else:
+        for epoch in frozen:
+            add_mark(figure, epoch, "var(--mark)")
+    return figure
+
+
+def training(record: Record, phases: Phases) -> Any:
+    """Validation accuracy by epoch: the ticket, the dense network and the checks, means over seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for phase, rows in phases.items():
+        if match := re.fullmatch(r"(train|dense|check:[^:]+)(:\d+)?", phase):
+            groups.setdefault(match[1].removeprefix("check:"), []).extend(rows)
+    if not groups:
+        return None
+    metric, colours = record["metric"], _colours(record)
+    measured = any(format.number(row.get("validation")) is not None for rows in groups.values() for row in rows)
+    key, what = ("validation", f"validation {metric}") if measured else ("loss", "training loss")
+    figure = new_figure(440, hovermode="x unified", legend={"traceorder": "reversed"})
+    figure.update_layout(xaxis=metric_axis("epoch of training"), yaxis=metric_axis(what, metric if measured else ""))
+    first = [name for name in ("train", "dense") if name in groups]
+    for name in reversed([*first, *(name for name in groups if name not in first)]):  # the last is on top
+        values: dict[int, list[float]] = {}
+        for row in groups[name]:
+            if (y := format.number(row.get(key))) is not None:
+                values.setdefault(row["epoch"], []).append(y)
+        x, label = sorted(values), "ticket" if name == "train" else escaped(name)
+        style = {"color": colours.get(name, "var(--muted)"), "dash": "dash" if name == "dense" else "solid"}
+        means = [statistics.fmean(values[epoch]) for epoch in x]
+        add_line(figure, label, x, means, width=3 if name == "train" else 1.75, **style)
+    return figure
+
+
+def layers(record: Record) -> Any:
+    """Density of each layer, in the network's order from top to bottom, on a log axis."""
+    found, overall = record["layers"], float(record["density"]["realised"])
+    if not found:
+        return None
+    x = [float(layer["density"]) for layer in found]
+    low = math.log10(min((v for v in (*x, overall) if v > 0), default=0.001))
+    floor = math.floor(4 * low - 1) / 4  # bars start at the axis' edge: leave the smallest a visible length
+    figure = new_figure(
+        (22 if len(x) <= 60 else 16) * len(x) + 70,
+        bargap=0.25,
+        showlegend=False,
+        xaxis=density_axis("density: fraction of weights kept", [10**floor, 1], range=[floor, 0.5]),
+        yaxis=rows_axis([str(layer["name"]) for layer in found]),
+    )
+    hover = [
+        f"<b>{escaped(layer['name'])}</b><br>{layer['kept']:,} of {layer['prunable']:,} weights kept"
+        f"<br>{escaped(layer.get('dead_filters', '?'))} of {escaped(layer.get('filters', '?'))} filters dead"
+        for layer in found
+    ]
+    text = [f"{format.density(layer['density'])} · {layer['kept']:,}" for layer in found]
+    font = {"size": 11, "color": ["var(--muted)" if v > 0 else "var(--fail)" for v in x]}
+    look = {"marker_color": "var(--c0)", "textposition": "outside", "textfont": font, "cliponaxis": False}
+    bars = {"x": [max(v, 10**floor) for v in x], "y": list(range(len(x))), "orientation": "h"}
+    figure.add_bar(text=text, hovertext=hover, hoverinfo="text", **bars, **look)
+    add_mark(figure, overall, "var(--mark)")
+    return figure
+
+
+def checks(record: Record) -> Any:
+    """The ticket and each check after training: mean, standard deviation, seeds as points; dense a line."""
+    metric, found, accuracy = record["metric"], record["checks"], record["accuracy"]
+    after, dense, colours = format.number(accuracy["after"]), format.number(accuracy["dense"]), _colours(record)
+    if not found or after is None:
+        return None
+    ticket = {"mean": after} | {key: accuracy[f"after_{key}"] for key in ("std", "values")}
+    rows: dict[str, dict[str, Any]] = {"train": ticket | {"n": accuracy["n"]}} | found
+    figure = new_figure(
+        40 * len(rows) + 80,
+        showlegend=False,
+        xaxis=metric_axis(f"test {metric} after training", metric),
+        yaxis=rows_axis(["ticket", *found]),
+    )
+    for place, (name, row) in enumerate(rows.items()):
+        seeds, std, colour = row.get("values") or [], format.number(row["std"]), colours[name]
+        points = {"size": 9, "opacity": 0.45, "color": colour}
+        tick = {"size": 14, "symbol": "line-ns", "line": {"width": 3, "color": colour}}
+        spread = {"array": [std or 0], "visible": bool(std), "color": colour, "thickness": 2}
+        for x, look, said in (
+            (seeds, {"marker": points}, "one seed"),
+            ([row["mean"]], {"marker": tick, "error_x": spread}, f"mean, n = {escaped(row.get('n') or 1)}"),
+        ):
+            hover = f"%{{x}}<extra>{said}</extra>"
+            figure.add_scatter(x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)
+    _zoom(figure, rows, after, metric)
+    add_mark(figure, after, "var(--c0)", "dot")
+    if dense is not None:
+        add_mark(figure, dense, "var(--ink)", "dash")
+    return figure
+
+
+def _zoom(figure: Any, rows: dict[str, dict[str, Any]], after: float, metric: str) -> None:
+    """Put a check that ends far from the others (`invert`, at chance) off the scale, with an arrow to it.
+
+    Far: its distance to the ticket is over four times the checks' median.
+    """
+    gaps = {name: abs(row["mean"] - after) for name, row in rows.items() if name != "train"}
+    far = [name for name, gap in gaps.items() if gap > 4 * statistics.median(gaps.values()) > 0]
+    near = [row for name, row in rows.items() if name not in far]
+    values = [x for row in near for x in (row["mean"], *(row.get("values") or []))]
+    pad = 0.12 * (max(values) - min(values))
+    for name in far:
+        value = format.value(rows[name]["mean"], metric)
+        low = rows[name]["mean"] < after
+        place = {"x": 0.01 if low else 0.99, "xref": "paper", "xanchor": "left" if low else "right"}
+        text = f"◀ {value}, off the scale" if low else f"off the scale, {value} ▶"
+        figure.add_annotation(text=text, y=list(rows).index(name), showarrow=False, **place)
+        figure.update_xaxes(range=[min(values) - pad, max(values) + pad])

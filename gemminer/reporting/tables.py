@@ -1,0 +1,259 @@
+"""A comparison in tables, CSV and Markdown: of its cells, and of the fields its page compares.
+
+OUT/table.csv, .md     a row a cell: only what a repetition gives again, bit for bit
+OUT/summary.csv        a row for each method, density, network and data set: mean and deviation over seeds
+OUT/costs.csv          the seconds, and the machine they were measured on
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemminer.core.files import atomic
+from gemminer.core.statistics import Check, paired_test
+from gemminer.reporting import format, sentences
+from gemminer.reporting.aggregate import MEASURES, PHASES, Field, Row, Stat
+from gemminer.runs.grid import Cell
+from gemminer.runs.record import Record
+
+Line = dict[str, Any]
+BESIDE = {"CSV": "table.csv", "over seeds": "summary.csv", "Markdown": "table.md"}  # what the page links to
+_GROUP = ("data", "model", "density", "method")
+
+
+def row(cell: Cell, found: Record | None, status: str = "finished") -> Line:
+    """A cell's line of table.csv; of one that is not finished only what was asked for.
+
+    CHECK is the metric after training from what check CHECK leaves, CHECK_difference the ticket's minus that.
+    """
+    r = cell.recipe
+    asked = {"data": r.data, "model": r.model, "density": r.density, "method": cell.label, "seed": r.seed}
+    head = {"cell": cell.digest, **asked, "status": status}
+    if found is None:
+        return head
+    density, accuracy = found.density, found.accuracy
+    kept = {"realised": density.realised, "kept": density.kept, "prunable": density.prunable, "live": density.live}
+    reached = {"before": accuracy.before, "after": accuracy.after, "validation": accuracy.validation}
+    checked: Line = {}
+    for name, check in found.checks.items():
+        checked |= {name: check.mean, f"{name}_difference": check.difference}
+    costs = {
+        f"{phase}_{what}": getattr(found.cost[phase], what)
+        for phase in ("search", "train")
+        for what in ("epochs", "flops_dense", "flops_sparse")
+    }
+    return {**head, **kept, **reached, **checked, **costs}
+
+
+def cost_row(cell: Cell, found: Record) -> Line:
+    """A cell's line of costs.csv: the seconds of its search and of one training, and where."""
+    seconds = {f"{phase}_seconds": found.cost[phase].seconds for phase in ("search", "train")}
+    machine = {key: found.hardware.get(key) for key in ("cpu", "cores", "threads", "device")}
+    head = {k: v for k, v in row(cell, None).items() if k != "status"}
+    return {**head, **seconds, **machine, "created": found.created}
+
+
+def summary(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Line]:
+    """A row for each method, density, network and data set: mean and deviation over the seeds, the checks' verdicts.
+
+    A check's difference and verdict are over the pairs of all seeds, as `core.statistics.paired_test` has them.
+    """
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for cell in cells:
+        if cell.digest in records:
+            key = (cell.recipe.data, cell.recipe.model, cell.recipe.density, cell.label)
+            groups.setdefault(key, []).append(records[cell.digest])
+    return [{**dict(zip(_GROUP, key, strict=True)), **_over_seeds(found)} for key, found in groups.items()]
+
+
+def _over_seeds(found: Sequence[Record]) -> Line:
+    line: Line = {"n": len(found)}
+    for name in ("before", "after"):
+        values = [v for r in found if (v := getattr(r.accuracy, name)) is not None]
+        line |= {name: math.fsum(values) / len(values) if values else None}
+        line |= {f"{name}_std": statistics.stdev(values) if len(values) > 1 else None}
+    line |= {f"{p}_epochs": math.fsum(r.cost[p].epochs for r in found) / len(found) for p in ("search", "train")}
+    line |= {"flops_sparse": math.fsum(c.flops_sparse for r in found for c in r.cost.values()) / len(found)}
+    for name in dict.fromkeys(name for r in found for name in r.checks):
+        rows = [r.checks[name] for r in found if name in r.checks]
+        check = paired_test([v for c in rows for v in c.ticket_values], [v for c in rows for v in c.values])
+        line |= {f"{name}_difference": check.difference, f"{name}_std": check.difference_std}
+        line |= {f"{name}_verdict": check.verdict}
+    return line
+
+
+def spread(line: Line, name: str) -> str:
+    """A mean of `summary` with its deviation, in words."""
+    if line[name] is None:
+        return ""
+    return f"{line[name]:.4f}" + ("" if line[f"{name}_std"] is None else f" +- {line[f'{name}_std']:.4f}")
+
+
+def summary_in_words(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Line]:
+    """Means over seeds, with n and the deviation in words, for a person."""
+    return [{**line, **{name: spread(line, name) for name in ("before", "after")}} for line in summary(cells, records)]
+
+
+def write(out: Path, cells: Sequence[Cell], records: Mapping[str, Record], failures: Mapping[str, str]) -> None:
+    """Write table.csv, table.md, summary.csv and costs.csv in the folder `out`, each whole or not at all."""
+    rows = [
+        row(c, records.get(c.digest), "failed" if c.digest in failures else "finished" if c.digest in records else "")
+        for c in cells
+    ]
+    means = summary(cells, records)
+    _save(out / "table.csv", _csv(rows))
+    _save(out / "summary.csv", _csv(means))
+    _save(out / "costs.csv", _csv([cost_row(c, records[c.digest]) for c in cells if c.digest in records]))
+    _save(out / "table.md", f"## Over seeds\n\n{_markdown(means)}\n## Each cell\n\n{_markdown(rows)}")
+
+
+def _save(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _columns(rows: Sequence[Line]) -> list[str]:
+    """All names; where rows have different ones, each behind the one it follows in its own row."""
+    names: list[str] = []
+    for line in rows:
+        at = 0
+        for name in line:
+            if name not in names:
+                names.insert(at, name)
+            at = names.index(name) + 1
+    return names
+
+
+def _csv(rows: Sequence[Line]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows
+    )
+    return text.getvalue()
+
+
+def _markdown(rows: Sequence[Line]) -> str:
+    names = _columns(rows)
+    lines = [names, ["---"] * len(names), *([_short(line.get(name)) for name in names] for line in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else "none yet\n"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+# ---- of the fields a page compares ----
+
+
+def to_csv(found: Sequence[Field]) -> str:
+    """A row for each method at each density and for each dense reference: n, mean, std."""
+    rows = [_csv_row(field, row) for field in found for own in field.rows.values() for row in own]
+    rows += [
+        {"model": f.model, "data": f.data, "metric": f.metric, "method": "dense", "density": 1}
+        | _stat("after", f.dense)
+        for f in found
+        if f.dense
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _stat(name: str, found: Stat | None) -> dict[str, object]:
+    if found is None:
+        return {}
+    std = "" if found.std is None else found.std
+    return {f"{name}_mean": found.mean, f"{name}_std": std, f"{name}_n": found.n}
+
+
+def _csv_row(field: Field, row: Row) -> dict[str, object]:
+    cells: dict[str, object] = {"model": field.model, "data": field.data, "metric": field.metric}
+    cells |= {"method": row.method, "density": row.asked, "realised_density": row.realised, "runs": len(row.runs)}
+    cells["seeds"] = " ".join(str(run.seed) for run in row.runs)
+    cells |= _stat("before", row.before) | _stat("after", row.after)
+    gap = row.gap
+    cells |= {"best_minus_this": gap and gap.difference, "best_minus_this_std": gap and gap.difference_std}
+    cells |= {"best_minus_this_n": gap and gap.n, "best_is_better": gap and gap.verdict}
+    for phase in PHASES:
+        for measure in MEASURES:
+            cells |= _stat(f"{phase}_{measure}", row.cost[phase, measure])
+    cells |= {"dead_filters": row.dead, "collapsed_layers": " ".join(layer.name for layer in row.collapsed)}
+    cells["verdict"] = row.verdict or ""
+    for name, check in row.checks.items():
+        cells |= {f"{name}_difference": check.difference, f"{name}_std": check.difference_std}
+        cells |= {f"{name}_n": check.n, f"{name}_verdict": check.verdict}
+    return cells
+
+
+def to_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
+    """The page without its charts: answers, then a table for each density, then what is missing."""
+    lines = [f"# {_cell(sentences.summary(found))}", ""]
+    for field in found:
+        lines += [f"## {_cell(sentences.headline(field) if len(found) > 1 else field.title)}", ""]
+        lines += [f"- {_cell(sentences.answer(field, asked).sentence)}" for asked in field.rows]
+        lines += ["", sentences.leads(field), ""] if field.rows else []
+        for asked, rows in field.rows.items():
+            lines += [f"### {_cell(field.title)}, {format.density(asked)} density", "", *_markdown_of(field, rows), ""]
+        lines += [f"- Note: {_cell(note)}" for note in field.notes] + ([""] if field.notes else [])
+    if missing:
+        lines += ["## Missing runs", "", *(f"- {_cell(name)}: {_cell(why)}" for name, why in missing.items()), ""]
+    lines.append("Density is the fraction of weights kept. ± is the standard deviation over n seeds; costs are of one")
+    lines.append("search, mean over seeds. Behind: the best method minus this one over the seeds both have.")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_of(field: Field, rows: Sequence[Row]) -> list[str]:
+    metric, checks = field.metric, list(dict.fromkeys(name for row in rows for name in row.checks))
+    head = ["method", "n", f"{metric} after", "behind", "before", "search epochs", "search time", "search FLOPs"]
+    table = [[*head, "counting zeros", *checks]]
+    for row in rows:
+        cost = [row.cost["search", measure] for measure in MEASURES]
+        epochs, seconds, dense, kept = (found and found.mean for found in cost)
+        cells = [row.method, str(len(row.runs)), sentences.spread(row.after, metric), behind(row, metric)]
+        cells += [
+            sentences.spread(row.before, metric),
+            format.epochs(epochs),
+            format.duration(seconds),
+            format.flops(dense),
+        ]
+        cells.append(format.flops(kept))
+        for name in checks:
+            check = row.checks.get(name)
+            cells.append(f"{check.verdict} ({difference(check, metric)})" if check else "–")
+        table.append(cells)
+    if field.dense:
+        table.append(["dense", str(field.dense.n), sentences.spread(field.dense, metric), *[""] * (len(table[0]) - 3)])
+    rule = ["---", *["---:"] * (len(table[0]) - 1)]
+    return [f"| {' | '.join(map(_cell, cells))} |" for cells in (table[0], rule, *table[1:])]
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown takes as it is: a name from a record is no markup, and one line."""
+    text = " ".join(text.split())
+    return "".join(f"\\{char}" if char in "\\|<>*_`[]" else char for char in text)
+
+
+def behind(row: Row, metric: str) -> str:
+    """How far a row is behind the best, in points: the paired difference and its spread."""
+    return difference(row.gap, metric) if row.gap else "–"
+
+
+def difference(check: Check, metric: str) -> str:
+    """+4.9 ± 0.6, n = 3"""
+    std = format.deviation(check.difference_std if check.n > 1 else None, metric)
+    return f"{format.value(check.difference, metric, True)}{std}, n = {check.n}"

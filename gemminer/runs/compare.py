@@ -1,0 +1,244 @@
+"""Many recipes side by side: the cells of a grid, run and resumed.
+
+OUT/compare.json       the grid and its cells
+OUT/cells/DIGEST/      a cell: the folder of a run, or error.json where it failed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemminer import data, methods, models
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import atomic
+from gemminer.core.progress import Monitor
+from gemminer.runs import checks, environment, execute, grid, record
+from gemminer.runs.estimate import Forecast, estimates
+from gemminer.runs.folder import Busy
+from gemminer.runs.grid import Cell, Grid
+from gemminer.runs.recipe import Recipe
+from gemminer.runs.record import Record
+from gemminer.runs.settings import device_of, settings_of
+from gemminer.runs.watch import Watch
+from gemminer.runs.workers import Event, Failure, Tell, run_all, share
+from gemminer.training import engine as engines
+
+SCHEMA = "gemminer.compare/1"
+
+
+# --- what is asked for -------------------------------------------------------------------------------------------
+
+
+def plan(fields: Mapping[str, Any]) -> Grid:
+    """A grid from plain fields (see `grid.make`); the method "all" stands for every method there is.
+
+    Raises UsageError for an unknown name or an option that cannot be, in any of its cells.
+    """
+    found = grid.make({grid.PARTS: [_all_methods(part) for part in grid.parts_of(fields)]})
+    for part in found.parts:
+        for name in part.axes["model"]:
+            models.describe(name)
+        for name in part.axes["data"]:
+            data.describe(name)
+    for cell in found.cells():
+        checks.check_names(cell.recipe.checks)
+        settings_of(cell.recipe, 1)
+    return found
+
+
+def _all_methods(fields: dict[str, Any]) -> dict[str, Any]:
+    asked = fields.get("method")
+    labels = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+    if "all" not in labels:
+        return fields
+    return {**fields, "method": [n for label in labels for n in (methods.names() if label == "all" else [label])]}
+
+
+# --- a cell ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell for a worker: everything it needs, picklable."""
+
+    recipe: Recipe
+    folder: Path
+    threads: int
+    device: str
+    engine: str
+    root: Path | None
+
+
+class _Telling(Monitor):
+    """Tells the parent the phase and epoch, at most twice a second."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.stop, self.last = tell, 0, 0.0
+
+    def begin(self, phase: str, start: int, stop: int) -> None:
+        self.stop = stop
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if time.monotonic() - self.last > 0.5:
+            self.last = time.monotonic()
+            self.tell(f"{row['phase']} {row['epoch']}/{self.stop}")
+
+
+def run_cell(job: Job, tell: Tell) -> None:
+    """Run or resume a cell in its folder; its record is what is left of it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        execute.run_recipe(
+            job.recipe,
+            job.folder,
+            resume=True,
+            device=job.device,
+            engine=job.engine,
+            root=job.root,
+            monitor=_Telling(tell),
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def finished(cell: Cell, folder: Path) -> Record | None:
+    """The record of a cell that is done, or None."""
+    try:
+        found = record.read(folder / "record.json")
+    except GemminerError:
+        return None
+    return found if found.recipe_hash == cell.digest else None
+
+
+@dataclass
+class Outcome:
+    """What a comparison came to: records by digest, and a sentence for each cell that has none."""
+
+    out: Path
+    cells: list[Cell]
+    records: dict[str, Record]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def folder(self, cell: Cell) -> Path:
+        """A cell's own."""
+        return self.out / "cells" / cell.digest
+
+    def sentence(self) -> str:
+        """How many cells there are of each kind, and what to do about the failed."""
+        text = f"{len(self.records)} of {len(self.cells)} cells are finished"
+        if not self.failures:
+            return text
+        first = next(iter(self.failures.values()))
+        return f"{text}, {len(self.failures)} failed (the first: {first}): the same command tries them again"
+
+
+def run_cells(
+    asked: Grid,
+    out: Path,
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    root: Path | None = None,
+    download: bool = False,
+    backend: str = "local",
+    watch: Watch | None = None,
+) -> Outcome:
+    """Run every cell of a grid that is not finished yet, in the folder `out`; `api.compare` also writes the tables.
+
+    A cell is its recipe: the same one is never run twice in a folder, whatever grid it came with, and one that was
+    killed goes on from its own checkpoints. One that fails leaves error.json, and is tried again the next time.
+
+    Args:
+        workers: processes of this machine, or tasks of a Ray cluster; 0 runs the cells in this process.
+        threads: CPU threads of each cell; by default those the folder's first comparison was given, at first the
+            cores shared out among the workers. The last bits of a result depend on them, and not on `workers`.
+        root, download: of the data sets, as for `gemminer.data.load`.
+        watch: told how it goes.
+
+    Raises:
+        UsageError: what cannot be in any cell; nothing has been run.
+        GemminerError: the disk, or the data of every cell.
+    """
+    cells = asked.cells()
+    engines.checked(engine, device_of(device if backend == "local" else "cpu"))
+    expected = estimates(cells, root=root, download=download)
+    out = out.absolute()
+    threads = _threads(out, threads, workers)
+    _save(out / "compare.json", _description(asked, cells, threads))
+
+    outcome, watch = Outcome(out, cells, {}), watch or Watch()
+    records = outcome.records
+    records |= {c.digest: r for c in cells if (r := finished(c, outcome.folder(c))) is not None}
+    forecast, todo = Forecast(cells, expected, workers), [c for c in cells if c.digest not in records]
+    for digest, result in records.items():
+        forecast.finish(digest, result)
+    jobs = [Job(c.recipe, outcome.folder(c), threads, device, engine, root and root.absolute()) for c in todo]
+    watch.begin(cells, len(records), forecast.seconds)
+    try:
+        for cell in cells:
+            if cell.digest in records:
+                watch.finished(cell, records[cell.digest])
+        with contextlib.closing(run_all(jobs, run_cell, workers, backend=backend, threads=threads)) as events:
+            for event in events:
+                _note(event, todo[event.index], outcome, forecast, watch)
+    finally:
+        watch.close()
+    return outcome
+
+
+def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch) -> None:
+    """Take in what happened to a cell."""
+    folder, failure = outcome.folder(cell), event.value
+    if event.kind == "started":
+        forecast.start(cell.digest)
+        return watch.started(cell)
+    if event.kind == "told":
+        return watch.told(cell, event.value)
+    result = finished(cell, folder) if event.kind == "done" else None
+    forecast.finish(cell.digest, result)
+    if result is not None:
+        (folder / "error.json").unlink(missing_ok=True)
+        outcome.records[cell.digest] = result
+        return watch.finished(cell, result)
+    if event.kind == "done":
+        failure = Failure(f"there is no record in {folder} on this machine", "NoRecord")
+    outcome.failures[cell.digest] = failure.sentence
+    if failure.kind != Busy.__name__:  # the folder is another process's
+        error = {"cell": str(cell), "error": failure.sentence, "kind": failure.kind, "traceback": failure.trace}
+        _save(folder / "error.json", {"schema": "gemminer.error/1", "when": environment.now(), **error})
+    return watch.failed(cell, failure.sentence)
+
+
+def _threads(out: Path, asked: int | None, workers: int) -> int:
+    """Threads of a cell: as asked, else as before in this folder, else a share of the cores."""
+    if asked is not None:
+        if asked < 1:
+            raise UsageError(f"threads must be 1 or more, not {asked}")
+        return asked
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((out / "compare.json").read_text(encoding="utf-8"))["threads"])
+    return share(workers)
+
+
+def _description(asked: Grid, cells: Sequence[Cell], threads: int) -> dict[str, Any]:
+    rows = [
+        {"cell": c.digest, "label": c.label, "recipe": c.recipe.model_dump(mode="json", exclude_defaults=True)}
+        for c in cells
+    ]
+    return {"schema": SCHEMA, "grid": asked.as_fields(), "threads": threads, "cells": rows}
+
+
+def _save(path: Path, value: Mapping[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

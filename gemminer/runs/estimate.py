@@ -1,0 +1,129 @@
+"""What the cells of a comparison will cost, and how much time is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemminer.core.errors import GemminerError
+from gemminer.core.prunable import prunable_weights
+from gemminer.methods import imp
+from gemminer.runs import execute
+from gemminer.runs.grid import Cell
+from gemminer.runs.recipe import Recipe
+from gemminer.runs.record import Record
+from gemminer.runs.settings import default_epochs, settings_of
+from gemminer.training import cost
+
+INVERT = "invert"  # the one check that searches again
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a network on a data set: training examples, prunable weights, forward FLOPs of an example."""
+
+    examples: int
+    prunable: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Epochs of a cell before it is run, and the dense FLOPs of them all.
+
+    `search` is the method's, `training` that of the ticket and of its checks, `checks` that of inverted searches.
+    Methods that score a few batches count as no epochs.
+    """
+
+    search: float
+    training: int
+    checks: float
+    flops: float
+
+    @property
+    def epochs(self) -> float:
+        return self.search + self.training + self.checks
+
+
+def facts(recipe: Recipe, **where: Any) -> Facts:
+    """What a cell's cost depends on, from one forward pass of a batch; `where` goes to `execute.prepare`."""
+    bare = recipe.replace(method="uniform", density=1.0, options={}, checks=())
+    experiment, _, _ = execute.prepare(bare, device="cpu", **where)
+    parameters = prunable_weights(experiment.task.model, exclude=recipe.exclude, embeddings=recipe.embeddings)
+    flops = cost.count(experiment.task, parameters).dense
+    return Facts(experiment.task.train.examples, sum(p.numel() for p in parameters.values()), flops)
+
+
+def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
+    """search = epochs (IMP: of each round), training = epochs * seeds * (1 + checks), and the search upside down."""
+    options, settings = settings_of(recipe, default_epochs(known.examples))
+    search = float(getattr(options, "epochs", 0))
+    if isinstance(options, imp.Options):
+        search *= len(imp.round_counts(known.prunable, recipe.density, options.rate))
+    trained = settings.epochs * (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
+    again = search if INVERT in recipe.checks else 0.0
+    return Estimate(
+        search, trained, again, (search + trained + again) * cost.TRAINING_PASSES * known.examples * known.flops
+    )
+
+
+def estimates(cells: Sequence[Cell], **where: Any) -> dict[str, Estimate]:
+    """By cell's digest, without the cells that cannot be estimated, as they will say when they are run.
+
+    Raises the error of the first where there is none that can.
+    """
+    known: dict[tuple[str, str], Facts | GemminerError] = {}
+    found, errors = {}, []
+    for cell in cells:
+        key = (cell.recipe.data, cell.recipe.model)
+        try:
+            if key not in known:
+                known[key] = facts(cell.recipe, **where)
+        except GemminerError as error:
+            known[key] = error
+        fact = known[key]
+        try:
+            if isinstance(fact, GemminerError):
+                raise fact
+            found[cell.digest] = estimate_recipe(cell.recipe, fact)
+        except GemminerError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found
+
+
+class Forecast:
+    """The time left, from the FLOPs a second of the finished cells: those of the same network and data, if any."""
+
+    def __init__(self, cells: Sequence[Cell], expected: Mapping[str, Estimate], workers: int) -> None:
+        self.left = {c.digest: expected[c.digest].flops for c in cells if c.digest in expected}
+        self.kinds = {c.digest: (c.recipe.data, c.recipe.model) for c in cells}
+        self.begun: dict[str, float] = {}
+        self.workers = max(1, workers)
+        self._speeds: dict[tuple[str, str], list[float]] = {}
+
+    def start(self, digest: str) -> None:
+        self.begun[digest] = time.monotonic()
+
+    def finish(self, digest: str, result: Record | None) -> None:
+        self.left.pop(digest, None)
+        self.begun.pop(digest, None)
+        if result is not None:
+            speed = self._speeds.setdefault(self.kinds[digest], [0.0, 0.0])
+            speed[0] += sum(c.flops_dense for c in result.cost.values())
+            speed[1] += sum(c.seconds for c in result.cost.values())
+
+    def seconds(self) -> float | None:
+        """None before the first cell is finished."""
+        every = [sum(part) for part in zip(*self._speeds.values(), strict=True)] if self._speeds else [0.0, 0.0]
+        if every[0] <= 0 or every[1] <= 0:
+            return None
+        ends = []
+        for digest, flops in self.left.items():
+            done, seconds = self._speeds.get(self.kinds[digest], every)
+            passed = time.monotonic() - self.begun[digest] if digest in self.begun else 0.0
+            ends.append(max(0.0, flops * seconds / (done or flops or 1.0) - passed))
+        return max(sum(ends) / self.workers, *ends, 0.0) if ends else 0.0

@@ -1,0 +1,219 @@
+"""An experiment: a model and its data, with the steps of a run (find, before, train) as functions.
+
+Each step leaves the model as it was. Recipes and users' own models share them; `checks` has those of the checks.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemminer import methods
+from gemminer.core.draw import Draw
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.model_state import borrowed
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.randomness import mixed, private_randomness
+from gemminer.core.ticket import Ticket
+from gemminer.data import Batches
+from gemminer.runs import environment
+from gemminer.training import cost, engine
+from gemminer.training.evaluate import mean_metric, measure, recalibrate
+from gemminer.training.loop import fit
+from gemminer.training.rules import Dense, KeepMask
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
+
+
+def wants_channels_last(task: Task) -> bool:
+    """Whether batches of images should be laid out channels-last: up to 1.7x faster convolutions on a CPU.
+
+    Tried forwards and backwards on a borrowed model, for one that flattens with `view` cannot take it: on eight
+    examples, and on the whole first batch if that fails, since a model may take batches of one size only.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
+        return False
+    trial = dataclasses.replace(task, channels_last=True)
+    inputs, targets = next(iter(task.train.epoch(0)))
+    tries = [(inputs, targets)]
+    if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.shape[:1] == targets.shape[:1]:
+        tries.insert(0, (inputs[:8], targets[:8]))
+    for some in tries:
+        with borrowed(task.model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            try:
+                trial.loss_of(*some).backward()
+            except (RuntimeError, GemminerError):
+                continue
+            return True
+    return False
+
+
+def reseeded(batches: Batches, *keys: object) -> Batches:
+    """The same batches in the order of another seed, where they have one."""
+    if not hasattr(batches, "seed"):
+        return batches
+    other = copy.copy(batches)
+    other.seed = mixed(*keys)
+    return other
+
+
+def require_test(batches: Batches | None) -> Batches:
+    """The test batches, or UsageError where there are none."""
+    if batches is None:
+        raise UsageError("there is no test data to measure on: pass test_data")
+    return batches
+
+
+@dataclass
+class Experiment:
+    """A model and its data, with the steps of a run as functions: each leaves the model as it was.
+
+    Args:
+        task: what methods may see.
+        test: the test batches; only `before` and `train` read them.
+        settings: how a ticket is trained.
+        seed: the run's; training seed i is derived from it.
+        classes: their names, if the data has any.
+    """
+
+    task: Task
+    test: Batches | None
+    settings: Settings
+    seed: int = 0
+    classes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    _flops: dict[tuple[str, ...], cost.Flops] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.task.monitor.note(text)
+
+    def find(self, method: str, density: float, options: Any, draw: Draw | None) -> tuple[Ticket, dict[str, Any]]:
+        """Search for a ticket from weights drawn by `draw` (None: the model's own); returns it and the cost."""
+        model = self.task.model
+        begun = time.monotonic()
+        with borrowed(model):
+            parameters = prunable_weights(model, exclude=self.task.exclude, embeddings=self.task.embeddings)
+            if draw is not None:
+                weights = draw.weights({name: p.shape for name, p in parameters.items()})
+                with torch.no_grad():
+                    for name, p in parameters.items():
+                        p.copy_(weights[name])
+            found = methods.get(method).find(self.task, density, options, self.seed)
+        facts = found.provenance
+        rows = facts.pop("rows", [])
+        live = facts.pop("live", None)
+        seconds = rows[-1]["seconds"] if rows else time.monotonic() - begun
+        ticket = Ticket(
+            found.masks,
+            found.initial,
+            {
+                "method": method,
+                "options": dataclasses.asdict(options),
+                "seed": self.seed,
+                "asked": density,
+                "realised": found.density,
+                "live": live,
+                "exclude": list(self.task.exclude),
+                "embeddings": self.task.embeddings,
+                **facts,
+                "versions": environment.versions(),
+            },
+            draw if facts.get("at_initialisation", True) else None,
+        )
+        hint = "; the option floor=1 keeps a weight in each layer" if hasattr(options, "floor") else ""
+        if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
+            self.note(f"warning: nothing is kept of {', '.join(empty)}{hint}")
+        epochs = facts.get("epochs", len(rows))
+        return ticket, {
+            "live": live,
+            "cost": self._cost(ticket.masks, epochs, seconds, rows),
+        }
+
+    def affordable(self, seconds: float) -> int:
+        """Epochs of a search that take about `seconds` at the pace of plain training, which is the slowest of it."""
+        task, rule = self.task, Dense(self.task.model)
+        batch = next(iter(task.train.epoch(0)))
+        times = []
+        with borrowed(task.model), private_randomness():
+            task.model.train()
+            for _ in range(5):
+                begun = time.monotonic()
+                task.loss_of(*batch).backward()
+                rule.after_step(0)
+                times.append(time.monotonic() - begun)
+        epochs = int(seconds / (min(times) * len(task.train)))
+        if epochs < 1:
+            self.note(f"warning: an epoch takes longer than the budget of {seconds:g} seconds: the search has one")
+        return max(1, epochs)
+
+    def before(self, ticket: Ticket) -> float:
+        """accuracy.before: the masked network at its initial weights, batch-norm statistics re-estimated."""
+        model = self.task.model
+        with borrowed(model):
+            ticket.apply(model)
+            recalibrate(self.task)
+            return mean_metric(self.task, require_test(self.test))
+
+    def train(
+        self, ticket: Ticket | None, index: int, phase: str, keep: Callable[[nn.Module], None] | None = None
+    ) -> dict[str, Any]:
+        """Train from a ticket (None: the dense network) with training seed `index`; test once, at the end.
+
+        `keep` is called with the trained model before it is given back.
+        """
+        model = self.task.model
+        train_batches = reseeded(self.task.train, self.seed, "training batches", index)
+        task = dataclasses.replace(self.task, train=train_batches)
+        with borrowed(model):
+            rule, net = Dense(model), None
+            if ticket is not None:
+                ticket.apply(model)
+                net = engine.kept_only(task, ticket.masks)
+                rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
+                task = task if net is None else dataclasses.replace(task, model=net)
+            rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
+            test, classes = measure(task, self.test) if self.test else (None, None)
+            result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
+            if keep:
+                engine.write_back(net, model)
+                keep(model)
+        masked = ticket.masks if ticket else ()
+        kept = {"layers_kept": [ticket.masks.kept(name) for name in masked]} if ticket else {}
+        result["cost"] = self._cost(masked, len(rows), rows[-1]["seconds"], [kept] * len(rows))
+        return result
+
+    def _cost(
+        self, masked: Iterable[str], epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """FLOPs of `epochs` epochs of training steps; counting zeros with the weights each row's epoch kept.
+
+        A row may be a `fraction` of an epoch; what no row with kept weights covers counts as dense.
+        """
+        parameters = dict(self.task.model.named_parameters())
+        sizes = {name: parameters[name].numel() for name in masked}
+        key = tuple(sizes)
+        if key not in self._flops:
+            self._flops[key] = cost.count(self.task, {name: parameters[name] for name in sizes})
+        flops, passes = self._flops[key], cost.TRAINING_PASSES * self.task.train.examples
+        dense = passes * flops.dense
+        known = [(row["layers_kept"], row.get("fraction", 1.0)) for row in rows if "layers_kept" in row]
+        sparse = [
+            part * passes * flops.sparse({n: k / s for (n, s), k in zip(sizes.items(), kept, strict=True)})
+            for kept, part in known
+        ]
+        sparse.append(dense * max(0.0, epochs - math.fsum(part for _, part in known)))
+        return {
+            "epochs": epochs,
+            "seconds": seconds,
+            "flops_dense": dense * epochs,
+            "flops_sparse": math.fsum(sparse),
+        }

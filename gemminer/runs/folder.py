@@ -1,0 +1,176 @@
+"""A run's folder, held by one process at a time.
+
+ticket.safetensors     the ticket
+trained.safetensors    the trained weights of the ticket (first training seed)
+record.json            the result, schema `record.Record`
+metrics.jsonl          an object a line for each epoch of each phase
+report.html            the page
+state/                 checkpoints and finished steps, for --resume
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import atomic
+from gemminer.training.checkpoint import Checkpoint
+
+FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
+
+
+class Busy(UsageError):
+    """Another process runs in the folder."""
+
+
+class _Lock:
+    """A file that one process holds at a time; the system lets go of it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.release = weakref.finalize(self, os.close, self.file)
+
+    def take(self) -> bool:
+        """Whether the file is ours now; also where the file system knows no locks."""
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self.file, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            return True
+        return True
+
+
+# By file, as long as a Folder holds it: a process does not lock itself out.
+_LOCKS: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
+
+
+def _locked(folder: Path, wait: float = 3.0) -> _Lock:
+    """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going."""
+    path = (folder / "state" / "lock").resolve()
+    if (held := _LOCKS.get(path)) is not None:
+        return held
+    lock, last = _Lock(path), time.monotonic() + wait
+    while not lock.take():
+        if time.monotonic() > last:
+            lock.release()
+            raise Busy(f"another process is running in {folder}: wait for it, or give another folder with --out")
+        time.sleep(0.05)
+    _LOCKS[path] = lock
+    return lock
+
+
+class Folder:
+    """A run's folder: finished steps, checkpoints and epoch rows, all of which outlive the process.
+
+    Raises UsageError where the folder holds another recipe's run, or a run at all and neither `resume` nor
+    `overwrite` is asked for; Busy, a UsageError, where another process is running in it.
+    """
+
+    def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.state = path, path / "state"
+        self._steps_file, self._metrics_file = self.state / "steps.jsonl", path / "metrics.jsonl"
+        existing = self.state / "recipe"
+        try:
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"{path} is a file: give another folder with --out")
+            held = existing.exists() or (path / "record.json").exists()
+            if held and not overwrite:
+                if not resume:
+                    raise UsageError(
+                        f"{path} holds a run already: add --resume to go on with it, --overwrite to begin anew, or "
+                        "--out FOLDER for another place"
+                    )
+                if (found := existing.read_text().strip() if existing.exists() else "") != recipe_hash:
+                    raise UsageError(
+                        f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}): "
+                        "resume with the same options, or give another folder with --out"
+                    )
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            if held and overwrite:
+                self._wipe()
+            for stale in [*self.state.glob(".*"), *(f for name in FILES for f in path.glob(f".{name}.*"))]:
+                stale.unlink()  # what a kill left of an atomic write
+        except OSError as error:
+            raise GemminerError(f"cannot use the folder {path}: {error.strerror}") from None
+        with atomic(existing) as temporary:
+            temporary.write_text(recipe_hash)
+        self.steps: dict[str, dict[str, Any]] = {
+            row["step"]: row["result"] for row in _lines(self._steps_file) if "step" in row
+        }
+
+    def _wipe(self) -> None:
+        ours = [file for file in self.state.glob("*") if file.name != "lock"]
+        for file in [*ours, *(self.path / name for name in FILES)]:
+            file.unlink(missing_ok=True)
+
+    def finish(self, step: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a step as done: one appended line, on the disk before this returns."""
+        _append(self._steps_file, {"step": step, "result": dict(result)}, sync=True)
+        self.steps[step] = dict(result)
+        return self.steps[step]
+
+    def checkpoint(self, step: str) -> Checkpoint:
+        """Where `step` keeps its state while it runs."""
+        return Checkpoint(self.state / f"{step.replace(':', '-')}.pt")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        _append(self._metrics_file, row)
+
+    def forget_after(self, phase: str, epoch: int) -> None:
+        """Drop rows of `phase` behind `epoch`: a resumed run writes them again."""
+        rows = _lines(self._metrics_file)
+        kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
+        if len(kept) < len(rows) or not _whole(self._metrics_file):
+            with atomic(self._metrics_file) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _append(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
+    try:
+        # A line cut short by a kill must not swallow this one.
+        prefix = "" if _whole(path) else "\n"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{prefix}{json.dumps(row)}\n")
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise GemminerError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _whole(path: Path) -> bool:
+    """Whether the file ends with a newline (or is empty or absent)."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:
+        return True
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a line that a kill cut short is passed over."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows

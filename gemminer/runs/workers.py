@@ -1,0 +1,284 @@
+"""Many jobs on several processes, or on the machines of a Ray cluster. Nothing else knows of processes.
+
+A worker takes one job after another and dies with its parent, whatever kills that; a job that fails, or takes its
+worker with it, is an outcome like any other, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Literal
+
+from gemminer.core.errors import GemminerError, UsageError, unknown
+
+BACKENDS = ("local", "ray")
+
+Tell = Callable[[Any], None]
+# What a worker is given: a job, and a function that passes a value on to whoever waits.
+Work = Callable[[Any, Tell], Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something about job number `index`: it was started, told something, is done (with its value) or failed."""
+
+    index: int
+    kind: Literal["started", "told", "done", "failed"]
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed: a sentence, the kind of error, and for one that is nobody's sentence the traceback."""
+
+    sentence: str
+    kind: str
+    trace: str | None = None
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(workers: int) -> int:
+    """Threads of each of `workers`: an even share of the cores, at least one."""
+    return max(1, cores() // max(1, workers))
+
+
+def run_all(
+    jobs: Sequence[Any], work: Work, workers: int, *, backend: str = "local", threads: int = 1
+) -> Generator[Event, None, None]:
+    """Call work(job, tell) for every job, `workers` at a time, and yield what happens as it happens.
+
+    Jobs, `work` (a function of a module) and what it returns or tells are pickled. Closing the iterator, or an
+    exception such as KeyboardInterrupt in whoever reads it, kills the workers.
+
+    Args:
+        workers: processes; 0 runs the jobs in this one.
+        backend: "local", or "ray" for a Ray cluster that shares this machine's files (tells nothing in between).
+        threads: cores that Ray sets aside for a job; elsewhere a job looks after its own.
+
+    Raises:
+        UsageError: an unknown backend, fewer than 0 workers, no Ray.
+
+    >>> [e.value for e in run_all([1, 2], lambda job, tell: 10 * job, 0) if e.kind == "done"]
+    [10, 20]
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if workers < 0:
+        raise UsageError(f"workers must be 0 or more, not {workers}")
+    if backend == "ray":
+        return _on_ray(jobs, work, workers, threads)
+    return _here(jobs, work) if workers == 0 else _local(jobs, work, min(workers, len(jobs)))
+
+
+def _outcome(work: Work, job: Any, tell: Tell) -> tuple[Literal["done", "failed"], Any]:
+    """Do a job; an exception is an outcome, KeyboardInterrupt is not."""
+    try:
+        return "done", work(job, tell)
+    except GemminerError as error:
+        return "failed", Failure(str(error), type(error).__name__)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return "failed", Failure(text.splitlines()[0], type(error).__name__, traceback.format_exc())
+
+
+def _here(jobs: Sequence[Any], work: Work) -> Generator[Event, None, None]:
+    for index, job in enumerate(jobs):
+        yield Event(index, "started")
+        told: list[Any] = []
+        kind, value = _outcome(work, job, told.append)
+        yield from (Event(index, "told", t) for t in told)
+        yield Event(index, kind, value)
+
+
+# --- processes of this machine -----------------------------------------------------------------------------------
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when its parent `parent` ends, even by SIGKILL: by the kernel on Linux, else by a thread."""
+    if not _kernel_ends_us():
+        _thread_ends_us()
+    elif os.getppid() != parent:  # it ended before we asked
+        os._exit(1)
+
+
+def _kernel_ends_us(signal_number: int = 9) -> bool:
+    """Ask for a signal, SIGKILL, at the parent's death; False where the kernel is not Linux."""
+    if sys.platform != "linux":
+        return False
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, <sys/prctl.h>
+    try:
+        return bool(ctypes.CDLL(None).prctl(set_parent_death_signal, signal_number, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def _thread_ends_us() -> None:
+    process = multiprocessing.parent_process()
+    if process is not None:
+
+        def watch() -> None:
+            wait([process.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve(pipe: Connection, parent: int, work: Work) -> None:
+    """A worker: jobs in, outcomes out, until there are no more. Ctrl-C is for the parent to act on."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while (job := pipe.recv()) is not None:
+        outcome = _outcome(work, job[0], lambda value: pipe.send(("told", value)))
+        try:
+            pipe.send(outcome)
+        except (TypeError, AttributeError, ValueError) as error:  # what pickle says of a value it cannot take
+            pipe.send(("failed", Failure(f"the result cannot be sent: {error}", type(error).__name__)))
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; a process started meanwhile never sees it, from its first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Worker:
+    """A process and the job it is at. Spawned, not forked: a fork of a process with threads may hang."""
+
+    def __init__(self, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.index: int | None = None
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), work), daemon=False)
+        with _interrupts_held():
+            self.process.start()
+        theirs.close()
+
+    def give(self, index: int, job: Any) -> None:
+        self.index = index
+        with contextlib.suppress(BrokenPipeError):  # it died: the next receive says so
+            self.pipe.send((job,))
+
+    def receive(self) -> tuple[Any, Any]:
+        """What the worker sends; where it has died, that."""
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            how = f"was killed by signal {-code} ({_signal(-code)})" if code < 0 else f"ended with code {code}"
+            kind, value = "failed", Failure(f"the process {how}", "ProcessDied")
+        return kind, value
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        self.process.close()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _local(jobs: Sequence[Any], work: Work, workers: int) -> Generator[Event, None, None]:
+    waiting = deque(enumerate(jobs))
+    team: list[_Worker] = []
+    try:
+        for _ in range(workers):
+            team.append(_Worker(work))
+            yield _next(team[-1], waiting)
+        while busy := {worker.pipe: worker for worker in team if worker.index is not None}:
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]
+                kind, value = worker.receive()
+                index, dead = worker.index, isinstance(value, Failure) and value.kind == "ProcessDied"
+                assert index is not None
+                yield Event(index, kind, value)
+                if kind == "told":
+                    continue
+                worker.index = None
+                if dead:
+                    team.remove(worker)
+                    worker.stop()
+                if waiting:
+                    if dead:
+                        team.append(worker := _Worker(work))
+                    yield _next(worker, waiting)
+    finally:
+        for worker in team:
+            worker.stop()
+
+
+def _next(worker: _Worker, waiting: deque[tuple[int, Any]]) -> Event:
+    index, job = waiting.popleft()
+    worker.give(index, job)
+    return Event(index, "started")
+
+
+# --- Ray ---------------------------------------------------------------------------------------------------------
+
+
+def _silent(value: Any) -> None:
+    """Nobody listens."""
+
+
+def _on_ray(jobs: Sequence[Any], work: Work, workers: int, threads: int) -> Generator[Event, None, None]:
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise UsageError(
+            "the backend ray needs Ray, which is not installed: pip install 'gemminer[ray]', or use --backend local"
+        ) from None
+    return _ray_events(ray, jobs, work, workers, threads)
+
+
+def _ray_events(ray: Any, jobs: Sequence[Any], work: Work, workers: int, threads: int) -> Generator[Event, None, None]:
+    """At most `workers` tasks at a time (0: as many as the cluster takes); a lost machine is a failed job."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    remote = ray.remote(num_cpus=threads, max_retries=0)(_outcome)
+    waiting = deque(enumerate(jobs))
+    running: dict[Any, int] = {}
+    try:
+        while waiting or running:
+            while waiting and (workers == 0 or len(running) < workers):
+                index, job = waiting.popleft()
+                running[remote.remote(work, job, _silent)] = index
+                yield Event(index, "started")
+            for task in ray.wait(list(running), num_returns=1)[0]:
+                index = running.pop(task)
+                try:
+                    kind, value = ray.get(task)
+                except Exception as error:  # Ray's own: a worker or a machine is gone
+                    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    kind, value = "failed", Failure(text, "ProcessDied")
+                yield Event(index, kind, value)
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)

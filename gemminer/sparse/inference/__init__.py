@@ -1,0 +1,1 @@
+"""Programs that infer with kept weights only."""

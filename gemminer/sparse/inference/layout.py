@@ -1,0 +1,372 @@
+"""A compiled network's operations, and where their values lie in memory.
+
+Everything linear is a Sum: out[o, y, x] = clamp(bias[o] + sum over its entries of value * in[channel, y * s + dy,
+x * s + dx]), zero outside the map. Convolutions, linear layers, folded batch norm, residual adds, strided slices
+and concatenation are all entries. A program is a list of Sums and Pools; value 0 is the input and value i + 1 what
+operation i gives.
+
+A Layout places the values in one scratch array for groups of `lanes` images (inference_kernels says how), reusing
+what is no longer needed. Entries read a value where it lies if output and value have one size and the stride is
+1, or if the output is 1x1; else they read planes split off by stride.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gemminer.sparse.inference import kernels
+from gemminer.sparse.inference.kernels import VECTOR
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Weights of a Sum that read one value with one stride: five vectors of equal length."""
+
+    source: int
+    stride: tuple[int, int]
+    row: Array
+    channel: Array
+    dy: Array
+    dx: Array
+    value: Array
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def take(self, which: Array) -> Entries:
+        """Some of them, by index or flags."""
+        parts = (self.row, self.channel, self.dy, self.dx, self.value)
+        return Entries(self.source, self.stride, *(part[which] for part in parts))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """clamp(bias + sum of entries, low, high), a row an output channel."""
+
+    shape: Shape
+    entries: tuple[Entries, ...]
+    bias: Array
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The largest or the mean over windows of the given channels of a value."""
+
+    shape: Shape
+    source: int
+    channel: Array
+    largest: bool
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def taps(self) -> tuple[Array, Array]:
+        """dy and dx of the window's cells."""
+        grid = np.mgrid[: self.window[0], : self.window[1]].reshape(2, -1)
+        return grid[0] - self.padding[0], grid[1] - self.padding[1]
+
+
+Operation = Sum | Pool
+
+
+def _up(n: int) -> int:
+    return -(-n // VECTOR) * VECTOR
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """A value in memory: value[c, y, x] of image i is at origin + c * plane + (y * pitch + x) * lanes + i."""
+
+    origin: int
+    plane: int
+    pitch: int
+    lead: int  # floats of upper padding before the first channel, zero
+
+
+@dataclass
+class _Split:
+    """Planes of every stride-th row and column of a value, laid out for outputs of one size.
+
+    An output at (y, x) with an entry at dy = stride * a + r reads row y + a of the plane that begins at row r.
+    """
+
+    source: int
+    stride: tuple[int, int]
+    size: tuple[int, int]
+    fill: float
+    first: int  # operation
+    last: int
+    planes: Array  # sorted codes (channel * stride + first row) * stride + first column
+    low: tuple[int, int] = (0, 0)  # the least and greatest a, by y and x
+    high: tuple[int, int] = (0, 0)
+    base: int = 0
+    origin: int = 0
+    plane: int = 0
+
+
+def _direct(op: Operation, source: Shape, stride: tuple[int, int]) -> bool:
+    """Whether entries can read the value where it lies."""
+    if op.shape[1:] == (1, 1):
+        return isinstance(op, Sum) or op.padding == (0, 0)
+    return isinstance(op, Sum) and stride == (1, 1) and op.shape[1:] == source[1:]
+
+
+class Plan:
+    """What is the same for every number of lanes: paddings of each map size, splits, lifetimes."""
+
+    def __init__(self, shape: Shape, operations: tuple[Operation, ...]) -> None:
+        self.shapes = [shape, *(op.shape for op in operations)]
+        self.operations = operations
+        self.pad: dict[tuple[int, int], list[int]] = {s[1:]: [0, 0] for s in self.shapes}
+        self.last = [0] * len(self.shapes)
+        self.last[-1] = len(operations)
+        self.splits: dict[Any, _Split] = {}
+        for i, op in enumerate(operations):
+            if isinstance(op, Pool):
+                dy, dx = op.taps()
+                self._reads(i, op, op.source, op.stride, np.repeat(op.channel, len(dy)), *self._tiled(op, dy, dx))
+            else:
+                for e in op.entries:
+                    self._reads(i, op, e.source, e.stride, e.channel, e.dy, e.dx)
+        for split in self.splits.values():
+            pad = self.pad[split.size]
+            pad[1] = max(pad[1], max(0, -split.low[1]) + max(0, split.high[1]))
+
+    @staticmethod
+    def _tiled(op: Pool, dy: Array, dx: Array) -> tuple[Array, Array]:
+        return np.tile(dy, len(op.channel)), np.tile(dx, len(op.channel))
+
+    @staticmethod
+    def key(i: int, op: Operation, source: int, stride: tuple[int, int]) -> Any:
+        return (source, stride, op.shape[1:], i if isinstance(op, Pool) else -1)
+
+    def _reads(
+        self, i: int, op: Operation, source: int, stride: tuple[int, int], channel: Array, dy: Array, dx: Array
+    ) -> None:
+        if not len(channel):
+            return
+        if _direct(op, self.shapes[source], stride):
+            self.last[source] = max(self.last[source], i)
+            if op.shape[1:] == self.shapes[source][1:]:
+                pad = self.pad[op.shape[1:]]
+                pad[:] = max(pad[0], int(np.abs(dy).max())), max(pad[1], int(np.abs(dx).max()))
+            return
+        (ay, ry), (ax, rx) = np.divmod(dy, stride[0]), np.divmod(dx, stride[1])
+        planes = np.unique((channel.astype(np.int64) * stride[0] + ry) * stride[1] + rx)
+        key = self.key(i, op, source, stride)
+        fill = -math.inf if isinstance(op, Pool) and op.largest else 0.0
+        if key not in self.splits:
+            self.splits[key] = _Split(source, stride, op.shape[1:], fill, i, i, planes)
+            self.last[source] = max(self.last[source], i)
+        split = self.splits[key]
+        split.last, split.planes = i, np.union1d(split.planes, planes)
+        split.low = min(split.low[0], int(ay.min())), min(split.low[1], int(ax.min()))
+        split.high = max(split.high[0], int(ay.max())), max(split.high[1], int(ax.max()))
+
+    def place(self, lanes: int) -> tuple[list[_Maps], int]:
+        """Every value's and split's place for groups of `lanes` images, and the floats all take."""
+        space, maps, end = _Space(), [], 0
+        by_time: list[tuple[int, int, int]] = [(v - 1, 1, v) for v in range(len(self.shapes))]
+        splits = list(self.splits.values())
+        for time, kind, which in sorted(by_time + [(s.first, 0, k) for k, s in enumerate(splits)]):
+            if kind == 0:
+                split = splits[which]
+                pitch = split.size[1] + self.pad[split.size][1]
+                top, left = max(0, -split.low[0]), max(0, -split.low[1])
+                split.plane = _up((top + split.size[0] + max(0, split.high[0])) * pitch * lanes)
+                split.base = space.take(len(split.planes) * split.plane + VECTOR, time, split.last)
+                split.origin = split.base + (top * pitch + left) * lanes
+                continue
+            channels, height, width = self.shapes[which]
+            ph, pw = self.pad[height, width]
+            pitch = width + pw
+            lead, plane = _up((ph * pitch + pw) * lanes), _up((height + ph) * pitch * lanes)
+            maps.append(_Maps(space.take(lead + channels * plane, time, self.last[which]) + lead, plane, pitch, lead))
+            end = max(end, (ph * pitch + pw) * lanes)  # what the last vectors may read behind the last plane
+        return maps, space.size + end + 2 * kernels.WIDEST * VECTOR
+
+
+class _Space:
+    """First fit, by lifetime."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, int, int]] = []  # begin, end, last use
+        self.size = 0
+
+    def take(self, floats: int, time: int, last: int) -> int:
+        self.taken = sorted(t for t in self.taken if t[2] >= time)
+        at = 0
+        for begin, end, _ in self.taken:
+            if at + floats <= begin:
+                break
+            at = max(at, end)
+        self.taken.append((at, at + floats, last))
+        self.size = max(self.size, at + floats)
+        return at
+
+
+class Layout:
+    """A program's instructions and tables for groups of `lanes` images."""
+
+    def __init__(self, plan: Plan, lanes: int) -> None:
+        self.lanes = lanes
+        self.maps, self.floats = plan.place(lanes)
+        self.plan = plan
+        self.scratch: list[Array] = []  # not in use
+        self._code: list[list[int]] = []
+        self._limits: list[tuple[float, float]] = []
+        self._rows: list[Array] = []
+        self._bias: list[Array] = []
+        self._offsets: list[Array] = []
+        self._values: list[Array] = []
+        self._table: list[Array] = []
+        self._counts = {"rows": 0, "entries": 0, "table": 0}
+        self._masks: dict[tuple[int, int], int] = {}
+        self._mask_parts: list[Array] = []
+        self._emit(kernels.INPUT, *self._whole(0))
+        for i, op in enumerate(plan.operations):
+            for split in plan.splits.values():
+                if split.first == i:
+                    self._split(split)
+            if isinstance(op, Pool):
+                self._pool(i, op)
+            else:
+                self._sum(i, op)
+        self._emit(kernels.OUTPUT, *self._whole(-1))
+
+        def joined(parts: list[Array], dtype: Any, *columns: int) -> Array:
+            return np.ascontiguousarray(np.concatenate([np.empty((0, *columns)), *parts]), dtype=dtype)
+
+        code = np.zeros((len(self._code), kernels.FIELDS), np.int64)
+        for k, fields in enumerate(self._code):
+            code[k, : len(fields)] = fields
+        self.tables = (
+            code,
+            np.array(self._limits, np.float32),
+            joined(self._rows, np.int64, 3),
+            joined(self._bias, np.float32),
+            joined(self._offsets, np.int32),
+            joined(self._values, np.float32),
+            joined(self._mask_parts, np.int32),
+            joined(self._table, np.int64, 3),
+        )
+
+    def _emit(self, *fields: int, low: float = 0.0, high: float = 0.0) -> None:
+        self._code.append(list(fields))
+        self._limits.append((low, high))
+
+    def _whole(self, value: int) -> tuple[int, ...]:
+        (channels, height, width), maps = self.plan.shapes[value], self.maps[value]
+        if maps.pitch == width:
+            height, width = 1, height * width  # one long row
+        pitch = maps.pitch if height > 1 else width
+        return channels, height, width, maps.origin, maps.plane, pitch, maps.lead
+
+    def _split(self, split: _Split) -> None:
+        (sy, sx), source = split.stride, self.maps[split.source]
+        channel, phase = np.divmod(split.planes, sy * sx)
+        table = np.stack([source.origin + channel * source.plane, *np.divmod(phase, sx)], 1)
+        _, height, width = self.plan.shapes[split.source]
+        top, left = max(0, -split.low[0]), max(0, -split.low[1])
+        rows, columns = top + split.size[0] + max(0, split.high[0]), left + split.size[1] + max(0, split.high[1])
+        pitch = split.size[1] + self.plan.pad[split.size][1]
+        self._emit(
+            *(kernels.SPLIT, height, width, source.pitch, sy, sx, split.base, split.plane, pitch),
+            *(top, left, rows, columns, self._counts["table"], len(table)),
+            low=split.fill,
+        )
+        self._table.append(table)
+        self._counts["table"] += len(table)
+
+    def _at(
+        self, i: int, op: Operation, source: int, stride: tuple[int, int], channel: Array, dy: Array, dx: Array
+    ) -> Array:
+        """Offsets of what entries read for the output at (0, 0)."""
+        channel = channel.astype(np.int64)
+        if _direct(op, self.plan.shapes[source], stride):
+            maps = self.maps[source]
+            direct: Array = maps.origin + channel * maps.plane + (dy * maps.pitch + dx) * self.lanes
+            return direct
+        split = self.plan.splits[self.plan.key(i, op, source, stride)]
+        (ay, ry), (ax, rx) = np.divmod(dy, stride[0]), np.divmod(dx, stride[1])
+        which = np.searchsorted(split.planes, (channel * stride[0] + ry) * stride[1] + rx)
+        pitch = split.size[1] + self.plan.pad[split.size][1]
+        offsets: Array = split.origin + which * split.plane + (ay * pitch + ax) * self.lanes
+        return offsets
+
+    def _sum(self, i: int, op: Sum) -> None:
+        entries = [e for e in op.entries if len(e)]
+        rows = np.concatenate([np.empty(0, np.int64), *(e.row for e in entries)])
+        offsets = [self._at(i, op, e.source, e.stride, e.channel, e.dy, e.dx) for e in entries]
+        offset = np.concatenate([np.empty(0, np.int64), *offsets])
+        order = np.lexsort((offset, rows))
+        starts = np.searchsorted(rows[order], np.arange(op.shape[0] + 1)) + self._counts["entries"]
+        bounds = np.stack([starts[:-1], starts[1:], np.zeros(op.shape[0], np.int64)], 1)
+        values = np.concatenate([np.empty(0, np.float32), *(e.value for e in entries)])
+        self._output(i, bounds, op.bias, offset[order], values[order], op.low, op.high)
+
+    def _pool(self, i: int, op: Pool) -> None:
+        dy, dx = op.taps()
+        channel = np.repeat(op.channel, len(dy))
+        offsets = self._at(i, op, op.source, op.stride, channel, *self.plan._tiled(op, dy, dx)).reshape(-1, len(dy))
+        begin = self._counts["entries"]
+        bounds = np.empty((len(offsets), 3), np.int64)
+        bounds[:, 0], bounds[:, 1], bounds[:, 2] = begin, begin + len(dy), offsets[:, 0] - offsets[0, 0]
+        bias = np.zeros(op.shape[0], np.float32)
+        values = np.full(len(dy), 1 / len(dy), np.float32)
+        self._output(i, bounds, bias, offsets[0], values, -math.inf, math.inf, largest=op.largest)
+
+    def _output(
+        self,
+        i: int,
+        bounds: Array,
+        bias: Array,
+        offset: Array,
+        value: Array,
+        low: float,
+        high: float,
+        *,
+        largest: bool = False,
+    ) -> None:
+        _, height, width = self.plan.shapes[i + 1]
+        maps = self.maps[i + 1]
+        vectors = _up(((height - 1) * maps.pitch + width) * self.lanes) // VECTOR
+        if (height, width) not in self._masks:
+            self._masks[height, width] = sum(map(len, self._mask_parts))
+            pixel = np.arange(vectors * VECTOR) // self.lanes
+            inside = (pixel % maps.pitch < width) & (pixel < height * maps.pitch)
+            self._mask_parts.append(-inside.astype(np.int32))
+        self._emit(
+            *(kernels.ROWS, self._counts["rows"], len(bounds), maps.origin, maps.plane, vectors),
+            *(self._masks[height, width], maps.lead, int(largest)),
+            low=low,
+            high=high,
+        )
+        for parts, part in (
+            (self._rows, bounds),
+            (self._bias, bias),
+            (self._offsets, offset),
+            (self._values, value),
+        ):
+            parts.append(part)
+        self._counts["rows"] += len(bounds)
+        self._counts["entries"] += len(value)
+
+    def run(self, images: Array, logits: Array, begin: int, end: int) -> None:
+        try:
+            scratch = self.scratch.pop()
+        except IndexError:
+            memory = np.zeros(self.floats + VECTOR, np.float32)
+            skip = -memory.ctypes.data % (4 * VECTOR) // 4
+            scratch = memory[skip : skip + self.floats]
+        kernels.run(images, logits, begin, end, self.lanes, *self.tables, scratch)
+        self.scratch.append(scratch)

@@ -1,0 +1,1 @@
+"""Networks that train on kept weights only."""

@@ -1,0 +1,241 @@
+"""The backward pass of a chain: each layer's kernel finishes the gradient its source's own layer starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gemminer.sparse.training import kernels as k
+from gemminer.sparse.training.chain import Forward, Norm, Unit, Value, Weights, between
+from gemminer.sparse.training.patterns import Array
+from gemminer.sparse.training.vectors import VECTOR_BYTES
+
+
+@dataclass
+class _Gradient:
+    """What has arrived so far for a value: gradients of y, and when all have, g behind its ReLU with its sums."""
+
+    parts: list[Array] = field(default_factory=list)
+    g: Array | None = None
+    s1: Array | None = None
+    s2: Array | None = None
+
+
+class Backward:
+    """The backward pass of a `Forward`.
+
+    Args:
+        needs: whether the gradient of each value is wanted.
+        wanted: for each unit, which of its `Weights` want one.
+        release: let go of each activation once it is used; there will be no second pass.
+    """
+
+    def __init__(
+        self,
+        done: Forward,
+        needs: Sequence[bool],
+        wanted: Sequence[Sequence[bool]],
+        weights: Sequence[Weights],
+        release: bool,
+    ) -> None:
+        self.release = release
+        self.done, self.run, self.needs, self.wanted, self.weights = done, done.run, needs, wanted, weights
+        self.left = list(done.counts)
+        self.gradients = [_Gradient() for _ in self.left]
+
+    def __call__(self, outputs: Sequence[Array | None]) -> list[Weights]:
+        """Gradients of every unit's weights; those of the inputs are `input_gradient`s afterwards."""
+        links, grads = self.done.links, []
+        for v, dy in zip(links.outputs, outputs, strict=True):
+            self._arrives(v, dy)
+        for u in reversed(range(len(links.units))):
+            grads.append(self._unit(u))
+        return grads[::-1]
+
+    def _arrives(self, v: int, dy: Array | None) -> None:
+        self.left[v] -= 1
+        if dy is not None:
+            self.gradients[v].parts.append(dy)
+
+    def _sum(self, parts: list[Array]) -> Array:
+        total = parts[0]
+        if len(parts) > 1:
+            total = self.run.pool.take(parts[0].shape, self.run.dtype)
+            np.add(parts[0], parts[1], out=total)
+            for part in parts[2:]:
+                total += part
+        return total
+
+    def input_gradient(self, v: int) -> Array | None:
+        parts = self.gradients[v].parts
+        return self._sum(parts) if parts else None
+
+    def _flags(self, v: int) -> int:
+        """What finishing the gradient of value v takes."""
+        if v < self.done.links.inputs:
+            return 0
+        value, norm = self.done.values[v], self.done.steps[v - self.done.links.inputs].norm
+        flags = k.STATS
+        flags |= k.MASK if value.relu else 0
+        flags |= k.MATERIALISED if value.y is not None else 0
+        # Through statistics that are fixed no gradient flows, and without gamma no sum with z is asked for.
+        gamma = self.weights[v - self.done.links.inputs].gamma
+        return flags | (k.NORM if norm and (norm.training or gamma is not None) else 0)
+
+    def _about(self, value: Value) -> tuple[Array, ...]:
+        """z, y, scale, shift, mean, alive of a value that a gradient is finished for."""
+        run, n = self.run, value.channels
+        none = run.none
+        blank = np.zeros(n, run.dtype)
+        mean = blank if value.mean is None else value.mean.astype(run.dtype)
+        scale, shift = (blank if a is None else a for a in (value.scale, value.shift))
+        alive = np.ones(n, np.bool_) if value.alive is None else value.alive
+        z, y = (none if a is None else a for a in (value.z, value.y))
+        return z, y, scale, shift, mean, alive
+
+    def _finalise(self, v: int) -> None:
+        """g and its sums, for a value whose last reader was no layer."""
+        run, value, gradient = self.run, self.done.values[v], self.gradients[v]
+        z, y, scale, shift, mean, alive = self._about(value)
+        # In the place of dy, unless that is the gradient of another value, too: a residual's.
+        ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.done.counts[v] == 1)
+        dy = self._sum(gradient.parts)
+        g, stats = dy if ours else run.empty(value), np.zeros((run.blocks, value.channels, 2))
+        run.launch(
+            k.finalise,
+            *(run.batch, run.block, value.channels, value.height, value.width),
+            *(dy, z, y, scale, shift, mean, alive, self._flags(v), g, stats, run.work(run.block * value.width)),
+        )
+        self._finished(v, g, stats)
+
+    def _finished(self, v: int, g: Array, stats: Array) -> None:
+        gradient, value = self.gradients[v], self.done.values[v]
+        gradient.g, gradient.parts = g, []
+        gradient.s1, gradient.s2 = stats.sum(0).T
+        if value.mean is not None and value.alive is not None and not value.alive.all():
+            # A dead filter's z, zero, is in no memory: sum g * (0 - mean).
+            gradient.s2[~value.alive] = -(gradient.s1 * value.mean)[~value.alive]
+
+    def _unit(self, u: int) -> Weights:
+        v = self.done.links.inputs + u
+        step, gradient = self.done.steps[u], self.gradients[v]
+        if step.pattern is None:
+            self._shortcut(v, step.unit)
+            return Weights(None, None, None, None)
+        if gradient.g is None:
+            if not gradient.parts:
+                self._arrives(step.unit.source, None)
+                if step.unit.residual is not None:
+                    self._arrives(step.unit.residual, None)
+                return Weights(None, None, None, None)
+            self._finalise(v)
+        if step.unit.residual is not None:
+            self._arrives(step.unit.residual, gradient.g)
+        grads = self._layer(u)
+        gradient.g = None
+        if self.release:
+            self.done.values[v].z = self.done.values[v].y = None
+        return grads
+
+    def _shortcut(self, v: int, unit: Unit) -> None:
+        out, source, parts = self.done.values[v], self.done.values[unit.source], self.gradients[v].parts
+        dx = None
+        if parts and self.needs[unit.source]:
+            assert unit.shortcut is not None
+            dx = self.run.empty(source)
+            sizes = between(self.run, source, out, unit.shortcut)
+            self.run.launch(k.shortcut, *sizes, dx, self._sum(parts), True)
+        self.gradients[v].parts = []
+        self._arrives(unit.source, dx)
+
+    def _layer(self, u: int) -> Weights:
+        step, weight, wanted = self.done.steps[u], self.weights[u], self.wanted[u]
+        v = self.done.links.inputs + u
+        run, values, gradient = self.run, self.done.values, self.gradients[v]
+        out, source = values[v], values[step.unit.source]
+        assert gradient.g is not None
+        assert gradient.s1 is not None
+        assert gradient.s2 is not None
+        a, b, c, fresh = self._norm_gradient(out, step.norm, weight, gradient)
+        pattern = step.pattern
+        assert pattern is not None
+        assert weight.values is not None
+        layout = pattern.layout(source.height, source.width)
+        row = layout.at(run.batch, run.block)
+        self.left[step.unit.source] -= 1
+        last = self.left[step.unit.source] == 0
+        todo = k.NEED_W if wanted[0] and pattern.o.size else 0
+        arrived = self.gradients[step.unit.source]
+        extra, dx, stats = run.none, run.none, run.no_stats
+        if self.needs[step.unit.source]:
+            todo |= k.NEED_X
+            # z is read for the last time here, each row before dx is written there: the cache has it already.
+            reuse = self.release and out.size == source.size
+            dx = out.z if reuse and out.z is not None else run.empty(source)
+            if last:
+                todo |= self._flags(step.unit.source)
+                if arrived.parts:
+                    extra, todo = self._sum(arrived.parts), todo | k.EXTRA
+                stats = np.zeros((run.blocks, source.channels, 2))
+        z, y, scale, shift, mean, alive = self._about(source)
+        read = k.IDENTITY if source.y is not None else k.RELU if source.relu else 0
+        partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
+        planes = pattern.channels * pattern.stride**2 * int(row[k.G_XR] * row[k.G_XC])
+        planes += pattern.shape[0] * int(row[k.G_ZR] * row[k.G_ZC]) + 2 * source.channels * source.width
+        together = pattern.o.size if pattern.o.size <= k.SMALL else int(np.diff(pattern.start).max())
+        sums = together * VECTOR_BYTES // np.dtype(run.dtype).itemsize
+        mean_out = np.zeros(out.channels, run.dtype) if out.mean is None else out.mean.astype(run.dtype)
+        run.launch(
+            k.backward,
+            *(row, todo, z, y, scale, shift, mean, alive, read, pattern.wanted),
+            *(gradient.g, out.z, a, b, c, mean_out, fresh),
+            *(pattern.start, layout.offset),
+            *step.rows(pattern.row_start, layout.back_offset, weight.values[pattern.order]),
+            *(extra, dx, stats, partial, run.work(planes * run.block + sums)),
+        )
+        if todo & k.NEED_X:
+            if last and step.unit.source >= self.done.links.inputs:
+                self._finished(step.unit.source, dx, stats)
+            else:
+                arrived.parts = [dx] if last else [*arrived.parts, dx]
+        return self._weight_gradients(out, step.norm, weight, wanted, partial, a, gradient)
+
+    def _norm_gradient(
+        self, out: Value, norm: Norm | None, weight: Weights, gradient: _Gradient
+    ) -> tuple[Array, Array, Array, bool]:
+        """(a, b, c) of dz = a * g + b * (z - mean) + c, and whether b and c matter."""
+        dtype, zero = self.run.dtype, np.zeros(out.channels, self.run.dtype)
+        if norm is None or out.invstd is None:
+            return np.ones(out.channels, dtype), zero, zero, False
+        a = out.invstd if weight.gamma is None else out.invstd * weight.gamma
+        if not norm.training:
+            return a.astype(dtype), zero, zero, False
+        total = self.run.batch * out.area
+        b, c = -a * out.invstd**2 * gradient.s2 / total, -a * gradient.s1 / total
+        return a.astype(dtype), b.astype(dtype), c.astype(dtype), True
+
+    def _weight_gradients(
+        self,
+        out: Value,
+        norm: Norm | None,
+        weight: Weights,
+        wanted: Sequence[bool],
+        partial: Array,
+        a: Array,
+        gradient: _Gradient,
+    ) -> Weights:
+        assert gradient.s1 is not None
+        assert gradient.s2 is not None
+        dtype = self.run.dtype
+        values = partial.sum(0, dtype=np.float64).astype(dtype) if wanted[0] else None
+        bias = gamma = beta = None
+        if wanted[1]:  # a batch's own mean takes any bias away again
+            fresh = norm is not None and norm.training
+            bias = np.zeros_like(a) if fresh else (a * gradient.s1).astype(dtype)
+        if wanted[2] and out.invstd is not None:
+            gamma = (gradient.s2 * out.invstd).astype(dtype)
+        if wanted[3]:
+            beta = gradient.s1.astype(dtype)
+        return Weights(values, bias, gamma, beta)

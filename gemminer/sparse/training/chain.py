@@ -1,0 +1,337 @@
+"""A chain: sparse layers with their batch norms, additions and ReLUs, run as one autograd function.
+
+The tensor between two layers is never normalised in memory. A layer writes its raw sums z and their statistics; the
+next one reads y = relu(scale * z + shift) on the fly. Only values read twice (a residual block's) are kept as y.
+Backwards, a layer writes g, the gradient behind its input's ReLU, and sums g and g * (z - mean) as it goes; the next
+one forms batch norm's dz from those on the fly. That is two passes over memory forwards and four backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemminer.sparse.memory import Pool
+from gemminer.sparse.threads import together
+from gemminer.sparse.training import kernels as k
+from gemminer.sparse.training.patterns import Array, Pattern
+
+
+class Shortcut(NamedTuple):
+    """Every stride-th pixel, with zero channels before and after: He et al.'s option A."""
+
+    stride: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """y = relu(norm(layer(source)) + residual), norm, residual and relu being optional; or y = shortcut(source).
+
+    `layer` and `norm` are modules by path; values are numbered: the chain's inputs, then its units in order.
+    """
+
+    layer: str
+    source: int
+    norm: str | None = None
+    residual: int | None = None
+    relu: bool = False
+    shortcut: Shortcut | None = None
+
+
+@dataclass(frozen=True)
+class Links:
+    """A chain's units and the values it returns."""
+
+    inputs: int
+    units: tuple[Unit, ...]
+    outputs: tuple[int, ...]
+
+    def consumers(self) -> list[int]:
+        """How many units read each value; a chain's output counts once more."""
+        counts = [0] * (self.inputs + len(self.units))
+        for unit in self.units:
+            counts[unit.source] += 1
+            if unit.residual is not None:
+                counts[unit.residual] += 1
+        for value in self.outputs:
+            counts[value] += 1
+        return counts
+
+
+class Norm(NamedTuple):
+    """What a unit takes from its batch norm: `training` means statistics of the batch."""
+
+    mean: Array | None
+    var: Array | None
+    eps: float
+    training: bool
+    momentum: float | None  # None: leave the running statistics alone
+
+
+class Step(NamedTuple):
+    """A unit ready to run; with `sift`, weights that are zero are looked for and left out (a search's)."""
+
+    pattern: Pattern | None
+    norm: Norm | None
+    unit: Unit
+    sift: bool = False
+
+    def rows(self, start: Array, offset: Array, values: Array) -> tuple[Array, Array, Array]:
+        """A pattern's rows as the sums take them; a weight's own gradient is that of the whole pattern."""
+        if not self.sift:
+            return start, offset, values
+        found = np.empty_like(start), np.empty_like(offset), np.empty_like(values)
+        k.sift(start, offset, values, *found)
+        return found
+
+
+class Weights(NamedTuple):
+    """A unit's parameters, or their gradients: kept weights and bias of the layer, scale and shift of the norm."""
+
+    values: Array | None
+    bias: Array | None
+    gamma: Array | None
+    beta: Array | None
+
+
+@dataclass
+class Value:
+    """A map (channels, height, width) of every image: `y`, or z with scale, shift and relu still to be applied."""
+
+    channels: int
+    height: int
+    width: int
+    y: Array | None = None
+    z: Array | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+    alive: Array | None = None
+    mean: Array | None = None
+    invstd: Array | None = None
+    relu: bool = False
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Numbers an image has."""
+        return self.channels * self.area
+
+
+# A kernel that touches fewer numbers is done before a second thread has woken up.
+ALONE = 1 << 18
+
+
+def threads_for(blocks: int, numbers: int) -> int:
+    """As many threads as PyTorch uses, which the user sets, no more than there are blocks, one for few numbers."""
+    return 1 if numbers < ALONE else max(1, min(torch.get_num_threads(), blocks))
+
+
+def block_size(batch: int, area: int, width: int, numbers: int) -> int:
+    """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
+    lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
+    return max(1, min(lanes, -(-batch // threads_for(batch, numbers))))
+
+
+class Runner:
+    """Runs kernels on the images of one batch, whose largest map has `numbers` of them in all."""
+
+    def __init__(self, batch: int, block: int, numbers: int, dtype: Any, pool: Pool) -> None:
+        self.batch, self.block, self.dtype, self.pool = batch, block, dtype, pool
+        self.blocks = -(-batch // block)
+        self.threads = threads_for(self.blocks, numbers)
+        self.counts = np.array([min(block, batch - b * block) for b in range(self.blocks)], dtype=np.float64)
+        self.none = np.empty(0, dtype)
+        self.no_stats = np.empty((0, 0, 0), np.float64)
+
+    def launch(self, kernel: Callable[..., None], *args: Any) -> None:
+        """Run kernel(t, next_block, *args) for every thread t; each takes the next block until there is none.
+
+        So a thread that starts late, or whose core others use, leaves more to the rest. Sums are kept for each block,
+        so they do not depend on who takes it.
+        """
+        next_block = np.zeros(1, np.int64)
+        together(lambda t: kernel(t, next_block, *args), self.threads)
+
+    def empty(self, value: Value) -> Array:
+        return self.pool.take((self.batch * value.size,), self.dtype)
+
+    def work(self, size: int) -> Array:
+        # A power of two, so that layers of many sizes share a few buffers.
+        return self.pool.take((self.threads, 1 << max(6, (size - 1).bit_length())), self.dtype)
+
+    def block_in(self, x: Tensor, value: Value) -> Array:
+        out = self.empty(value)
+        if value.area == 1:
+            for blocks, rows in self._matrices(out, x.detach().reshape(self.batch, -1)):
+                blocks.copy_(rows)
+            return out
+        images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
+        self.launch(k.block, self.block, images, out, True)
+        return out
+
+    def block_out(self, blocked: Array, value: Value, shape: Sequence[int]) -> Tensor:
+        out = np.empty((self.batch, value.channels, value.height, value.width), self.dtype)
+        images = torch.from_numpy(out)
+        if value.area == 1:
+            for blocks, rows in self._matrices(blocked, images.view(self.batch, -1)):
+                rows.copy_(blocks)
+        else:
+            self.launch(k.block, self.block, out, blocked, False)
+        return images.reshape(tuple(shape))
+
+    def _matrices(self, blocked: Array, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows it is the transpose of."""
+        flat, channels = torch.from_numpy(blocked), rows.shape[1]
+        whole = self.batch // self.block * self.block
+        for images, lanes in ((whole, self.block), (self.batch - whole, self.batch - whole)):
+            if images:
+                part, flat = flat[: images * channels], flat[images * channels :]
+                own, rows = rows[:images], rows[images:]
+                yield part.view(-1, channels, lanes), own.view(-1, lanes, channels).transpose(1, 2)
+
+
+def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:
+    """The kernels' arguments that say how to read a value: z, residual, scale, shift, alive, flags."""
+    if value.y is not None:
+        none, dead = run.none, np.empty(value.channels, np.bool_)
+        blank = np.empty(value.channels, run.dtype)
+        return (value.y, none, blank, blank, dead), k.IDENTITY
+    flags = k.RELU if value.relu else 0
+    res = run.none
+    if residual is not None:
+        assert residual.y is not None
+        flags, res = flags | k.RESIDUAL, residual.y
+    return (value.z, res, value.scale, value.shift, value.alive), flags
+
+
+def between(run: Runner, source: Value, out: Value, shortcut: Shortcut) -> tuple[int, ...]:
+    """The sizes the shortcut's kernel takes."""
+    sizes = (run.batch, run.block, source.channels, source.height, source.width, out.channels)
+    return (*sizes, shortcut.stride, shortcut.before)
+
+
+class Forward:
+    """One forward pass and what its backward pass needs."""
+
+    def __init__(self, links: Links, steps: Sequence[Step], run: Runner) -> None:
+        self.links, self.steps, self.run = links, steps, run
+        self.values: list[Value] = []
+        self.counts = counts = links.consumers()
+        n = links.inputs
+        read_as_y = {u.residual for u in links.units} | set(links.outputs)
+        read_as_y |= {u.source for u in links.units if u.shortcut}
+        # Kept as y: what is read twice, what is added, what is returned, and sums.
+        self.kept = [
+            v in read_as_y or counts[v] > 1 or (v >= n and links.units[v - n].residual is not None)
+            for v in range(len(counts))
+        ]
+
+    def __call__(self, inputs: Sequence[tuple[Array, Value]], weights: Sequence[Weights]) -> None:
+        self.values = [value for _, value in inputs]
+        for (blocked, _), value in zip(inputs, self.values, strict=True):
+            value.y = blocked
+        for step, weight in zip(self.steps, weights, strict=True):
+            self._layer(step, weight)
+        for v in self.links.outputs:
+            self.materialise(v)
+
+    def _residual(self, v: int) -> Value | None:
+        if v < self.links.inputs or (r := self.steps[v - self.links.inputs].unit.residual) is None:
+            return None
+        self.materialise(r)
+        return self.values[r]
+
+    def materialise(self, v: int) -> None:
+        """Write value v out as y, if no layer has."""
+        value = self.values[v]
+        if value.y is None:
+            args, flags = _source(value, self._residual(v), self.run)
+            y = self.run.empty(value)
+            self.run.launch(
+                k.apply, self.run.batch, self.run.block, value.channels, value.height, value.width, *args, flags, y
+            )
+            value.y = y
+
+    def forget(self, v: int) -> None:
+        """Let go of y, once it is returned, where z tells as much and no unit reads it."""
+        value = self.values[v]
+        alone = self.counts[v] == 1 and value.z is not None
+        if alone and self.links.units[v - self.links.inputs].residual is None:
+            value.y = None
+
+    def _layer(self, step: Step, weight: Weights) -> None:
+        run, pattern, source = self.run, step.pattern, self.values[step.unit.source]
+        if pattern is None:
+            self._shortcut(step.unit)
+            return
+        layout = pattern.layout(source.height, source.width)
+        row = layout.at(run.batch, run.block)
+        oh, ow = pattern.out_size(source.height, source.width)
+        assert weight.values is not None
+        rows = step.rows(pattern.start, layout.offset, weight.values)
+        alive = np.diff(rows[0]) > 0 if step.sift else pattern.alive
+        out = Value(pattern.shape[0], oh, ow, alive=alive, relu=step.unit.relu)
+        args, flags = _source(source, self._residual(step.unit.source), run)
+        y = run.none
+        if source.y is None and self.kept[step.unit.source]:
+            y, flags = run.empty(source), flags | k.STORE
+        out.z = run.empty(out)
+        fresh = step.norm is not None and step.norm.training
+        stats = np.zeros((run.blocks, out.channels, 3)) if fresh else run.no_stats
+        s2 = pattern.stride**2
+        size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) + source.width + out.channels * ow
+        run.launch(
+            k.forward,
+            *(row, *args, flags, pattern.wanted, y, *rows, out.z, stats),
+            run.work(size * run.block),
+        )
+        if y is not run.none:
+            source.y = y
+        self._normalise(out, step.norm, weight, stats)
+        self.values.append(out)
+
+    def _shortcut(self, unit: Unit) -> None:
+        self.materialise(unit.source)
+        source = self.values[unit.source]
+        assert unit.shortcut is not None
+        assert source.y is not None
+        s, before, after = unit.shortcut
+        height, width = -(-source.height // s), -(-source.width // s)
+        out = Value(before + source.channels + after, height, width)
+        out.y = self.run.empty(out)
+        self.run.launch(k.shortcut, *between(self.run, source, out, unit.shortcut), source.y, out.y, False)
+        self.values.append(out)
+
+    def _normalise(self, out: Value, norm: Norm | None, weight: Weights, stats: Array) -> None:
+        """Find scale and shift such that norm(z + bias) = scale * z + shift, and move the running statistics."""
+        run, n = self.run, out.channels
+        if norm is None:
+            out.scale = np.ones(n, run.dtype)
+            out.shift = np.zeros(n, run.dtype) if weight.bias is None else weight.bias.astype(run.dtype)
+            return
+        if norm.training:
+            moments, affine = np.empty((2, n)), np.empty((2, n), run.dtype)
+            moves = norm.momentum is not None
+            given = (weight.bias, weight.gamma, weight.beta, norm.mean if moves else None, norm.var if moves else None)
+            arrays = (stats, run.counts * out.area, out.alive, *(run.none if a is None else a for a in given))
+            k.normalise(*arrays, norm.momentum or 0.0, norm.eps, moments, affine)
+            (out.mean, out.invstd), (out.scale, out.shift) = moments, affine
+            return
+        assert norm.mean is not None
+        assert norm.var is not None
+        bias = 0.0 if weight.bias is None else weight.bias.astype(np.float64)
+        mean, var = norm.mean - bias, norm.var.astype(np.float64)
+        out.mean, out.invstd = mean, 1 / np.sqrt(var + norm.eps)
+        scale = out.invstd if weight.gamma is None else out.invstd * weight.gamma
+        shift = -mean * scale if weight.beta is None else weight.beta - mean * scale
+        out.scale, out.shift = scale.astype(run.dtype), shift.astype(run.dtype)

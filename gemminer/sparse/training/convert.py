@@ -1,0 +1,235 @@
+"""From a model and a ticket to a model that runs kept weights only, and back to the plain state dict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.errors import UsageError, unknown
+from gemminer.core.ticket import Ticket
+from gemminer.sparse.training import crossover
+from gemminer.sparse.training.fuse import SparseNetwork, fused
+from gemminer.sparse.training.modules import (
+    MaskedConv2d,
+    MaskedLayer,
+    MaskedLinear,
+    SparseConv2d,
+    SparseLayer,
+    SparseLinear,
+)
+
+ENGINES = ("auto", "sparse")
+
+
+def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "sparse"] = "auto") -> nn.Module:
+    """A copy of `model` that computes and trains the weights `ticket` keeps, in time proportional to them.
+
+    Each convolution and linear layer holds its kept weights as one parameter, `values`; batch norm, ReLU and
+    residual additions behind them run in the same pass. Layers the kernels do not know (dilated, transposed,
+    one-dimensional, attention) stay dense under their mask. Outputs, gradients and running statistics are those of
+    the masked dense model up to rounding, and `densify` gives its state dict. The model itself is left as it is;
+    the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
+
+    Modules are fused from a trace of `forward`; where it cannot be traced (its control flow depends on the data or on
+    the mode, or a hook is set), layers are replaced one by one. Behind CPU and float32 or float64, PyTorch
+    computes the same from dense weights.
+
+    Args:
+        engine: "sparse" takes the kernels wherever they can run, "auto" where they are faster than dense on this
+            machine (measured once, see `crossover`).
+
+    Raises:
+        UsageError: the ticket is of another model, or the engine is unknown.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> ticket = Ticket({"0.weight": torch.eye(2, 3) > 0}, model.state_dict())
+    >>> sparsify(model, ticket, engine="sparse")[0].values.shape
+    torch.Size([2])
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    ticket.check_fits(model)
+    return converted(model, ticket.masks, engine)
+
+
+def converted(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> nn.Module:
+    """What `sparsify` gives, from the masks of some of the model's parameters."""
+    net = copy.deepcopy(model)
+    named = dict(net.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in reversed(named.items())}
+    if missing := [name for name in masks if name not in named]:
+        raise UsageError(f"the ticket has a mask for {missing[0]!r}, which is no parameter of this model")
+    by_id = {id(p): p for p in named.values()}
+    own = {id(named[name]): mask.to(named[name].device) for name, mask in masks.items()}
+    with torch.no_grad():
+        for key, mask in own.items():
+            by_id[key].mul_(mask)
+    return fused(_Conversion(net, own, engine, first).run())
+
+
+def held(model: nn.Module, masks: Mapping[str, Tensor], engine: str, computed: Mapping[str, float]) -> set[str]:
+    """Of the masked parameters those that `converted` would hold as vectors, `computed` weights of each in a pass."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    own = {id(named[name]): mask for name, mask in masks.items()}
+    dense = _Conversion(model, own, engine, {}, {id(named[name]): count for name, count in computed.items()}).dense
+    return {name for name in masks if id(named[name]) not in dense}
+
+
+def layers(net: nn.Module) -> dict[str, SparseLayer]:
+    """The layers of a converted model that hold kept weights, by the path they have in the plain one."""
+    inner = net.net if isinstance(net, SparseNetwork) else net
+    assert isinstance(inner, nn.Module)
+    return {name: m for name, m in inner.named_modules() if isinstance(m, SparseLayer)}
+
+
+class _Conversion:
+    """Replaces layers of `net`; a weight that two modules share stays shared."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        masks: dict[int, Tensor],
+        engine: str,
+        names: dict[int, str],
+        computed: Mapping[int, float] | None = None,
+    ) -> None:
+        self.net, self.masks, self.engine, self.names = net, masks, engine, names
+        self.computed = computed or {}
+        self.shared: dict[int, nn.Parameter] = {}
+        self.done: dict[int, nn.Module] = {}
+        # A weight is held as a vector only if every module that has it is a layer the kernels know.
+        self.dense: set[int] = set()
+        masked = [(m, id(p)) for m in self._modules(net) for p in _own(m) if id(p) in masks]
+        for module, key in masked:
+            if not self._takes(module) or not (self.engine == "sparse" or self._pays(module, key)):
+                self.dense.add(key)
+        if self.engine != "sparse":
+            for follows, kind in ((_small_linear, nn.Linear), (_depthwise, nn.Module)):
+                led = [key for module, key in masked if isinstance(module, kind) and not follows(module)]
+                if self.dense.issuperset(led):
+                    self.dense |= {key for module, key in masked if follows(module)}
+
+    def _modules(self, module: nn.Module) -> list[nn.Module]:
+        found, seen, stack = [], set(), [module]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                found.append(module)
+                stack += [] if isinstance(module, nn.MultiheadAttention) else list(module.children())
+        return found
+
+    def _takes(self, module: nn.Module) -> bool:
+        """Whether the kernels know such a layer."""
+        known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
+        return known and not _hooked(module)
+
+    def _pays(self, module: nn.Module, key: int) -> bool:
+        """What has hardly any arithmetic follows the others of its kind: dense it would break the chain they are in."""
+        if _depthwise(module) or _small_linear(module):
+            return True
+        return crossover.sparse_pays(module, self.computed[key] if self.computed else float(self.masks[key].sum()))
+
+    def run(self) -> nn.Module:
+        return self._convert(self.net)
+
+    def _convert(self, module: nn.Module) -> nn.Module:
+        if id(module) in self.done:
+            return self.done[id(module)]
+        new = self._layer(module)
+        self.done[id(module)] = new
+        if new is module and not isinstance(module, nn.MultiheadAttention):
+            for name, child in list(module.named_children()):
+                converted = self._convert(child)
+                if converted is not child:
+                    setattr(module, name, converted)
+        return new
+
+    def _layer(self, module: nn.Module) -> nn.Module:
+        masked = [p for p in _own(module) if id(p) in self.masks]
+        if not masked:
+            return module
+        weight = getattr(module, "weight", None)
+        mask = self.masks[id(masked[0])]
+        if weight is masked[0] and len(masked) == 1 and id(weight) not in self.dense:
+            new: SparseLayer
+            if isinstance(module, nn.Conv2d):
+                pad = padding(module)
+                assert pad is not None
+                new = SparseConv2d(module, mask, padding=pad)
+            else:
+                assert isinstance(module, nn.Linear)
+                new = SparseLinear(module, mask)
+            new.values = self.shared.setdefault(id(weight), new.values)
+            return new.train(module.training)
+        if type(module) in (nn.Conv2d, nn.Linear) and weight is masked[0] and len(masked) == 1:
+            module.__class__ = MaskedConv2d if type(module) is nn.Conv2d else MaskedLinear
+            module.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+            return module
+        own = {name: self.masks[id(p)] for name, p in module.named_parameters() if id(p) in self.masks}
+        attention = isinstance(module, nn.MultiheadAttention)
+        own = own if attention else {name: m for name, m in own.items() if "." not in name}
+        if attention or not list(module.children()):
+            return MaskedLayer(module, own).train(module.training)
+        raise UsageError(
+            f"cannot hold {self.names[id(masked[0])]!r} at its mask: it belongs to a {type(module).__name__} that has "
+            "layers of its own; leave it out of the ticket"
+        )
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of this module; those of an attention's projections are its own."""
+    return list(module.parameters(recurse=isinstance(module, nn.MultiheadAttention)))
+
+
+def _depthwise(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and module.groups == module.in_channels > 1
+
+
+def _small_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.weight.numel() < 1 << 16
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks) or bool(getattr(module, "parametrizations", None))
+
+
+def padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """The zeros on each side, or None for a convolution the kernels do not know."""
+    kh, kw = conv.kernel_size
+    if conv.padding_mode != "zeros" or tuple(conv.dilation) != (1, 1) or conv.stride[0] != conv.stride[1]:
+        return None
+    if conv.padding == "same":
+        return ((kh - 1) // 2, (kw - 1) // 2) if kh % 2 and kw % 2 else None
+    if isinstance(conv.padding, str):
+        return 0, 0
+    ph, pw = (int(p) for p in conv.padding)
+    return (ph, pw) if ph < kh and pw < kw else None
+
+
+def densify(model: nn.Module) -> dict[str, Tensor]:
+    """The plain state dict of a model from `sparsify`, zeros where pruned; it loads in the original, strictly."""
+    state: dict[str, Tensor] = {}
+    _collect(model, "", state)
+    return state
+
+
+def _collect(module: nn.Module, prefix: str, state: dict[str, Tensor]) -> None:
+    if isinstance(module, SparseNetwork):
+        _collect(module.net, prefix, state)
+    elif isinstance(module, SparseLayer):
+        module.dense_state(prefix, state)
+    elif isinstance(module, MaskedLayer):
+        _collect(module.layer, prefix, state)
+        for i, name in enumerate(module.names):
+            state[prefix + name] = state[prefix + name] * module.get_buffer(f"mask{i}")
+    else:
+        module._save_to_state_dict(state, prefix, False)
+        for name, child in module.named_children():
+            _collect(child, f"{prefix}{name}.", state)

@@ -1,0 +1,364 @@
+"""Modules that hold kept weights: a vector of values and where they stand. Chains of them run in `chain`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from gemminer.core.errors import GemminerError
+from gemminer.sparse.memory import Pool
+from gemminer.sparse.training.backward import Backward
+from gemminer.sparse.training.chain import Forward, Links, Norm, Runner, Step, Unit, Value, Weights, block_size
+from gemminer.sparse.training.patterns import Pattern
+
+DTYPES = (torch.float32, torch.float64)
+_ALONE = Links(1, (Unit("", 0),), (1,))
+
+
+class SparseLayer(nn.Module):
+    """A layer's kept weights as one parameter, `values`, in the order of the flattened weight; `kept` says which.
+
+    Where the kernels cannot run (a GPU, half precision, autocast) it builds the dense weight and PyTorch runs it.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    kept: Tensor
+    sift = False  # whether values may be zero often enough to look for them at each pass
+
+    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        kept = mask.reshape(-1).nonzero().flatten().to(weight.device)
+        self.shape = tuple(weight.shape)
+        self.values = nn.Parameter(weight.detach().reshape(-1)[kept].clone(), weight.requires_grad)
+        self.register_parameter("bias", bias)  # type: ignore[arg-type]
+        self.register_buffer("kept", kept.to(torch.int32))
+        self._pattern: Pattern | None = None
+        self._pool = Pool()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, zero where pruned; gradients flow to `values`."""
+        flat = self.values.new_zeros(int(np.prod(self.shape)))
+        return flat.index_put((self.kept.long(),), self.values).reshape(self.shape)
+
+    def narrow(self, mask: Tensor, values: nn.Parameter) -> None:
+        """Hold `values` from now on, at the places `mask`, of the whole weight, keeps."""
+        self.kept = mask.reshape(-1).nonzero().flatten().to(self.kept)
+        self.values, self._pattern = values, None
+
+    def pattern(self) -> Pattern:
+        if self._pattern is None:
+            self._pattern = self._make_pattern(self.kept.cpu().numpy())
+        return self._pattern
+
+    def _make_pattern(self, kept: Any) -> Pattern:
+        raise NotImplementedError
+
+    def dense(self, x: Tensor) -> Tensor:
+        """What the masked dense layer computes, by PyTorch."""
+        raise NotImplementedError
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The output's shape, None where the kernels cannot take such an input."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_chain(_ALONE, [(self, None)], [x], self._pool)[0]
+
+    def dense_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Add this layer's entries of the plain state dict."""
+        state[f"{prefix}weight"] = self.weight.detach()
+        if self.bias is not None:
+            state[f"{prefix}bias"] = self.bias.detach()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        kept = state.get(f"{prefix}kept")
+        if kept is not None and kept.shape != self.kept.shape:
+            raise GemminerError(
+                f"{prefix}kept holds {kept.numel()} weights, the model {self.kept.numel()}: make the model from the "
+                "ticket the state was saved with"
+            )
+        super()._load_from_state_dict(state, prefix, *rest)
+        self._pattern = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pattern": None, "_pool": Pool()}
+
+    def extra_repr(self) -> str:
+        return f"{self.kept.numel()} of {int(np.prod(self.shape))} weights kept, shape={self.shape}"
+
+
+class SparseConv2d(SparseLayer):
+    """A 2d convolution that runs its kept weights only: any kernel, one stride, zero padding, groups, no dilation.
+
+    y[n, o] = bias[o] + sum over kept (o, c, ky, kx) of values * x[n, c] shifted by (ky, kx).
+    """
+
+    def __init__(self, conv: nn.Conv2d, mask: Tensor, *, padding: tuple[int, int]) -> None:
+        super().__init__(conv.weight, mask, conv.bias)
+        self.stride, self.groups, self.padding = int(conv.stride[0]), conv.groups, padding
+
+    def _make_pattern(self, kept: Any) -> Pattern:
+        o, c, kh, kw = self.shape
+        return Pattern(kept, (o, c, kh, kw), self.groups, self.stride, self.padding)
+
+    def dense(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        if len(shape) != 4 or shape[1] != self.shape[1] * self.groups:
+            return None
+        height, width = self.pattern().out_size(shape[2], shape[3])
+        return (shape[0], self.shape[0], height, width) if min(height, width) > 0 else None
+
+
+class SparseLinear(SparseLayer):
+    """A linear layer that runs its kept weights only; leading dimensions are batch."""
+
+    def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
+        super().__init__(linear.weight, mask, linear.bias)
+
+    def _make_pattern(self, kept: Any) -> Pattern:
+        return Pattern(kept, (self.shape[0], self.shape[1], 1, 1), 1, 1, (0, 0))
+
+    def dense(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return (*shape[:-1], self.shape[0]) if shape and shape[-1] == self.shape[1] else None
+
+
+class _MaskedWeight:
+    """What a layer that stays dense has in common: pruned weights are zero and their gradient is, so they stay.
+
+    A multiplication by the mask in each forward pass would cost a small network a tenth of its step.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    _hook = -1
+
+    def masked(self) -> Tensor:
+        """The weight, whose gradient will be that of kept weights only."""
+        if self._hook not in (self.weight._backward_hooks or ()) and self.weight.requires_grad:  # new, or a copy
+            self._hook = self.weight.register_hook(self._hold).id
+        return self.weight
+
+    def _hold(self, gradient: Tensor) -> Tensor:
+        return gradient * self.mask if gradient.requires_grad else gradient.mul_(self.mask)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)  # type: ignore[misc]
+        with torch.no_grad():
+            self.weight.mul_(self.mask)
+
+
+class MaskedConv2d(_MaskedWeight, nn.Conv2d):
+    """A convolution that stays dense under its mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._conv_forward(x, self.masked(), self.bias)
+        return y
+
+
+class MaskedLinear(_MaskedWeight, nn.Linear):
+    """A linear layer that stays dense under its mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.masked(), self.bias)
+
+
+class MaskedLayer(nn.Module):
+    """Any other module with masked parameters: `layer` computes with parameter * mask, so neither zeros nor their
+    gradient move."""
+
+    def __init__(self, layer: nn.Module, masks: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.layer, self.names = layer, tuple(masks)
+        for i, mask in enumerate(masks.values()):
+            self.register_buffer(f"mask{i}", mask, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = dict(self.layer.named_parameters())
+        masked = {name: own[name] * self.get_buffer(f"mask{i}") for i, name in enumerate(self.names)}
+        return torch.func.functional_call(self.layer, masked, args, kwargs)
+
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Pair = tuple[SparseLayer | None, BatchNorm | None]  # a shortcut has neither
+
+
+def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> int:
+    """How many numbers the largest map has, 0 where the kernels cannot run.
+
+    They run where all is on the CPU and of one type, single or double, without autocast, and where shapes fit.
+    """
+    tensors = list(inputs)
+    for layer, norm in modules:
+        tensors += [] if layer is None else [t for t in (layer.values, layer.bias) if t is not None]
+        if norm is not None:
+            own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            tensors += [t for t in own if t is not None]
+    dtype = inputs[0].dtype
+    fits = (
+        dtype in DTYPES
+        and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
+    return _largest(links, modules, [tuple(x.shape) for x in inputs]) if fits else 0
+
+
+def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]]) -> int:
+    """How many numbers the largest map has; 0 unless PyTorch would take these shapes and no addition broadcasts."""
+    flat = isinstance(modules[0][0], SparseLinear)
+    batch = shapes[0][:-1] if flat else shapes[0][:1]
+    if any(0 in shape or shape[: len(batch)] != batch for shape in shapes):
+        return 0
+    for unit, (layer, norm) in zip(links.units, modules, strict=True):
+        if layer is None:
+            assert unit.shortcut is not None
+            n, c, h, w = shapes[unit.source]
+            s, before, after = unit.shortcut
+            shapes.append((n, before + c + after, -(-h // s), -(-w // s)))
+            continue
+        out = layer.out_shape(shapes[unit.source])
+        if out is None or (unit.residual is not None and shapes[unit.residual] != out):
+            return 0
+        if norm is not None:
+            training = norm.training or norm.running_mean is None
+            if (flat and len(out) != 2) or (training and int(np.prod(out)) == out[1]):
+                return 0  # one value a channel: let PyTorch say what it thinks of that
+        shapes.append(out)
+    return max(map(math.prod, shapes))
+
+
+def _norm(norm: BatchNorm) -> Norm:
+    """The state of a batch norm for this pass; counts the batch as it does."""
+    fresh = norm.training or (norm.running_mean is None and norm.running_var is None)
+    momentum = None
+    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
+    mean = None if norm.running_mean is None else norm.running_mean.detach().numpy()
+    var = None if norm.running_var is None else norm.running_var.detach().numpy()
+    return Norm(mean, var, norm.eps, fresh, momentum)
+
+
+def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: Pool) -> tuple[Tensor, ...]:
+    """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot."""
+    numbers = usable(links, modules, inputs)
+    if not numbers:
+        return _by_torch(links, modules, inputs)
+    parameters: list[Tensor | None] = []
+    for layer, norm in modules:
+        parameters += [None, None] if layer is None else [layer.values, layer.bias]
+        parameters += [None, None] if norm is None else [norm.weight, norm.bias]
+    result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, numbers, len(inputs), *inputs, *parameters)
+    return result
+
+
+def _by_torch(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    values = list(inputs)
+    for unit, (layer, norm) in zip(links.units, modules, strict=True):
+        if layer is None:
+            assert unit.shortcut is not None
+            s, before, after = unit.shortcut
+            values.append(F.pad(values[unit.source][:, :, ::s, ::s], (0, 0, 0, 0, before, after)))
+            continue
+        y = layer.dense(values[unit.source])
+        y = y if norm is None else norm(y)
+        y = y if unit.residual is None else y + values[unit.residual]
+        values.append(F.relu(y) if unit.relu else y)
+    return tuple(values[v] for v in links.outputs)
+
+
+class _ChainFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, links: Links, modules: Sequence[Pair], pool: Pool, numbers: int, n: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        inputs, parameters = tensors[:n], tensors[n:]
+        first = inputs[0]
+        assert first is not None
+        ctx.shapes = [None if x is None else x.shape for x in inputs]
+        flat = isinstance(modules[0][0], SparseLinear)
+        values = [_value(x, flat) for x in inputs if x is not None]
+        batch = first.numel() // values[0].size
+        area, width = max((v.area, v.width) for v in values)
+        dtype = np.float32 if first.dtype == torch.float32 else np.float64
+        run = Runner(batch, block_size(batch, area, width, numbers), numbers, dtype, pool)
+        arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
+        weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
+        steps = [
+            Step(None, None, unit)
+            if layer is None
+            else Step(layer.pattern(), None if norm is None else _norm(norm), unit, layer.sift)
+            for (layer, norm), unit in zip(modules, links.units, strict=True)
+        ]
+        passed = Forward(links, steps, run)
+        blocked = [(run.block_in(x, v), v) for x, v in zip(inputs, values, strict=True) if x is not None]
+        passed(blocked, weights)
+        ctx.passed, ctx.n = passed, n
+        ctx.save_for_backward(*parameters)
+        ctx.set_materialize_grads(False)
+        outputs = []
+        for v in links.outputs:
+            value, y = passed.values[v], passed.values[v].y
+            assert y is not None
+            shape = (*first.shape[:-1], value.channels) if flat else (batch, value.channels, value.height, value.width)
+            outputs.append(run.block_out(y, value, shape))
+            del y
+            passed.forget(v)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        passed: Forward = ctx.passed
+        parameters = ctx.saved_tensors  # raises if one was changed in place, or if the graph has been freed
+        arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
+        weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
+        asked = list(ctx.needs_input_grad[5:])
+        wanted = [asked[ctx.n + i : ctx.n + i + 4] for i in range(0, len(arrays), 4)]
+        needs = asked[: ctx.n]
+        for step, own in zip(passed.steps, wanted, strict=True):
+            r = step.unit.residual
+            needs.append(any(own) or needs[step.unit.source] or (r is not None and needs[r]))
+        links, run = passed.links, passed.run
+        release = not _keeps_graph()
+        back = Backward(passed, needs, wanted, weights, release)
+        grads = back(
+            [
+                None if dy is None else run.block_in(dy, passed.values[v])
+                for v, dy in zip(links.outputs, outputs, strict=True)
+            ]
+        )
+        result: list[Tensor | None] = []
+        for v in range(ctx.n):
+            dx = back.input_gradient(v) if asked[v] else None
+            result.append(None if dx is None else run.block_out(dx, passed.values[v], ctx.shapes[v]))
+        result += [None if g is None else torch.from_numpy(g) for own in grads for g in own]
+        if release:
+            ctx.passed = None
+        return (None, None, None, None, None, *result)
+
+
+def _value(x: Tensor, flat: bool) -> Value:
+    return Value(x.shape[-1], 1, 1) if flat else Value(x.shape[1], x.shape[2], x.shape[3])
+
+
+def _keeps_graph() -> bool:
+    """Whether the caller of backward asked to keep the graph; if PyTorch cannot tell, assume so."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())

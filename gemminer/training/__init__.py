@@ -1,0 +1,1 @@
+"""The one training loop, its rules and settings, evaluation, checkpoints and costs."""

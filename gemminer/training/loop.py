@@ -1,0 +1,128 @@
+"""The one training loop. A search and a ticket's training differ in their `Rule`, and in nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemminer.core.errors import GemminerError
+from gemminer.core.model_state import named_state
+from gemminer.core.randomness import mixed, private_randomness, seed_globals
+from gemminer.training.evaluate import mean_metric, recalibrate
+from gemminer.training.rules import Rule
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
+
+
+def fit(
+    task: Task,
+    rule: Rule,
+    settings: Settings,
+    *,
+    seed: int,
+    phase: str = "train",
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
+) -> list[dict[str, Any]]:
+    """Run `settings.epochs` epochs: batch, loss, backward, rule, optimiser step, rule. Returns a row an epoch.
+
+    The same (seed, task, settings) gives the same weights, bit for bit on one CPU, whether or not the loop was
+    killed and resumed from `task.checkpoint` in between.
+
+    Args:
+        task: model (changed in place), batches, loss; its `monitor` is told of every step and epoch.
+        rule: what may move (`rules.Dense`, `rules.KeepMask`, a search's scores).
+        seed: seeds dropout and the order of a user's DataLoader; a named data set's order is its own.
+        phase: the name rows and checkpoints go by.
+        first_epoch, last_epoch: run only this part of the schedule (rewinding methods start at step k).
+
+    Raises:
+        GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.
+    """
+    optimiser = settings.build(rule.parameters())
+    rows: list[dict[str, Any]] = []
+    start, seconds = first_epoch, 0.0
+    stop = settings.epochs if last_epoch is None else last_epoch
+    checkpoint = task.checkpoint
+    rule.begin(optimiser)
+    if checkpoint and (state := checkpoint.load()) and state["phase"] == phase:
+        rule.load_state_dict(state["rule"])
+        own = named_state(task.model)
+        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in state["model"].items()}:
+            start, seconds, rows = state["epoch"], state["seconds"], state["rows"]
+            optimiser.load_state_dict(state["optimiser"])
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(state["model"][name])
+        else:
+            task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
+    task.monitor.begin(phase, start, stop)
+    begun = time.monotonic() - seconds
+    with private_randomness():
+        for epoch in range(start, stop):
+            loss = _epoch(task, rule, optimiser, settings, epoch, seed, phase)
+            row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": (epoch + 1) * len(task.train)}
+            row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
+            if task.validation and rule.settle:
+                recalibrate(task, rule.settle)
+            row["validation"] = mean_metric(task, task.validation) if task.validation else None
+            row["seconds"] = time.monotonic() - begun
+            rows.append(row)
+            task.monitor.epoch(row)
+            if checkpoint and (checkpoint.due() or epoch + 1 == stop):
+                checkpoint.save(
+                    {
+                        "phase": phase,
+                        "epoch": epoch + 1,
+                        "seconds": row["seconds"],
+                        "rows": rows,
+                        "optimiser": optimiser.state_dict(),
+                        "rule": rule.state_dict(),
+                        "model": dict(named_state(task.model)),
+                    }
+                )
+    return rows
+
+
+def _epoch(
+    task: Task,
+    rule: Rule,
+    optimiser: torch.optim.Optimizer,
+    settings: Settings,
+    epoch: int,
+    seed: int,
+    phase: str,
+) -> float:
+    """One pass over the training batches; returns the mean loss of its steps."""
+    seed_globals(mixed(seed, phase, epoch))
+    task.model.train()
+    steps, total, count = len(task.train), torch.zeros((), dtype=torch.float64, device=task.device), 0
+    for inputs, targets in task.train.epoch(epoch):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr_at(epoch + min(count / steps, 1.0))
+        total += step(task, rule, optimiser, inputs, targets, epoch * steps + count)
+        count += 1
+        task.monitor.step(phase, epoch * steps + count, settings.epochs * steps)
+        if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
+            break
+    if not torch.isfinite(total):
+        raise GemminerError(
+            f"the loss is no longer finite in epoch {epoch + 1} of '{phase}': lower the learning rate "
+            f"(lr is {settings.lr}) or check the data for NaN"
+        )
+    if count == 0:
+        raise GemminerError("there is nothing to train on: the training data gave no batch")
+    return float(total) / count
+
+
+def step(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, inputs: Any, targets: Any, index: int) -> Tensor:
+    """Optimiser step number `index` on one batch; returns its loss, detached."""
+    loss = task.loss_of(inputs, targets)
+    loss.backward()
+    rule.after_backward()
+    optimiser.step()
+    rule.after_step(index)
+    return loss.detach()

@@ -1,0 +1,93 @@
+"""Rules: what a training step may move, and what must hold after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Rule(Protocol):
+    """What a step may move, and what must hold after it: what a search and ticket training differ in.
+
+    The one training loop calls it; `loop.fit` says when. `settle` is from how many batches batch-norm statistics are
+    estimated anew before a validation, where those of the loop trail behind; 0 takes the loop's.
+    """
+
+    settle: int
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors the optimiser moves."""
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Told of the optimiser once it is made, before a first step or a resumed one."""
+
+    def after_backward(self) -> None:
+        """Turn the model's gradients into gradients of `parameters()`."""
+
+    def after_step(self, step: int) -> None:
+        """Restore what must hold after optimiser step number `step` (the first is 0), and clear the gradients."""
+
+    def numbers(self) -> dict[str, Any]:
+        """What to log at the end of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of the rule that a resumed run needs and the model's own state does not hold."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class Dense:
+    """Train every parameter: the reference without a mask."""
+
+    settle = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+
+    def parameters(self) -> list[Tensor]:
+        return self._parameters
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None: ...
+
+    def after_backward(self) -> None: ...
+
+    def after_step(self, step: int) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def numbers(self) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class KeepMask(Dense):
+    """Train the kept weights only: masked-out ones stay exactly zero, and so does their optimiser state.
+
+    Masking the gradient before the step is enough for SGD, Nesterov, Adam and AdamW: momentum and moments of pruned
+    weights stay zero, and decay moves no zero. Masking the weights once more after each step would change no bit of
+    them and cost 2% of a small network's step.
+
+    Args:
+        model: the network, its masked-out weights zero already (`Ticket.apply`).
+        masks: parameter name -> boolean mask.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        super().__init__(model)
+        named = dict(model.named_parameters())
+        self._masked: list[Tensor] = [named[name] for name in masks]
+        # The weight's own type, device and strides, so that a multiplication is all it takes.
+        self._masks = [torch.empty_like(named[name], requires_grad=False).copy_(mask) for name, mask in masks.items()]
+
+    def after_backward(self) -> None:
+        pairs = [(p.grad, m) for p, m in zip(self._masked, self._masks, strict=True) if p.grad is not None]
+        if pairs:
+            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])

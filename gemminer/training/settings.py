@@ -1,0 +1,78 @@
+"""How something is trained: epochs, optimiser and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gemminer.core.errors import UsageError, unknown
+
+OPTIMISERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "multistep", "constant")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How something is trained: optimiser and learning-rate schedule by name.
+
+    At epoch e (a fraction, updated each step) of T the learning rate is
+
+        cosine      lr * (1 + cos(pi * e / T)) / 2
+        multistep   lr * gamma^(number of milestones <= floor(e))
+        constant    lr
+
+    Args:
+        epochs: T, passes over the training data.
+        lr: the initial learning rate.
+        momentum: SGD's momentum, or Adam's beta_1.
+        weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
+        milestones: epochs at which multistep drops the rate.
+    """
+
+    epochs: int = 40
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise unknown("optimiser", self.optimiser, OPTIMISERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.epochs < 1:
+            raise UsageError(f"epochs must be 1 or more, not {self.epochs}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr, the learning rate, must be above 0, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"momentum must be at least 0 and below 1, not {self.momentum}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise UsageError(f"weight_decay must be 0 or more, not {self.weight_decay}")
+
+    def lr_at(self, epoch: float) -> float:
+        """The learning rate after `epoch` epochs, a fraction between two."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        if self.schedule == "multistep":
+            return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
+        return self.lr
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser, fused where PyTorch has a fused kernel for these tensors."""
+        if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
+            raise UsageError("nesterov needs optimiser sgd with a momentum above 0")
+        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        devices = {p.device.type for p in parameters}
+        common["fused"] = devices <= {"cpu", "cuda"} and all(p.is_floating_point() for p in parameters)
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.nesterov, **common)
+        kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
+        return kind(parameters, betas=(self.momentum, 0.999), **common)

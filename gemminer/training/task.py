@@ -1,0 +1,106 @@
+"""Task: everything a method may see, and nothing else. The test set is not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemminer.core.errors import GemminerError
+from gemminer.core.progress import Monitor
+from gemminer.data import Batches
+from gemminer.training.checkpoint import Checkpoint
+
+Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Tensor]
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (N, C, ...) or, for tokens, (N, T, C) against class indices of the leading shape."""
+    return F.cross_entropy(*_classes_second(output, target))
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """The fraction of predictions that are right: a value for each prediction, to be averaged."""
+    output, target = _classes_second(output, target)
+    return (output.argmax(dim=1) == target).double()
+
+
+def _classes_second(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if output.dim() == target.dim() + 1 and output.shape[:-1] == target.shape:
+        return output.reshape(-1, output.shape[-1]), target.reshape(-1)  # (N, T, C): classes last, as in text
+    return output, target
+
+
+@dataclass
+class Task:
+    """What a method may see: the network at its initial weights, training batches, and what good means.
+
+    Args:
+        model: the network, its parameters at their initial values; a method leaves it as it was.
+        train: the training batches.
+        validation: held-out training data for methods that choose something; never the test set.
+        loss: (output, target) -> scalar to minimise.
+        metric: (output, target) -> tensor whose mean over examples is reported; higher is better.
+        metric_name: what reports call it.
+        exclude: parameter names to leave dense, as shell patterns.
+        embeddings: prune embedding tables too.
+        engine: "dense" computes every weight, "sparse" the kept ones only, "auto" (on a CPU) what is faster.
+        channels_last: give batches of images to the model in that memory format.
+        phase: the name a search's epochs are logged by.
+        checkpoint: where a long method keeps what it has done so far, and finds it again when resumed.
+        monitor: told of every step and epoch.
+    """
+
+    model: nn.Module
+    train: Batches
+    validation: Batches | None = None
+    loss: Loss = cross_entropy
+    metric: Metric = accuracy
+    metric_name: str = "accuracy"
+    engine: str = "auto"
+    channels_last: bool = False
+    exclude: tuple[str, ...] = ()
+    embeddings: bool = False
+    phase: str = "search"
+    checkpoint: Checkpoint | None = None
+    monitor: Monitor = field(default_factory=Monitor)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def place(self, value: Any) -> Any:
+        """A batch on the model's device and in its memory format."""
+        if isinstance(value, Tensor):
+            if self.channels_last and value.dim() == 4:
+                return value.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            return value.to(self.device, non_blocking=True)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self.place, value))  # a NamedTuple takes its fields one by one
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.place(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self.place(v) for k, v in value.items()}
+        return value
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's output for one batch of inputs."""
+        return self.model(self.place(inputs))
+
+    def loss_of(self, inputs: Any, targets: Any) -> Tensor:
+        """The loss of one batch, one sentence instead of a traceback where output and target do not fit."""
+        output = self.forward(inputs)
+        try:
+            return self.loss(output, self.place(targets))
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            shapes = f"output {_shape(output)}, targets {_shape(targets)}"
+            raise GemminerError(f"the loss does not fit the model and data ({shapes}): {error}") from error
+
+
+def _shape(value: Any) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
