@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.draw import Draw
-from gemminer.core.model_state import named_state
+from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.progress import Monitor
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import keep_highest
-from gemminer.core.ticket import Ticket
+from gemminer.core.ticket import State, Ticket
+from gemminer.methods import Find
+from gemminer.training.task import Task
 
 
 def tiny_net(seed: int = 0, norm: bool = True) -> nn.Sequential:
@@ -48,6 +50,17 @@ def drawn_ticket(model: nn.Module, density: float = 0.1, seed: int = 0, **proven
     scores = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
     masks = keep_highest(scores, round(density * sum(s.numel() for s in shapes.values())))
     return Ticket(masks, {**named_state(model), **draw.weights(shapes)}, {"method": "test", **provenance}, draw)
+
+
+def mined(find: Find, task: Task, density: float, options: Any, seed: int) -> Ticket:
+    """The ticket of a method on a borrowed model; all that was found is in its provenance."""
+    with borrowed(task.model) as model:
+        initial = State(named_state(model))
+        found = find(task, density, options, seed)
+    facts = {} if found.live is None else {"live": found.live}
+    facts |= {"rows": list(found.rows), "at_initialisation": found.draw_holds, **found.facts}
+    facts["epochs"] = len(found.rows) if found.epochs is None else found.epochs
+    return Ticket(found.masks, initial if found.start is None else found.start, facts)
 
 
 def states() -> tuple[Any, ...]:

@@ -26,16 +26,21 @@ def checked(engine: str, device: torch.device) -> str:
     return engine
 
 
-def choose(task: Task, flops: cost.Flops) -> dict[str, float]:
+def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
     """By parameter name the density below which its layer computes kept weights only; a layer not named is dense.
 
     An experiment chooses once and writes it into its record and checkpoints, since with "auto" the densities are
     timings of this machine: a run that is resumed or repeated takes them from there, and rounds the same way.
+
+    Args:
+        flops: of the task's forward pass, if they have been counted.
     """
     if checked(task.engine, task.device) == "dense" or task.device.type != "cpu":
         return {}
-    if task.engine == "auto" and cost.TRAINING_PASSES * flops.dense * flops.examples < WORTH:
-        return {}
+    if task.engine == "auto":
+        flops = flops or cost.count(task, {})
+        if cost.TRAINING_PASSES * flops.dense * flops.examples < WORTH:
+            return {}
     from gemminer.sparse.training.convert import crossovers_of  # numba takes a second to load
 
     return crossovers_of(task.model, task.prunable(), task.engine)
@@ -53,7 +58,7 @@ def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
 
 def chosen(task: Task) -> Mapping[str, float]:
     """What was chosen for the task's experiment or, for a task of no experiment, what is chosen now."""
-    return choose(task, cost.count(task, {})) if task.below is None else task.below
+    return choose(task) if task.below is None else task.below
 
 
 def kept_only(task: Task, masks: Mapping[str, Tensor]) -> nn.Module | None:

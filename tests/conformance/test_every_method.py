@@ -20,6 +20,7 @@ from gemminer.core.model_state import named_state
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
 from tests.conformance.models import MODELS, build, options_of, task_of
+from tests.helpers import mined
 
 DENSITY = 0.3
 
@@ -27,7 +28,7 @@ METHODS = methods.names()
 
 
 def search(method: str, model: nn.Module, seed: int = 0, density: float = DENSITY, **fields: Any) -> Ticket:
-    return methods.get(method).find(task_of(model), density, options_of(method, **fields), seed)
+    return mined(methods.get(method).find, task_of(model), density, options_of(method, **fields), seed)
 
 
 @functools.cache
@@ -106,6 +107,6 @@ class TestEveryMethod:
 
     def test_excluded_weights_have_no_mask(self, method: str) -> None:
         task = dataclasses.replace(task_of(build("Plain")), exclude=("head.*",))
-        ticket = methods.get(method).find(task, DENSITY, options_of(method), 0)
+        ticket = mined(methods.get(method).find, task, DENSITY, options_of(method), 0)
         assert list(ticket.masks) == ["conv.weight", "hidden.weight"]
         assert ticket.kept == round(DENSITY * (36 + 128))

@@ -15,7 +15,7 @@ from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.task import Task
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import mined, tiny_data, tiny_net
 
 EPOCHS = 4
 
@@ -26,7 +26,7 @@ def task_of(model: nn.Module | None = None, batch_size: int = 16, **fields: Any)
 
 def search(method: str, density: float, task: Task | None = None, **fields: Any) -> Ticket:
     row = methods.get(method)
-    return row.find(task or task_of(), density, row.options(**{"epochs": EPOCHS, **fields}), 0)
+    return mined(row.find, task or task_of(), density, row.options(**{"epochs": EPOCHS, **fields}), 0)
 
 
 def flat(masks: Any) -> Tensor:

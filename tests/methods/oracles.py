@@ -13,6 +13,7 @@ from torch.func import functional_call
 from gemminer import methods
 from gemminer.data import TensorBatches
 from gemminer.training.task import Task
+from tests.helpers import mined
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -50,7 +51,7 @@ def assert_ranked(method: str, scores: Tensor, task: Task, options: Any) -> None
     for invert, order in ((False, scores.argsort(descending=True)), (True, scores.argsort())):
         chosen = dataclasses.replace(options, invert=invert)
         for k in range(1, d + 1):
-            masks = methods.get(method).find(task, k / d, chosen, 0).masks
+            masks = mined(methods.get(method).find, task, k / d, chosen, 0).masks
             kept = torch.cat([m.reshape(-1) for m in masks.values()]).nonzero().flatten().tolist()
             assert kept == sorted(order[:k].tolist()), (method, invert, k)
 
@@ -74,4 +75,6 @@ class Layers(nn.Module):
 
 def kept(method: str, density: float, **options: Any) -> list[int]:
     row = methods.get(method)
-    return [layer.kept for layer in row.find(ones_task(Layers(), 1), density, row.options(**options), 0).per_layer()]
+    return [
+        layer.kept for layer in mined(row.find, ones_task(Layers(), 1), density, row.options(**options), 0).per_layer()
+    ]

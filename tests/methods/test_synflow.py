@@ -13,6 +13,7 @@ from gemminer.data import TensorBatches
 from gemminer.methods import synflow
 from gemminer.methods.parts import one_shot
 from gemminer.training.task import Task
+from tests.helpers import mined
 from tests.methods.oracles import assert_ranked, ones_task, small, task_of
 
 
@@ -35,7 +36,7 @@ def test_synflow_scores_anew_in_each_round_and_nothing_returns(invert: bool) -> 
         order = sorted(alive.nonzero().flatten().tolist(), key=lambda i: float(scores[i]), reverse=not invert)
         alive = torch.zeros(20, dtype=torch.bool)
         alive[order[: round(20 * 0.3 ** (k / 4))]] = True
-    ticket = methods.get("synflow").find(ones_task(model, 3), 0.3, synflow.Options(rounds=4, invert=invert), 0)
+    ticket = mined(methods.get("synflow").find, ones_task(model, 3), 0.3, synflow.Options(rounds=4, invert=invert), 0)
     assert torch.equal(torch.cat([m.reshape(-1) for m in ticket.masks.values()]), alive)
 
 
@@ -44,7 +45,7 @@ def test_synflow_is_conserved_through_vgg16(density: float) -> None:
     """Between input and output every cut carries the same flow: each layer's scores sum to R."""
     model = models.build("vgg16", width=0.25)
     task = ones_task(model, 3, 32, 32)
-    ticket = methods.get("random").find(task, density, methods.get("random").options(), 0)
+    ticket = mined(methods.get("random").find, task, density, methods.get("random").options(), 0)
     with one_shot.scoring(task, 0) as weights, synflow.linearised(model):
         for name, w in weights.items():
             w.data *= ticket.masks[name]
@@ -58,7 +59,7 @@ def test_synflow_is_conserved_through_vgg16(density: float) -> None:
 @pytest.mark.parametrize("density", [0.01, 0.001])
 def test_synflow_collapses_no_layer_of_vgg16(density: float) -> None:
     model = models.build("vgg16", width=0.25)
-    ticket = methods.get("synflow").find(ones_task(model, 3, 32, 32), density, synflow.Options(), 0)
+    ticket = mined(methods.get("synflow").find, ones_task(model, 3, 32, 32), density, synflow.Options(), 0)
     assert ticket.kept == round(density * ticket.prunable)
     assert min(layer.kept for layer in ticket.per_layer()) > 0
 
@@ -77,6 +78,6 @@ def test_synflow_does_not_look_at_the_data() -> None:
     model = small()
     a = task_of(model)
     b = dataclasses.replace(a, train=TensorBatches(torch.randn(48, 4).double(), torch.zeros(48).long(), batch_size=12))
-    assert methods.get("synflow").find(a, 0.3, synflow.Options(), 0) == methods.get("synflow").find(
-        b, 0.3, synflow.Options(), 0
+    assert mined(methods.get("synflow").find, a, 0.3, synflow.Options(), 0) == mined(
+        methods.get("synflow").find, b, 0.3, synflow.Options(), 0
     )

@@ -19,9 +19,7 @@ from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
 from gemminer.runs import checks
 from gemminer.runs.checks import altered_ticket, reinit, shuffle
-from gemminer.runs.experiment import Experiment
-from gemminer.training.settings import Settings
-from gemminer.training.task import Task
+from gemminer.runs.experiment import build
 from tests.helpers import Pair, drawn_ticket, tiny_net
 
 
@@ -116,8 +114,8 @@ def test_a_reinit_keeps_the_models_type() -> None:
 def test_each_check_destroys_one_thing(pair: Pair) -> None:
     net = tiny_net()
     ticket = gemminer.mine(net, pair, 0.2, epochs=4)
-    bench = Experiment(Task(net, TensorBatches(*pair, batch_size=32)), None, Settings(epochs=1))
-    for name in checks.CHECKS:
+    bench = build(net, TensorBatches(*pair, batch_size=32))
+    for name in checks.names():
         first, second = (altered_ticket(bench, name, ticket, index) for index in (0, 1))
         assert first != ticket
         assert (first == second) == (name == "invert")
@@ -132,17 +130,17 @@ def test_each_check_destroys_one_thing(pair: Pair) -> None:
 
 def test_the_inversion_is_the_tickets_own_search_upside_down(pair: Pair) -> None:
     net, data = tiny_net(), TensorBatches(*pair, batch_size=32)
-    bench = Experiment(Task(net, data), None, Settings(epochs=1), seed=3)
+    bench = build(net, data, seed=3)
     options = methods.gem_miner.Options(epochs=3, lr=0.7)
-    ticket, _ = bench.find("gem-miner", 0.2, options, Draw("signed-constant", 3))
+    ticket, _ = bench.search("gem-miner", 0.2, options, Draw("signed-constant", 3))
     inverted = altered_ticket(bench, "invert", ticket, 0)
     upside_down = dataclasses.replace(options, invert=True)
-    expected, _ = bench.find("gem-miner", 0.2, upside_down, Draw("signed-constant", 3))
+    expected, _ = bench.search("gem-miner", 0.2, upside_down, Draw("signed-constant", 3))
     assert inverted == expected
 
 
 def test_an_inversion_needs_a_method(pair: Pair) -> None:
     ticket = Ticket({"0.weight": torch.ones(16, 6).bool()}, tiny_net().state_dict())
-    bench = Experiment(Task(tiny_net(), TensorBatches(*pair)), None, Settings())
+    bench = build(tiny_net(), TensorBatches(*pair))
     with pytest.raises(UsageError, match="needs to know the ticket's method, which is None"):
         altered_ticket(bench, "invert", ticket, 0)

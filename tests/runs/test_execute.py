@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Reco
     assert [row.kept for row in result.layers] == [layer.kept for layer in ticket.per_layer()]
     assert ticket.provenance["recipe"] == recipe.digest == result.recipe_hash
     assert make(result.recipe) == recipe
-    assert set(result.checks) == set(checks.CHECKS)
+    assert set(result.checks) == set(checks.names())
     assert {c.n for c in result.checks.values()} == {2}
     assert result.checks["shuffle"].ticket_values == result.accuracy.after_values
     assert result.accuracy.n == 2
@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Reco
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     expected = ["search", "train:0", "train:1", "dense"]
-    for name in checks.CHECKS:
+    for name in checks.names():
         expected += [f"check:{name}:search"] * (name == "invert") + [f"check:{name}:{i}" for i in (0, 1)]
     assert phases == expected
     assert [row["epoch"] for row in rows if row["phase"] == "search"] == [1, 2, 3, 4]
@@ -92,7 +92,7 @@ def test_trained_weights_are_those_of_the_ticket(finished: tuple[Recipe, Path, r
     for name, mask in ticket.masks.items():
         assert trained[name][~mask].count_nonzero() == 0
         assert trained[name][mask].ne(ticket.initial[name][mask]).any()
-    bench, _, _ = prepare(recipe, device="cpu")
+    bench = prepare(recipe, device="cpu").experiment
     bench.task.model.load_state_dict(trained)
     assert bench.test is not None
     assert evaluate.mean_metric(bench.task, bench.test) == result.accuracy.after_values[0]
@@ -163,7 +163,7 @@ def test_warnings_survive_a_resume(tmp_path: Path) -> None:
 
 def test_layers_left_dense_by_a_recipe(tmp_path: Path) -> None:
     recipe = make({**TINY, "exclude": ("*3*",), "checks": ("invert", "erk"), "check_seeds": 1, "dense": False})
-    names = [name for name, _ in prepare(make(TINY), device="cpu")[0].task.model.named_parameters()]
+    names = [name for name, _ in prepare(make(TINY), device="cpu").experiment.task.model.named_parameters()]
     if not any("3" in name for name in names):
         recipe = recipe.replace(exclude=(next(n for n in reversed(names) if n.endswith("weight")),))
     result = run_recipe(recipe, tmp_path / "run", device="cpu")

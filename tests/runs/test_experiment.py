@@ -9,8 +9,7 @@ from torch import Tensor, nn
 import gemminer
 from gemminer.core.errors import UsageError
 from gemminer.data import TensorBatches
-from gemminer.runs.experiment import Experiment, wants_channels_last
-from gemminer.training.settings import Settings
+from gemminer.runs.experiment import build, wants_channels_last
 from gemminer.training.task import Task
 from tests.helpers import Pair, Snapshot, states, tiny_data, tiny_net
 
@@ -54,9 +53,9 @@ def test_before_does_not_depend_on_statistics_of_another_network(pair: Pair) -> 
         net = tiny_net()
         net[1].running_mean.fill_(mean)
         moved = ticket.replace(initial={**ticket.initial, "1.running_mean": net[1].running_mean})
-        bench = Experiment(Task(net, TensorBatches(*pair)), TensorBatches(*pair, shuffle=False), Settings())
+        bench = build(net, TensorBatches(*pair), test=TensorBatches(*pair, shuffle=False))
         found.append(bench.before(moved))
         assert float(net[1].running_mean[0]) == mean
     assert found[0] == found[1]
     with pytest.raises(UsageError, match="no test data to measure on"):
-        Experiment(Task(tiny_net(), TensorBatches(*pair)), None, Settings()).before(ticket)
+        build(tiny_net(), TensorBatches(*pair)).before(ticket)

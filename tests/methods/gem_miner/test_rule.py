@@ -19,7 +19,7 @@ from gemminer.methods.gem_miner import GemMinerRule, Options, find
 from gemminer.methods.gem_miner.rule import _first_scores
 from gemminer.training.loop import fit
 from gemminer.training.task import Task
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import mined, tiny_data, tiny_net
 from tests.methods.gem_miner.helpers import fixed, options_for_fit
 
 
@@ -149,7 +149,7 @@ def test_the_search_is_autograd_bit_for_bit(build: Callable[[], nn.Module], opti
 
     p, q, losses = oracle(copy, batches, scores, freezes, optim, lambda step: options.lr_at(step / 4))
 
-    ticket = find(Task(model, data), 0.1, options, 7)  # leaves the model as it was, so it can be searched again
+    ticket = mined(find, Task(model, data), 0.1, options, 7)  # leaves the model as it was, so it can be searched again
     for name in parameters:
         assert torch.equal(ticket.masks[name], q[name].bool()), name
 

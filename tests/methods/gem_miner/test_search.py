@@ -23,7 +23,7 @@ from gemminer.methods.gem_miner import GemMinerRule, Options, find
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.loop import fit
 from gemminer.training.task import Task
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import mined, tiny_data, tiny_net
 from tests.methods.gem_miner.helpers import fixed, options_for_fit
 
 
@@ -80,7 +80,7 @@ def test_find_leaves_the_model_as_it_was_and_keeps_the_exact_count(
     net[0].bias.requires_grad_(False)
     net.eval()
     before, generators = snapshot(net), torch.get_rng_state()
-    ticket = find(task(net), 0.1, Options(epochs=4), 0)
+    ticket = mined(find, task(net), 0.1, Options(epochs=4), 0)
     assert snapshot(net) == before
     assert torch.equal(torch.get_rng_state(), generators)
     assert ticket.kept == 32 == round(0.1 * 324)
@@ -111,7 +111,7 @@ def test_an_interrupted_search_gives_the_weights_back(
     model = nn.Sequential(net, Stop(at, error))
     before, generators = snapshot(model), torch.get_rng_state()
     with pytest.raises(type(error)):
-        find(task(model), 0.1, Options(epochs=4), 0)
+        mined(find, task(model), 0.1, Options(epochs=4), 0)
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), generators)
 
@@ -121,7 +121,7 @@ def test_gradients_of_before_do_not_leak_into_the_search() -> None:
     inputs, targets = tiny_data()
     (1000 * F.cross_entropy(used(inputs), targets)).backward()
     used[1].reset_running_stats()
-    ours, theirs = (find(task(model), 0.2, Options(epochs=3), 0).masks for model in (fresh, used))
+    ours, theirs = (mined(find, task(model), 0.2, Options(epochs=3), 0).masks for model in (fresh, used))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -135,7 +135,13 @@ def test_only_scores_move_during_a_search(net: nn.Sequential) -> None:
             seen.append({name: p.detach().clone() for name, p in net.named_parameters()})
             return x
 
-    find(task(nn.Sequential(net, Watching()), engine="dense"), 0.1, Options(epochs=3, weight_decay=0.1, ridge=0.1), 0)
+    mined(
+        find,
+        task(nn.Sequential(net, Watching()), engine="dense"),
+        0.1,
+        Options(epochs=3, weight_decay=0.1, ridge=0.1),
+        0,
+    )
     assert len(seen) == 18
     for state in seen:
         for name, value in state.items():
@@ -146,16 +152,16 @@ def test_only_scores_move_during_a_search(net: nn.Sequential) -> None:
 
 
 def test_seeds_and_options_vary_the_ticket() -> None:
-    first, again, other = (find(task(tiny_net()), 0.2, Options(epochs=2), seed) for seed in (0, 0, 1))
+    first, again, other = (mined(find, task(tiny_net()), 0.2, Options(epochs=2), seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    inverted = find(task(tiny_net()), 0.2, Options(epochs=2, invert=True), 0)
+    inverted = mined(find, task(tiny_net()), 0.2, Options(epochs=2, invert=True), 0)
     assert inverted.kept == first.kept
     assert inverted != first
 
 
 def test_a_live_mask_may_keep_fewer_and_says_so() -> None:
-    ticket = find(task(tiny_net()), 0.5, Options(epochs=6, mask="live", ridge=3e-2, lr=0.5), 0)
+    ticket = mined(find, task(tiny_net()), 0.5, Options(epochs=6, mask="live", ridge=3e-2, lr=0.5), 0)
     assert ticket.kept < 162
     assert ticket.provenance["live"] == ticket.density
 
@@ -164,7 +170,7 @@ def test_other_types_are_mined_too() -> None:
     inputs, targets = tiny_data()
     double = tiny_net().double()
     data = TensorBatches(inputs.double(), targets, batch_size=16)
-    assert find(Task(double, data), 0.1, Options(epochs=2), 0).kept == 32
+    assert mined(find, Task(double, data), 0.1, Options(epochs=2), 0).kept == 32
     mixed = tiny_net(norm=False)
     mixed[5].to(torch.bfloat16)
 
@@ -174,7 +180,7 @@ def test_other_types_are_mined_too() -> None:
 
     mixed.insert(5, Cast())
     before = mixed[6].weight.detach().clone()
-    ticket = find(task(mixed), 0.1, Options(epochs=3, lr=1.0), 0)
+    ticket = mined(find, task(mixed), 0.1, Options(epochs=3, lr=1.0), 0)
     assert ticket.kept == 32
     assert 0 < ticket.masks.kept("6.weight") < 36
     assert torch.equal(mixed[6].weight, before)
@@ -184,7 +190,7 @@ def test_other_types_are_mined_too() -> None:
 def test_a_floor_above_the_asked_count_is_refused() -> None:
     """Three layers of 50 each are more than the 32 weights that density 0.1 keeps."""
     with pytest.raises(UsageError, match="floor"):
-        find(task(tiny_net()), 0.1, Options(epochs=2, floor=50), 0)
+        mined(find, task(tiny_net()), 0.1, Options(epochs=2, floor=50), 0)
 
 
 # --- lambda solved for -----------------------------------------------------------------------------------------
@@ -193,7 +199,7 @@ def test_a_floor_above_the_asked_count_is_refused() -> None:
 def test_the_search_does_not_depend_on_the_scale_of_the_loss() -> None:
     """A power of two rounds nothing: the same ticket from a loss 1,024 times as large."""
     masks = [
-        find(task(tiny_net(), loss=lambda x, y, c=c: c * F.cross_entropy(x, y)), 0.1, Options(epochs=4), 0).masks
+        mined(find, task(tiny_net(), loss=lambda x, y, c=c: c * F.cross_entropy(x, y)), 0.1, Options(epochs=4), 0).masks
         for c in (1.0, 1024.0)
     ]
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
@@ -211,7 +217,7 @@ def test_kept_weights_only_give_the_search_of_all_weights(ridge: float | None, o
     inputs = torch.randn(40, 1, 8, 8, generator=source, dtype=torch.float64)
     data = TensorBatches(inputs, torch.arange(40) % 10, batch_size=16)
     options = Options(epochs=12, ridge=ridge, optimiser=optimiser, lr=0.2 if optimiser == "sgd" else 0.02)  # type: ignore[arg-type]
-    found = [find(Task(model, data, data, engine=engine), 0.05, options, 0) for engine in ("dense", "sparse")]
+    found = [mined(find, Task(model, data, data, engine=engine), 0.05, options, 0) for engine in ("dense", "sparse")]
     dense, sparse = (ticket.provenance["rows"] for ticket in found)
     for ours, theirs in zip(sparse, dense, strict=True):
         assert ours["layers_kept"] == theirs["layers_kept"]
@@ -224,7 +230,7 @@ def test_kept_weights_only_give_the_search_of_all_weights(ridge: float | None, o
 def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path, killed: int) -> None:
     model, data = tiny_net(), TensorBatches(*tiny_data(), batch_size=16)
     options = Options(epochs=8)
-    whole = find(Task(model, data, engine="sparse"), 0.1, options, 0)
+    whole = mined(find, Task(model, data, engine="sparse"), 0.1, options, 0)
 
     class Killed(Monitor):
         def epoch(self, row: dict[str, Any]) -> None:
@@ -233,12 +239,12 @@ def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path, killed:
 
     checkpoint = Checkpoint(tmp_path / "state", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        find(Task(model, data, engine="sparse", checkpoint=checkpoint, monitor=Killed()), 0.1, options, 0)
+        mined(find, Task(model, data, engine="sparse", checkpoint=checkpoint, monitor=Killed()), 0.1, options, 0)
     state = checkpoint.load()
     assert state is not None
     assert len(state["rule"]["vectors"]) == 3
     assert (len(state["rule"]["index"]) == rule_size(model)) == (killed == 2)
-    again = find(Task(model, data, engine="sparse", checkpoint=checkpoint), 0.1, options, 0)
+    again = mined(find, Task(model, data, engine="sparse", checkpoint=checkpoint), 0.1, options, 0)
     assert all(torch.equal(again.masks[name], whole.masks[name]) for name in whole.masks)
     losses = [[row["loss"] for row in ticket.provenance["rows"]] for ticket in (again, whole)]
     assert losses[0] == losses[1]

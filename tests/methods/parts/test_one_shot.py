@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gemminer import methods, models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.methods import grasp, prospr, smart_ratio, snip, synflow
+from tests.helpers import mined
 from tests.methods.oracles import ones_task, small, task_of
 
 
@@ -42,7 +43,7 @@ class Custom(nn.Linear):
 def test_a_model_without_second_derivatives_gets_one_sentence(method: str, model: type[nn.Linear]) -> None:
     row = methods.get(method)
     with pytest.raises(GemminerError, match=f"{method} needs second derivatives"):
-        row.find(task_of(model(4, 3).double()), 0.5, row.options(), 0)
+        mined(row.find, task_of(model(4, 3).double()), 0.5, row.options(), 0)
 
 
 def test_a_layers_scope_gives_every_layer_its_share() -> None:
@@ -50,7 +51,7 @@ def test_a_layers_scope_gives_every_layer_its_share() -> None:
         model = models.build("lenet-300-100", in_channels=1, image_size=4)
         task = ones_task(model, 1, 4, 4)
         row = methods.get(method)
-        ticket = row.find(task, 0.1, row.options(scope="layer"), 0)
+        ticket = mined(row.find, task, 0.1, row.options(scope="layer"), 0)
         assert ticket.kept == round(0.1 * ticket.prunable)
         assert all(abs(layer.kept - 0.1 * layer.prunable) < 1 for layer in ticket.per_layer()), method
 
@@ -78,8 +79,8 @@ def test_settings_that_cannot_be_are_refused(kind: type[Any], fields: dict[str, 
 def test_costs_count_gradients() -> None:
     task = task_of(small())  # 4 batches of 12
     row = methods.get
-    assert row("snip").find(task, 0.3, snip.Options(batches=2), 0).provenance["epochs"] == 0.5
-    assert row("prospr").find(task, 0.3, prospr.Options(), 0).provenance["epochs"] == 10 / 4
-    assert row("grasp").find(task, 0.3, grasp.Options(per_class=8), 0).provenance["epochs"] == 4 * 2 / 4
-    assert row("synflow").find(task, 0.3, synflow.Options(), 0).provenance["epochs"] == pytest.approx(100 / 48)
-    assert row("magnitude").find(task, 0.3, row("magnitude").options(), 0).provenance["epochs"] == 0
+    assert mined(row("snip").find, task, 0.3, snip.Options(batches=2), 0).provenance["epochs"] == 0.5
+    assert mined(row("prospr").find, task, 0.3, prospr.Options(), 0).provenance["epochs"] == 10 / 4
+    assert mined(row("grasp").find, task, 0.3, grasp.Options(per_class=8), 0).provenance["epochs"] == 4 * 2 / 4
+    assert mined(row("synflow").find, task, 0.3, synflow.Options(), 0).provenance["epochs"] == pytest.approx(100 / 48)
+    assert mined(row("magnitude").find, task, 0.3, row("magnitude").options(), 0).provenance["epochs"] == 0
