@@ -18,6 +18,7 @@ from test_report import HOSTILE, NAMES, SHAPES, Opened, Page, browser, fake_reco
 from gemminer.core.errors import GemminerError
 from gemminer.reporting import aggregate, sentences
 from gemminer.reporting.page import report
+from gemminer.runs.record import parsed
 
 __all__ = ["browser"]  # the fixture
 
@@ -161,7 +162,7 @@ def small(method: str, seed: int, after: list[float], density: float = 0.01, **c
         "options": {},
         "recipe": {},
     }
-    return aggregate.read(f"{method}-{seed}", fake_record(**fields | changes))
+    return aggregate.read(f"{method}-{seed}", parsed(fake_record(**fields | changes), "record.json"))
 
 
 def only(runs: list[aggregate.Run]) -> aggregate.Field:
@@ -363,7 +364,7 @@ def test_damaged_and_failed_runs_are_listed_with_the_rest(tmp_path: Path) -> Non
     worse = put(tmp_path / "worse", fake_record(checks=unpaired))
     text = Page(report([good, bad, worse], failed={"snip, seed 3": "out of memory"})).text
     assert "3 of 4 runs are missing" in text
-    assert "bad : the record in" in text
+    assert "bad : record.json is damaged (no usable 'layers.0.kept')" in text
     assert "check shuffle has no paired values" in text
     assert "snip, seed 3 : out of memory" in text
     assert (tmp_path / "report.csv").exists()

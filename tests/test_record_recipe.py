@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import gc
 import json
+import math
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from gemminer import models
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.statistics import Check, paired_test
+from gemminer.core.ticket import Layer
 from gemminer.methods.gem_miner import Options
 from gemminer.methods.parts.schedules import freeze_epochs
 from gemminer.runs import environment, recipe, record
-from gemminer.runs.folder import Folder
+from gemminer.runs.folder import Busy, Folder
 from gemminer.runs.recipe import Recipe, make
-from gemminer.runs.record import Record, read
+from gemminer.runs.record import Record, parsed, read
 from gemminer.training.settings import Settings
 
 # --- recipes ---------------------------------------------------------------------------------------------------
@@ -272,6 +280,68 @@ def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         Folder(Path("/proc/run"), "abc")
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from gemminer.runs.folder import Busy, Folder
+held = Folder(Path(sys.argv[1]), "abc", resume=True)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def other_process(out: Path) -> subprocess.Popen[str]:
+    """A process that holds the folder until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(out)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_is_one_processs_however_that_ends(tmp_path: Path) -> None:
+    other = other_process(tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(Busy, match=r"another process is running in .*: wait for it, or give another folder") as caught:
+        Folder(tmp_path, "abc", resume=True)
+    assert time.monotonic() - begun >= 3
+    assert isinstance(caught.value, UsageError)
+    other.kill()
+    other.communicate()
+    first = Folder(tmp_path, "abc", resume=True)
+    second = Folder(tmp_path, "abc", resume=True)  # no process locks itself out
+    del first
+    gc.collect()
+    assert second.path == tmp_path
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / "state" / "lock", timeout=0).acquire()
+    del second
+    gc.collect()
+    other_process(tmp_path).communicate("")
+
+
+def test_a_process_may_use_another_threads_folder(tmp_path: Path) -> None:
+    held = Folder(tmp_path, "abc")
+    found: list[Folder] = []
+    thread = threading.Thread(target=lambda: found.append(Folder(tmp_path, "abc", resume=True)))
+    thread.start()
+    thread.join()
+    assert [folder.path for folder in found] == [held.path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: Any) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    folder = Folder(tmp_path, "abc")
+    assert folder.finish("search", {"n": 1}) == {"n": 1}
+    assert [path.name for path in folder.state.glob("lock*")] == ["lock"], "a lock file would outlive a kill"
+
+
 def test_lines_that_a_kill_cut_short(tmp_path: Path) -> None:
     folder = Folder(tmp_path, "abc")
     folder.finish("search", {"n": 1})
@@ -351,9 +421,71 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.command() == "gemminer mine --seed 3"
 
 
-def test_every_row_of_a_ticket_fits_a_record() -> None:
-    from gemminer.core.statistics import Check
-    from gemminer.core.ticket import Layer
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("/home/jane/lottery/runs/gem", "runs/gem"),
+        ("/home/jane/lottery", "."),
+        ("/home/jane/data/mnist", "../data/mnist"),
+        ("/home/jane", ".."),
+        ("/scratch/jane/mnist", "mnist"),
+        ("--out=/home/jane/lottery/runs/gem", "--out=runs/gem"),
+        ("folder:/home/jane/lottery/images@32", "folder:images@32"),
+        ("--data=folder:/srv/jane/images@32", "--data=folder:images@32"),
+        ("digits,folder:/srv/jane/images,mnist", "digits,folder:images,mnist"),
+        ("checkpoint=/srv/jane/a.pt", "checkpoint=a.pt"),
+        ("runs/gem", "runs/gem"),
+        ("--density", "--density"),
+        ("imp:rewind=warm:rate=0.3", "imp:rewind=warm:rate=0.3"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("1/2", "1/2"),
+        ("", ""),
+    ],
+)
+def test_a_record_says_nothing_about_somebodys_folders(argument: str, said: str) -> None:
+    assert environment.without_places(argument, Path("/home/jane/lottery")) == said
 
-    assert {f.name for f in dataclasses.fields(Layer)} == set(record.LayerRow.model_fields)
-    assert {f.name for f in dataclasses.fields(Check)} == set(record.CheckRow.model_fields)
+
+def test_the_command_line_of_a_module_in_this_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["/x/gemminer/__main__.py", "mine", "--out", str(tmp_path / "runs" / "a"), "--recipe", "/y/z/r.toml"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert environment.command() == "gemminer mine --out runs/a --recipe r.toml"
+
+
+def test_rows_of_a_ticket_and_its_checks_are_rows_of_the_record(result: Record, tmp_path: Path) -> None:
+    """The same classes, so that there is no second list of their fields."""
+    layer = Layer("a", (2, 3), 6, 2, 1 / 3, 2, 1)
+    check = paired_test([0.9, 0.8], [0.5, 0.6])
+    path = result.model_copy(update={"layers": [layer], "checks": {"shuffle": check}}).save(tmp_path / "record.json")
+    again = read(path)
+    assert again.layers == [layer]
+    assert again.checks == {"shuffle": check}
+    rows = json.loads(path.read_text())
+    assert list(rows["layers"][0]) == [field.name for field in dataclasses.fields(Layer)]
+    assert list(rows["checks"]["shuffle"]) == [field.name for field in dataclasses.fields(Check)]
+
+
+def test_a_record_that_lacks_what_is_optional_is_read(tmp_path: Path) -> None:
+    fields = {
+        "schema": "gemminer.record/1",
+        "method": "x",
+        "model": "y",
+        "data": "z",
+        "density": {"asked": 0.1, "realised": 0.1},
+        "layers": [{"name": "a", "kept": 0, "density": 0.0, "filters": None}],
+        "accuracy": {"before": None, "n": None},
+        "checks": {"shuffle": {"mean": 0.5, "verdict": "perhaps"}, "erk": {"mean": 0.5, "difference": None}},
+        "cost": {"search": {"epochs": 1, "seconds": None}},
+        "git": None,
+        "of a later version": 1,
+    }
+    (tmp_path / "record.json").write_text(json.dumps(fields))
+    found = read(tmp_path)
+    assert found.layers == [Layer("a", (), 0, 0, 0.0, 0, 0)]
+    assert (found.metric, found.seed, found.notes, found.accuracy.n) == ("accuracy", None, [], 0)
+    assert [check.verdict for check in found.checks.values()] == ["not decided"] * 2
+    assert math.isnan(found.checks["erk"].difference)
+    assert math.isnan(found.cost["search"].seconds)
+    with pytest.raises(GemminerError, match=r"no usable 'layers.0.kept'.*run the command that made it again"):
+        parsed({**fields, "layers": [{"name": "a"}]}, "record.json")

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from gemminer.reporting import format
-from gemminer.reporting.aggregate import Field, Layer, Row, Stat, pareto
+from gemminer.reporting.aggregate import Field, MeanLayer, Row, Stat, pareto
 from gemminer.reporting.axes import add_mark, density_axis, escaped, metric_axis, new_figure, short_name
 from gemminer.reporting.sentences import spread
 
@@ -167,7 +167,7 @@ def _cost_axis(title: str, say: Any, costs: Sequence[float]) -> tuple[float, dic
     return 10.0**floor, metric_axis(title, type="log", tickvals=list(ticks), ticktext=list(ticks.values()), range=span)
 
 
-def _kept(layer: Layer, runs: int) -> str:
+def _kept(layer: MeanLayer, runs: int) -> str:
     said = f"{format.density(layer.density)} kept"
     return f"{said}; nothing in {layer.collapsed} of {runs} runs" if layer.collapsed else said
 
