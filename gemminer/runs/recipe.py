@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gemminer.core.errors import UsageError, unknown
 from gemminer.runs.paper import NAMED
 
+# A recipe's identity leaves out what is the default: another list would make other recipes of all that were ever run.
+DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
+
 
 class Recipe(BaseModel):
     """One run: find a ticket, train it, check it. Its identity is the hash of the fields that are not the default.
@@ -51,7 +54,7 @@ class Recipe(BaseModel):
     model_options: dict[str, Any] = Field(default_factory=dict, description="options of the network")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     train: dict[str, Any] = Field(default_factory=dict, description="optimiser and schedule of the training")
-    checks: tuple[str, ...] = Field(("shuffle", "reinit", "invert", "uniform", "erk"), description="sanity checks")
+    checks: tuple[str, ...] = Field(DEFAULT_CHECKS, description="sanity checks")
     check_seeds: int = Field(3, ge=1, description="training seeds of the ticket and of each check")
     dense: bool = Field(True, description="train the dense network too, as the reference")
     exclude: tuple[str, ...] = Field((), description="weights to leave dense, as shell patterns")

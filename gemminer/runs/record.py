@@ -101,6 +101,13 @@ class Cost(_Part):
     flops_sparse: float = math.nan
 
 
+class Engine(_Part):
+    """Which engine was asked for, and by weight's name the density below which its layer computed kept weights only."""
+
+    asked: str = ""
+    below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")
+
+
 class Record(_Part):
     """The result of a run. Versioned: readers refuse a `schema` they do not know."""
 
@@ -127,6 +134,7 @@ class Record(_Part):
     checks: dict[str, CheckRow] = Field(default_factory=dict)
     cost: dict[str, Cost] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    engine: Engine | None = None
     hardware: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     git: str | None = None

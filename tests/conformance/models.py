@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gemminer import methods
 from gemminer.data import TensorBatches
-from gemminer.task import Task
+from gemminer.training.task import Task
 
 
 class Plain(nn.Module):
