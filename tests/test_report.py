@@ -18,7 +18,7 @@ import pytest
 
 import gemminer
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.reporting import format
+from gemminer.reporting import axes, format
 from gemminer.reporting.page import PLOTLY as SCRIPT
 from gemminer.reporting.page import report, write
 from gemminer.runs.record import Record
@@ -249,6 +249,21 @@ def test_charts_carry_the_data(gem: Path) -> None:
         [pytest.approx(0.92267, abs=1e-5)],
     ]
     assert checks[3]["error_x"]["array"] == [pytest.approx(0.00961, abs=1e-5)]
+
+
+def test_a_figure_is_plain_json_without_numbers_that_are_none() -> None:
+    figure = axes.new_figure(100, xaxis={"range": (0, math.inf)}, yaxis={"type": "log"})
+    axes.add_line(figure, "a", [1, 2], [0.5, math.nan])
+    axes.add_bars(figure, x=[1], y=[-math.inf])
+    axes.add_mark(figure, 0.25, "var(--c0)")
+    axes.add_text(figure, "here", x=1)
+    shared = json.loads(axes.to_json(figure))
+    assert [trace["type"] for trace in shared["data"]] == ["scatter", "bar"]
+    assert [trace["y"] for trace in shared["data"]] == [[0.5, None], [None]]
+    assert shared["layout"]["xaxis"]["range"] == [0, None]
+    (mark,), (text,) = shared["layout"]["shapes"], shared["layout"]["annotations"]
+    assert (mark["x0"], mark["x1"], mark["yref"], mark["layer"]) == (0.25, 0.25, "paper", "below")
+    assert text == {"text": "here", "showarrow": False, "x": 1}
 
 
 def test_a_mean_over_seeds_is_drawn_for_each_check(tmp_path: Path) -> None:
@@ -492,7 +507,7 @@ def test_the_modules_read_files_only() -> None:
         modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         assert {m.split(".")[1] for m in modules if m.startswith("gemminer.")} <= {"core", "runs", "reporting"}
-        assert not {m.split(".")[0] for m in modules} & {"torch", "numpy", "scipy", "pydantic"}
+        assert not {m.split(".")[0] for m in modules} & {"torch", "numpy", "scipy", "pydantic", "plotly"}
 
 
 # ---- in a real browser ----

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import save_text
 from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
+from gemminer.reporting.axes import Figure, to_json
 from gemminer.reporting.format import checked, deviation, epochs, is_share
 from gemminer.reporting.format import density as _density
 from gemminer.reporting.format import duration as _seconds
@@ -241,7 +242,7 @@ def _runs_page(
 
 def _many_charts(
     fields: list[aggregate.Field], densities: list[float], methods: list[str]
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Figure | None]]:
     """Each chart by the choices it stands for: kind/field/density/measure, as `data-figure` spells them."""
     for i, field in enumerate(fields):
         yield f"after/{i}", comparison_charts.accuracy(field, "after", methods)
@@ -260,13 +261,13 @@ def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict
     return {"r": found, "name": run.name, "label": label, "link": link} | extra
 
 
-def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+def _render(template: str, title: str, drawn: Mapping[str, Figure | None], context: Mapping[str, Any]) -> str:
     """A page: the template with its values escaped, plotly's script and the charts' data once each."""
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     env.filters |= {"value": _value, "density": _density, "flops": _flops, "duration": _seconds}
     env.filters |= {"deviation": deviation, "epochs": epochs, "spread": sentences.spread}
     env.filters |= {"difference": tables.difference}
-    figures = {name: figure.to_json() for name, figure in drawn.items() if figure is not None}
+    figures = {name: to_json(figure) for name, figure in drawn.items() if figure is not None}
     data = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
     for char in "<>&":  # nothing inside the JSON can end the script element it stands in
         data = data.replace(char, f"\\u{ord(char):04x}")

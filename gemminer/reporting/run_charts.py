@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gemminer.reporting import format
-from gemminer.reporting.axes import add_line, add_mark, density_axis, escaped, metric_axis, new_figure, rows_axis
+from gemminer.reporting.axes import (
+    Figure,
+    add_bars,
+    add_line,
+    add_mark,
+    add_scatter,
+    add_shape,
+    add_text,
+    density_axis,
+    escaped,
+    metric_axis,
+    new_figure,
+    rows_axis,
+)
 from gemminer.runs.record import Record
 
 Phases = Mapping[str, list[dict[str, Any]]]
@@ -36,7 +49,7 @@ def freezes(phases: Phases) -> dict[int, int]:
     return {row["epoch"]: int(row["freezes"]) for row in phases.get("search", []) if row.get("freezes")}
 
 
-def search(record: Record, phases: Phases) -> Any:
+def search(record: Record, phases: Phases) -> Figure | None:
     """Validation accuracy above, kept and live density below, over the search's epochs; freezes marked."""
     rows, frozen, metric = phases.get("search"), freezes(phases), record.metric
     if not rows:
@@ -57,14 +70,14 @@ def search(record: Record, phases: Phases) -> Any:
     add_mark(figure, asked, "var(--muted)", "dot", axis="y2")
     if sum(frozen.values()) > MARKS:  # the freezes of epoch e lie between e - 1 and e
         ends = {"x0": max(min(frozen) - 1, x[0]), "x1": max(frozen), "yref": "paper", "y0": 0, "y1": 1}
-        figure.add_shape(type="rect", layer="below", fillcolor="var(--shade)", line={"width": 0}, **ends)
+        add_shape(figure, type="rect", fillcolor="var(--shade)", line={"width": 0}, **ends)
     else:
         for epoch in frozen:
             add_mark(figure, epoch, "var(--mark)")
     return figure
 
 
-def training(record: Record, phases: Phases) -> Any:
+def training(record: Record, phases: Phases) -> Figure | None:
     """Validation accuracy by epoch: the ticket, the dense network and the checks, means over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for phase, rows in phases.items():
@@ -75,8 +88,13 @@ def training(record: Record, phases: Phases) -> Any:
     metric, colours = record.metric, _colours(record)
     measured = any(format.number(row.get("validation")) is not None for rows in groups.values() for row in rows)
     key, what = ("validation", f"validation {metric}") if measured else ("loss", "training loss")
-    figure = new_figure(440, hovermode="x unified", legend={"traceorder": "reversed"})
-    figure.update_layout(xaxis=metric_axis("epoch of training"), yaxis=metric_axis(what, metric if measured else ""))
+    figure = new_figure(
+        440,
+        hovermode="x unified",
+        legend={"traceorder": "reversed"},
+        xaxis=metric_axis("epoch of training"),
+        yaxis=metric_axis(what, metric if measured else ""),
+    )
     first = [name for name in ("train", "dense") if name in groups]
     for name in reversed([*first, *(name for name in groups if name not in first)]):  # the last is on top
         values: dict[int, list[float]] = {}
@@ -90,7 +108,7 @@ def training(record: Record, phases: Phases) -> Any:
     return figure
 
 
-def layers(record: Record) -> Any:
+def layers(record: Record) -> Figure | None:
     """Density of each layer, in the network's order from top to bottom, on a log axis."""
     found, overall = record.layers, record.density.realised
     if not found:
@@ -112,9 +130,10 @@ def layers(record: Record) -> Any:
     ]
     text = [f"{format.density(layer.density)} · {layer.kept:,}" for layer in found]
     font = {"size": 11, "color": ["var(--muted)" if v > 0 else "var(--fail)" for v in x]}
-    look = {"marker_color": "var(--c0)", "textposition": "outside", "textfont": font, "cliponaxis": False}
+    fill = {"color": "var(--c0)", "line": {"color": "#E5ECF6", "width": 0.5}}
+    look = {"marker": fill, "textposition": "outside", "textfont": font, "cliponaxis": False}
     bars = {"x": [max(v, 10**floor) for v in x], "y": list(range(len(x))), "orientation": "h"}
-    figure.add_bar(text=text, hovertext=hover, hoverinfo="text", **bars, **look)
+    add_bars(figure, text=text, hovertext=hover, hoverinfo="text", **bars, **look)
     add_mark(figure, overall, "var(--mark)")
     return figure
 
@@ -128,7 +147,7 @@ class _Result(NamedTuple):
     values: tuple[float, ...]
 
 
-def checks(record: Record) -> Any:
+def checks(record: Record) -> Figure | None:
     """The ticket and each check after training: mean, standard deviation, seeds as points; dense a line."""
     metric, found, accuracy = record.metric, record.checks, record.accuracy
     after, dense, colours = format.number(accuracy.after), format.number(accuracy.dense), _colours(record)
@@ -152,7 +171,7 @@ def checks(record: Record) -> Any:
             ([row.mean], {"marker": tick, "error_x": spread}, f"mean, n = {row.n or 1}"),
         ):
             hover = f"%{{x}}<extra>{said}</extra>"
-            figure.add_scatter(x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)
+            add_scatter(figure, x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)
     _zoom(figure, rows, after, metric)
     add_mark(figure, after, "var(--c0)", "dot")
     if dense is not None:
@@ -160,7 +179,7 @@ def checks(record: Record) -> Any:
     return figure
 
 
-def _zoom(figure: Any, rows: Mapping[str, _Result], after: float, metric: str) -> None:
+def _zoom(figure: Figure, rows: Mapping[str, _Result], after: float, metric: str) -> None:
     """Put a check that ends far from the others (`invert`, at chance) off the scale, with an arrow to it.
 
     Far: its distance to the ticket is over four times the checks' median.
@@ -175,5 +194,5 @@ def _zoom(figure: Any, rows: Mapping[str, _Result], after: float, metric: str) -
         low = rows[name].mean < after
         place = {"x": 0.01 if low else 0.99, "xref": "paper", "xanchor": "left" if low else "right"}
         text = f"◀ {value}, off the scale" if low else f"off the scale, {value} ▶"
-        figure.add_annotation(text=text, y=list(rows).index(name), showarrow=False, **place)
-        figure.update_xaxes(range=[min(values) - pad, max(values) + pad])
+        add_text(figure, text, y=list(rows).index(name), **place)
+        figure["layout"]["xaxis"]["range"] = [min(values) - pad, max(values) + pad]
