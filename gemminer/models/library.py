@@ -120,21 +120,27 @@ def build(
 ) -> nn.Module:
     """A network by name: images (N, in_channels, image_size, image_size) -> logits (N, classes).
 
-    norm        "non-affine" (normalise only), "affine" (learned scale and shift) or "none"; by default affine
-                for resnet18, resnet50 and transformer, non-affine for the other networks with norm
-    width       multiplies channel counts and hidden sizes
-    bias        biases in linear layers, and in convolutions without norm; by default True for resnet18 and
-                resnet50, elsewhere False as in the Rare Gems code
-    pretrained  (resnet18, resnet50) torchvision's ImageNet weights; a layer of another shape, as the stem or
-                the classifier may be, keeps its fresh draw
-    stem        (resnet18, resnet50) "imagenet": 7x7, stride 2, pooling; "small": 3x3, stride 1
-    task        (transformer) "images", or "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary
-    dim, depth, heads, causal, patch, length    (transformer) causal by default for tokens only; patch is for
-                images, and length, the most tokens it takes, for tokens
+    Equal arguments give equal weights, and the global random state is left as it was. None means the default.
 
-    None means the default. Equal arguments give equal weights, and the global random state is left as it was.
-    Raises UsageError for an unknown name, an option the network does not have or a value it cannot take, and
-    GemminerError when pretrained weights cannot be loaded.
+    Args:
+        name: one of `names()`.
+        in_channels: channels of the images.
+        classes: outputs.
+        image_size: height and width of the images.
+        norm: "non-affine" (normalise only), "affine" (learned scale and shift) or "none"; by default affine
+            for resnet18, resnet50 and transformer, non-affine for the other networks with norm.
+        width: multiplies channel counts and hidden sizes.
+        pretrained: (resnet18, resnet50) torchvision's ImageNet weights; a layer of another shape, as the stem or
+            the classifier may be, keeps its fresh draw.
+        options: of one network or some: `bias` (in linear layers, and in convolutions without norm; by default
+            True for resnet18 and resnet50, elsewhere False as in the Rare Gems code); `stem` (resnet18, resnet50:
+            "imagenet" is 7x7, stride 2, pooling, "small" 3x3, stride 1); for the transformer `task` ("images", or
+            "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary), `dim`, `depth`, `heads`, `causal`
+            (by default for tokens only), `patch` (images) and `length` (the most tokens it takes).
+
+    Raises:
+        UsageError: an unknown name, an option the network does not have, or a value it cannot take.
+        GemminerError: pretrained weights cannot be loaded.
 
     >>> net = build("resnet20", in_channels=1, image_size=8)
     >>> net(torch.zeros(5, 1, 8, 8)).shape

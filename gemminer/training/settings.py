@@ -27,10 +27,14 @@ class Settings:
 
     Args:
         epochs: T, passes over the training data.
+        optimiser: sgd, adam or adamw.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
+        nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
+        schedule: cosine, multistep or constant.
         milestones: epochs at which multistep drops the rate.
+        gamma: what multistep multiplies the rate by at each milestone.
     """
 
     epochs: int = 40
