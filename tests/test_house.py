@@ -24,8 +24,8 @@ def imports() -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(files)
-                names |= inner or {node.module}
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                names |= {name if name in files else node.module for name in inner}
         found[module] = names & set(files) - {module}
     return found
 
