@@ -314,7 +314,7 @@ def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
         UsageError: what cannot be in any cell; nothing has been run.
         GemminerError: the disk, or the data of every cell.
     """
-    from gemminer.reporting import tables  # here, for plotly and jinja2 take a second to import
+    from gemminer.reporting import tables  # here, for a page needs Jinja and nothing else does
     from gemminer.reporting.page import report
     from gemminer.runs.compare import plan, run_cells
 

@@ -396,9 +396,27 @@ def test_errors_of_the_users_data_are_the_users(snapshot: Snapshot) -> None:
 
 
 def test_the_package_imports_the_engine_only_when_asked() -> None:
-    heavy = {"numba", "plotly", "jinja2", "scipy.stats", "sklearn"}
-    script = f"import sys, gemminer; assert not {heavy} & set(sys.modules); print(gemminer.sparse.sparsify.__name__)"
+    script = "import gemminer; print(gemminer.sparse.sparsify.__name__)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "sparsify\n"
     with pytest.raises(AttributeError, match="no attribute 'sparze'"):
         _ = gemminer.sparze
+
+
+def test_the_package_is_light_beside_torch() -> None:
+    """What `import gemminer` loads that `import torch` does not: of others' packages these, and nothing else."""
+    script = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import gemminer
+        print(*{name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)
+        print(*set(sys.modules) - before)
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    packages, modules = (set(line.split()) for line in run.stdout.splitlines())
+    light = {"gemminer", "safetensors", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
+    assert packages <= light | {"torch"}
+    assert not {"torch.utils.flop_counter", "torch._dynamo", "torch._inductor", "torch.onnx"} & modules
+    assert not {
+        name for name in modules if name.startswith(("gemminer.reporting", "gemminer.sparse", "gemminer.bench"))
+    }

@@ -25,6 +25,7 @@ import torch
 
 from gemminer.bench import networks
 from gemminer.bench.measure import Setup, versions
+from gemminer.bench.steps import plain_step, sparse_net
 from gemminer.core.errors import GemminerError
 
 STEPS = 3
@@ -94,8 +95,6 @@ def child(given: str) -> None:
 
 def of_steps(setup: Setup, kind: str) -> int:
     """Bytes that training takes in this process: parameters, buffers, and what the steps add to its peak."""
-    from gemminer.bench.training import plain_step, sparse_net  # a cycle otherwise: `train` measures memory too
-
     model = networks.build(setup.model)
     net = sparse_net(setup.model, model, setup.density) if kind == "ours" else model
     twin = copy.deepcopy(net)

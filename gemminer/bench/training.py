@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gemminer import sparse
 from gemminer.bench import memory, networks
 from gemminer.bench.contestants import compiled, reason
 from gemminer.bench.measure import OURS, Measurement, Setup, against_each, alternate, require_equal
+from gemminer.bench.steps import EPOCHS, Step, plain_step, sparse_net, stepper
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import target
 from gemminer.data import TensorBatches
 from gemminer.methods import gem_miner
 from gemminer.methods.gem_miner import GemMinerRule
-from gemminer.training.loop import step
-from gemminer.training.rules import Dense, Rule
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
 
 # An epoch of 60,000 images: a search's freezes are spread over this many steps of each of its epochs.
-EXAMPLES, EPOCHS = 60_000, 10
+EXAMPLES = 60_000
 RUNS = 15
 NCHW, CHANNELS_LAST = "dense NCHW", "dense channels-last"
-
-Step = Callable[[], object]
-
-
-def _stepper(task: Task, rule: Rule, settings: Settings, images: Tensor, labels: Tensor) -> Step:
-    optimiser = settings.build(rule.parameters())
-    rule.begin(optimiser)
-    count = iter(range(10**9))
-    return lambda: step(task, rule, optimiser, images, labels, next(count))
-
-
-def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, run: nn.Module | None = None) -> Step:
-    """A training step of all of a model's parameters; `run` is what computes it, the model itself by default."""
-    images, labels = networks.images_of(setup.model, setup.batch)
-    task = networks.task_of(run or model, images, labels, batch=setup.batch, channels_last=channels_last)
-    return _stepper(task, Dense(model), Settings(EPOCHS, weight_decay=1e-4), images, labels)
 
 
 def _dense_steps(model: nn.Module, setup: Setup) -> dict[str, Step]:
@@ -65,7 +47,7 @@ def search(setup: Setup) -> Iterator[Measurement]:
     task = Task(model, TensorBatches(images, labels), channels_last=networks.convolutional(model))
     rule = _scores(task, options, max(1, EXAMPLES // setup.batch), setup.density)
     settings = Settings(EPOCHS, lr=options.lr, weight_decay=2 * (options.ridge or 0.0))
-    calls[OURS] = _stepper(task, rule, settings, images, labels)
+    calls[OURS] = stepper(task, rule, settings, images, labels)
     yield from against_each("search", setup, alternate(calls, runs=setup.runs or RUNS), dense)
 
 
@@ -95,12 +77,6 @@ def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:
     yield from against_each("train", setup, times, dense, left_out=left_out)
     if setup.memory:
         yield from memory.compare(setup)
-
-
-def sparse_net(name: str, model: nn.Module, density: float) -> nn.Module:
-    """The model with a realistic ticket applied, holding its kept weights only."""
-    ticket = networks.ticket_of(name, model, density)
-    return sparse.sparsify(ticket.apply(copy.deepcopy(model)), ticket)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes."""
+"""Files that are whole or not there: the one place that puts a finished file where a reader looks."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ class atomic:
             self.temporary.unlink(missing_ok=True)
         if isinstance(error, (OSError, SafetensorError)):
             raise GemminerError(f"cannot write {self.path}: {error}") from None
+
+
+def save_text(path: str | Path, text: str) -> Path:
+    """Write a whole text file, atomically, its lines ended the same on every system."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)

@@ -17,7 +17,9 @@ Judgement = Literal["pass", "fail", "not decided"]
 
 @dataclass(frozen=True)
 class Check:
-    """A check's outcome over n paired seeds; `difference` is the mean of ticket minus check, pair by pair."""
+    """A check's outcome over n paired seeds, and a row of a record; `difference` is the mean of ticket minus check,
+    pair by pair.
+    """
 
     mean: float
     std: float

@@ -65,6 +65,9 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._shapes)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes  # a Mapping's own looks the value up
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
@@ -98,6 +101,13 @@ class State(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # a Mapping's own looks the value up
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without the copy that a look-up makes."""
+        return tuple(self._tensors[name].shape)
+
     def checksum(self) -> str:
         """SHA-256 over names, types, shapes and bytes, in the order of the names."""
         digest = hashlib.sha256()
@@ -110,7 +120,9 @@ class State(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a ticket keeps of one parameter. `filters` are its output units; a dead one has no kept weight."""
+    """What a ticket keeps of one parameter, and a row of a record: `filters` are its output units; a dead one has no
+    kept weight.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -158,11 +170,8 @@ class Ticket:
         for name in self._masks:
             if name not in self._initial:
                 raise UsageError(f"the ticket has a mask for {name!r} but no initial weights")
-            if tuple(self._initial[name].shape) != self._masks.shape(name):
-                raise UsageError(
-                    f"the mask of {name!r} has shape {self._masks.shape(name)}, its weights "
-                    f"{tuple(self._initial[name].shape)}"
-                )
+            if (shape := self._initial.shape(name)) != self._masks.shape(name):
+                raise UsageError(f"the mask of {name!r} has shape {self._masks.shape(name)}, its weights {shape}")
         if self.kept == 0:
             raise UsageError("a ticket must keep at least one weight")
 
@@ -263,10 +272,10 @@ class Ticket:
         if missing or extra:
             first = f"it has no {missing[0]!r}" if missing else f"the ticket has no {extra[0]!r}"
             raise UsageError(f"this ticket is of another model: {first} ({len(missing) + len(extra)} names differ)")
-        for name, value in self._initial.items():
-            if tensors[name].shape != value.shape:
+        for name in self._initial:
+            if tuple(tensors[name].shape) != (shape := self._initial.shape(name)):
                 raise UsageError(
-                    f"this ticket is of another model: {name!r} has shape {tuple(value.shape)} in the ticket, "
+                    f"this ticket is of another model: {name!r} has shape {shape} in the ticket, "
                     f"{tuple(tensors[name].shape)} in the model"
                 )
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gemminer.core.statistics import Check, Judgement, mean_std, overall, paired_test
+from gemminer.core.statistics import Check, Judgement, overall, paired_test
+from gemminer.core.ticket import Layer
 from gemminer.reporting import format
+from gemminer.runs.record import PerClass, Record
 
 MEASURES = ("epochs", "seconds", "flops_dense", "flops_sparse")
 PHASES = ("search", "train")
@@ -33,12 +36,12 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer of a run or, with means over runs, of a row; `collapsed` counts the runs that keep nothing of it."""
+class MeanLayer:
+    """A layer over the runs of a row: means, and how many runs keep nothing of it."""
 
     name: str
     density: float
-    dead: float | None
+    dead: float
     filters: int
     collapsed: int
 
@@ -48,18 +51,25 @@ class Run:
     """What a comparison reads from a record."""
 
     name: str
-    record: Mapping[str, Any]
-    asked: float
-    realised: float
-    seed: int | None
+    record: Record
     before: float | None
     after: float | None
     trained: tuple[float, ...]
     dense: float | None
-    pairs: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
     cost: Mapping[tuple[str, str], float | None]
-    layers: tuple[Layer, ...]
     classes: Mapping[str, float]
+
+    @property
+    def asked(self) -> float:
+        return self.record.density.asked
+
+    @property
+    def realised(self) -> float:
+        return self.record.density.realised
+
+    @property
+    def seed(self) -> int | None:
+        return self.record.seed
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Row:
     cost: Mapping[tuple[str, str], Stat | None]
     checks: Mapping[str, Check]
     verdict: Judgement | None
-    layers: tuple[Layer, ...]
+    layers: tuple[MeanLayer, ...]
     classes: Mapping[str, Stat]
     gap: Check | None = None
 
@@ -89,18 +99,17 @@ class Row:
     @property
     def dead(self) -> float | None:
         """Share of all filters that are dead, mean over runs."""
-        known = [layer for layer in self.layers if layer.dead is not None and layer.filters]
-        filters = sum(layer.filters for layer in known)
-        return math.fsum(layer.dead or 0.0 for layer in known) / filters if filters else None
+        filters = sum(layer.filters for layer in self.layers)
+        return math.fsum(layer.dead for layer in self.layers) / filters if filters else None
 
     @property
-    def worst(self) -> Layer | None:
+    def worst(self) -> MeanLayer | None:
         """The layer with the largest share of dead filters."""
-        known = [layer for layer in self.layers if layer.dead is not None and layer.filters]
-        return max(known, key=lambda layer: (layer.dead or 0.0) / layer.filters, default=None)
+        known = [layer for layer in self.layers if layer.filters]
+        return max(known, key=lambda layer: layer.dead / layer.filters, default=None)
 
     @property
-    def collapsed(self) -> tuple[Layer, ...]:
+    def collapsed(self) -> tuple[MeanLayer, ...]:
         return tuple(layer for layer in self.layers if layer.collapsed)
 
 
@@ -131,48 +140,35 @@ class Field:
 # ---- reading a record ----
 
 
-def read(name: str, record: Mapping[str, Any]) -> Run:
-    """A run from its record; raises LookupError, TypeError, ValueError or AttributeError where it is damaged."""
-    accuracy, density = record["accuracy"], record["density"]
-    after = format.number(accuracy.get("after"))
-    pairs = {}
-    for check, row in (record.get("checks") or {}).items():
-        ours, theirs = (tuple(map(float, row[key])) for key in ("ticket_values", "values"))
-        if len(ours) != len(theirs) or not ours:
+def read(name: str, record: Record) -> Run:
+    """A run from its record; raises ValueError where a check has no pairs."""
+    accuracy = record.accuracy
+    for check, row in record.checks.items():
+        if len(row.ticket_values) != len(row.values) or not row.values:
             raise ValueError(f"check {check} has no paired values")
-        pairs[check] = (ours, theirs)
-    costs = record.get("cost") or {}
+    after = format.number(accuracy.after)
     return Run(
         name=name,
         record=record,
-        asked=float(density["asked"]),
-        realised=float(density["realised"]),
-        seed=record.get("seed"),
-        before=format.number(accuracy.get("before")),
+        before=format.number(accuracy.before),
         after=after,
-        trained=tuple(map(float, accuracy.get("after_values") or ([] if after is None else [after]))),
-        dense=format.number(accuracy.get("dense")),
-        pairs=pairs,
-        cost={(p, m): format.number((costs.get(p) or {}).get(m)) for p in PHASES for m in MEASURES},
-        layers=tuple(_layer(layer) for layer in record["layers"]),
-        classes=_classes(record.get("per_class")),
+        trained=accuracy.after_values or (() if after is None else (after,)),
+        dense=format.number(accuracy.dense),
+        cost={
+            (phase, measure): format.number(getattr(record.cost.get(phase), measure, None))
+            for phase in PHASES
+            for measure in MEASURES
+        },
+        classes=_classes(record.per_class),
     )
 
 
-def _layer(layer: Mapping[str, Any]) -> Layer:
-    dead = format.number(layer.get("dead_filters"))
-    kept = int(layer["kept"])
-    return Layer(str(layer["name"]), float(layer["density"]), dead, int(layer.get("filters") or 0), int(kept == 0))
-
-
-def _classes(found: Any) -> dict[str, float]:
-    """per_class {"after": [..], "names": [..]}: accuracy by class; classes without names are numbered."""
-    after = (found or {}).get("after")
-    if not after:
+def _classes(found: PerClass | None) -> dict[str, float]:
+    """The result by class; classes without names are numbered."""
+    if not found or not found.after:
         return {}
-    if not isinstance(after, Mapping):
-        after = dict(zip(map(str, found.get("names") or range(len(after))), after, strict=True))
-    return {str(name): float(x) for name, x in after.items() if format.number(x) is not None}
+    names = found.names or tuple(map(str, range(len(found.after))))
+    return {name: x for name, given in zip(names, found.after, strict=True) if (x := format.number(given)) is not None}
 
 
 # ---- runs -> fields ----
@@ -182,7 +178,7 @@ def fields(runs: Iterable[Run]) -> list[Field]:
     """All that can be compared with each other, in the order it was first met."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(_text(run.record.get(key)) for key in _FIELD), []).append(run)
+        groups.setdefault(tuple(_text(getattr(run.record, key)) for key in _FIELD), []).append(run)
     labels = {
         part: _labels({key: group[0].record for key, group in groups.items()}, part) for part in ("model", "data")
     }
@@ -196,9 +192,9 @@ def _text(x: Any) -> str:
     return json.dumps(x, sort_keys=True, default=str)
 
 
-def _labels(records: Mapping[Any, Mapping[str, Any]], part: str) -> dict[Any, str]:
+def _labels(records: Mapping[Any, Record], part: str) -> dict[Any, str]:
     """The name of each record's model (or data), with those of its options that tell it from others of that name."""
-    options = {key: (record[part], record.get(f"{part}_options") or {}) for key, record in records.items()}
+    options = {key: (getattr(r, part), getattr(r, f"{part}_options")) for key, r in records.items()}
     said = {key: _differing(own, [o for name, o in options.values() if name == n]) for key, (n, own) in options.items()}
     return {
         key: f"{options[key][0]} ({', '.join(parts)})" if parts else str(options[key][0]) for key, parts in said.items()
@@ -229,25 +225,25 @@ def _field(runs: list[Run], model: str, data: str) -> Field:
         rows[asked] = _ranked([_row(label, asked, own) for (at, label), own in cells.items() if at == asked])
     notes += _gaps(rows, list(dict.fromkeys(labels.values())))
     full = [run for run in single if run not in pruned]
-    return Field(model, data, str(runs[0].record["metric"]), rows, _dense(full, pruned), tuple(notes))
+    return Field(model, data, runs[0].record.metric, rows, _dense(full, pruned), tuple(notes))
 
 
 def _asked(run: Run) -> dict[str, Any]:
     """What was asked of the method and the training beyond their defaults."""
-    recipe = run.record.get("recipe") or {}
+    recipe = run.record.recipe
     return dict(recipe.get("options") or {}) | {key: x for key, x in recipe.items() if key not in _ELSEWHERE}
 
 
 def _settings(run: Run) -> dict[str, Any]:
     """All that may make two runs of one method different: the method's options and the training's."""
-    return _asked(run) | dict(run.record.get("options") or {})
+    return _asked(run) | run.record.options
 
 
 def _methods(runs: list[Run]) -> dict[int, str]:
     """A label for each run, by id: its method; METHOD:OPTION=VALUE where it ran with several at one density."""
     labels: dict[int, str] = {}
-    for method in dict.fromkeys(str(run.record["method"]) for run in runs):
-        own = [run for run in runs if run.record["method"] == method]
+    for method in dict.fromkeys(run.record.method for run in runs):
+        own = [run for run in runs if run.record.method == method]
         variants = {(run.asked, _text(_settings(run))) for run in own}
         if len(variants) == len({run.asked for run in own}):
             labels |= {id(run): method for run in own}
@@ -265,7 +261,7 @@ def _once(runs: list[Run], notes: list[str]) -> list[Run]:
     """Runs without repeats: the same settings and seed a second time is no second sample."""
     first: dict[str, Run] = {}
     for run in runs:
-        key = _text([run.record["method"], run.asked, run.seed, _settings(run)])
+        key = _text([run.record.method, run.asked, run.seed, _settings(run)])
         if run.seed is not None and key in first:
             notes.append(f"{run.name} repeats {first[key].name} (same settings and seed), so it is counted once")
         first.setdefault(key if run.seed is not None else f"{len(first)}", run)
@@ -277,8 +273,20 @@ def stat(values: Iterable[float | None]) -> Stat | None:
     known = tuple(v for v in values if v is not None)
     if not known:
         return None
-    mean, std = mean_std(known)
-    return Stat(mean, std if len(known) > 1 else None, len(known), known)
+    mean = math.fsum(known) / len(known)
+    return Stat(mean, statistics.stdev(known) if len(known) > 1 else None, len(known), known)
+
+
+def checks_over(records: Iterable[Record]) -> dict[str, Check]:
+    """Each check judged over the pairs of all records that have it."""
+    found: dict[str, list[Check]] = {}
+    for record in records:
+        for name, check in record.checks.items():
+            found.setdefault(name, []).append(check)
+    return {
+        name: paired_test([v for c in rows for v in c.ticket_values], [v for c in rows for v in c.values])
+        for name, rows in found.items()
+    }
 
 
 def _row(method: str, asked: float, runs: list[Run]) -> Row:
@@ -286,13 +294,7 @@ def _row(method: str, asked: float, runs: list[Run]) -> Row:
     after = stat(run.after for run in runs)
     if len(runs) == 1 and after and len(runs[0].trained) > 1:
         after = stat(runs[0].trained)
-    joined: dict[str, tuple[list[float], list[float]]] = {}
-    for run in runs:
-        for name, (ours, theirs) in run.pairs.items():
-            row = joined.setdefault(name, ([], []))
-            row[0].extend(ours)
-            row[1].extend(theirs)
-    checks = {name: paired_test(ours, theirs) for name, (ours, theirs) in joined.items()}
+    checks = checks_over(run.record for run in runs)
     return Row(
         method=method,
         asked=asked,
@@ -311,17 +313,20 @@ def _row(method: str, asked: float, runs: list[Run]) -> Row:
     )
 
 
-def _mean_layers(runs: Sequence[Run]) -> tuple[Layer, ...]:
+def _mean_layers(runs: Sequence[Run]) -> tuple[MeanLayer, ...]:
     found: dict[str, list[Layer]] = {}
-    for layer in (layer for run in runs for layer in run.layers):
+    for layer in (layer for run in runs for layer in run.record.layers):
         found.setdefault(layer.name, []).append(layer)
-    means = []
-    for name, own in found.items():
-        dead = stat(layer.dead for layer in own)
-        density = math.fsum(layer.density for layer in own) / len(own)
-        collapsed = sum(layer.collapsed for layer in own)
-        means.append(Layer(name, density, dead.mean if dead else None, own[0].filters, collapsed))
-    return tuple(means)
+    return tuple(
+        MeanLayer(
+            name,
+            math.fsum(layer.density for layer in own) / len(own),
+            math.fsum(layer.dead_filters for layer in own) / len(own),
+            own[0].filters,
+            sum(layer.kept == 0 for layer in own),
+        )
+        for name, own in found.items()
+    )
 
 
 def _ranked(rows: list[Row]) -> tuple[Row, ...]:

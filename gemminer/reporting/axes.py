@@ -1,4 +1,6 @@
-"""What all charts share: plotly figures, axes, lines and text. Margins, fonts and grids are in report.js.j2.
+"""What all charts share: figures, axes, lines and text. Margins, fonts and grids are in report.js.j2.
+
+A figure is the JSON that plotly.js draws: {"data": traces, "layout": axes, shapes, annotations and the rest}.
 
 Colours are CSS variables (`var(--c0)`) that the page resolves whenever the reader's colour scheme changes.
 """
@@ -6,12 +8,14 @@ Colours are CSS variables (`var(--c0)`) that the page resolves whenever the read
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from gemminer.reporting import format
+
+Figure = dict[str, Any]
 
 
 def escaped(x: object) -> str:
@@ -42,19 +46,50 @@ def rows_axis(names: Sequence[str]) -> dict[str, Any]:
     return places | {"range": [len(names) - 0.45, -0.55], "showgrid": False, "ticks": ""}
 
 
-def new_figure(height: int, **layout: Any) -> Any:
-    """An empty figure; no template, for plotly's own would be 7 kB in each."""
-    return go.Figure(layout={"template": None, "height": height} | layout)
+def new_figure(height: int, **layout: Any) -> Figure:
+    """An empty figure."""
+    return {"data": [], "layout": {"height": height, **layout}}
 
 
-def add_line(figure: Any, name: str, x: list[int], y: list[Any], axis: str = "y", **style: Any) -> None:
+def add_scatter(figure: Figure, **trace: Any) -> None:
+    figure["data"].append({"type": "scatter", **trace})
+
+
+def add_bars(figure: Figure, **trace: Any) -> None:
+    figure["data"].append({"type": "bar", **trace})
+
+
+def add_line(figure: Figure, name: str, x: list[int], y: list[Any], axis: str = "y", **style: Any) -> None:
     mode = "lines" if len(x) > 3 else "lines+markers"
-    figure.add_scatter(x=x, y=y, name=name, mode=mode, yaxis=axis, line=style)
+    add_scatter(figure, x=x, y=y, name=name, mode=mode, yaxis=axis, line=style)
 
 
-def add_mark(figure: Any, at: float, colour: str, dash: str = "solid", axis: str = "x") -> None:
+def add_shape(figure: Figure, **shape: Any) -> None:
+    """A shape below the traces."""
+    figure["layout"].setdefault("shapes", []).append({"layer": "below", **shape})
+
+
+def add_mark(figure: Figure, at: float, colour: str, dash: str = "solid", axis: str = "x") -> None:
     """A line through the whole figure at a value of an axis."""
     ends = {f"{axis[0]}ref": axis, f"{axis[0]}0": at, f"{axis[0]}1": at}
     across = {"yref": "paper", "y0": 0, "y1": 1} if axis == "x" else {"xref": "paper", "x0": 0, "x1": 1}
     line = {"color": colour, "width": 1.25, "dash": dash}
-    figure.add_shape(type="line", layer="below", line=line, **ends, **across)
+    add_shape(figure, type="line", line=line, **ends, **across)
+
+
+def add_text(figure: Figure, text: str, **place: Any) -> None:
+    """An annotation without an arrow."""
+    figure["layout"].setdefault("annotations", []).append({"text": text, "showarrow": False, **place})
+
+
+def to_json(figure: Figure) -> str:
+    """As JSON has it: a number that is none is null."""
+    return json.dumps(_finite(figure), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,8 +8,18 @@ from itertools import pairwise
 from typing import Any
 
 from gemminer.reporting import format
-from gemminer.reporting.aggregate import Field, Layer, Row, Stat, pareto
-from gemminer.reporting.axes import add_mark, density_axis, escaped, metric_axis, new_figure, short_name
+from gemminer.reporting.aggregate import Field, MeanLayer, Row, Stat, pareto
+from gemminer.reporting.axes import (
+    Figure,
+    add_mark,
+    add_scatter,
+    add_text,
+    density_axis,
+    escaped,
+    metric_axis,
+    new_figure,
+    short_name,
+)
 from gemminer.reporting.sentences import spread
 
 _DASHES = ("solid", "4px,3px", "9px,3px,2px,3px")
@@ -52,7 +62,7 @@ def _bars(means: Sequence[Any], colour: str) -> dict[str, Any]:
     return {"array": array, "visible": any(array), "color": colour, "thickness": 1.25, "width": 3}
 
 
-def accuracy(field: Field, which: str, methods: Sequence[str]) -> Any:
+def accuracy(field: Field, which: str, methods: Sequence[str]) -> Figure | None:
     """Result before or after training against density; methods a little side by side, so that bars can be read."""
     known = [row for m in methods for row in field.of(m) if getattr(row, which)]
     if not known:
@@ -68,14 +78,15 @@ def accuracy(field: Field, which: str, methods: Sequence[str]) -> Any:
     axis |= {"tickvals": [10**x for x in spans], "ticktext": [format.density(10**x) for x in spans]}
     if len(spans) > 6:
         del axis["tickvals"], axis["ticktext"]
-    figure.update_layout(xaxis=axis)
+    figure["layout"]["xaxis"] = axis
     for place, method in enumerate(methods):
         rows = [row for row in field.of(method) if getattr(row, which)]
         look, means = style(place), [getattr(row, which) for row in rows]
         if not rows:
             continue
         aside = 10 ** (0.4 * step * (place / max(len(methods) - 1, 1) - 0.5))
-        figure.add_scatter(
+        add_scatter(
+            figure,
             x=[row.asked * aside for row in rows],
             y=[found.mean for found in means],
             error_y=_bars(means, look["colour"]),
@@ -92,15 +103,15 @@ def accuracy(field: Field, which: str, methods: Sequence[str]) -> Any:
     return figure
 
 
-def _dense_line(figure: Any, field: Field) -> None:
+def _dense_line(figure: Figure, field: Field) -> None:
     if field.dense is None:
         return
     add_mark(figure, field.dense.mean, "var(--ink)", "dash", axis="y")
     place = {"x": 0, "xref": "paper", "xanchor": "left", "y": field.dense.mean, "yanchor": "bottom"}
-    figure.add_annotation(text=f"dense {spread(field.dense, field.metric)}", showarrow=False, **place)
+    add_text(figure, f"dense {spread(field.dense, field.metric)}", **place)
 
 
-def cost(field: Field, asked: float, measure: str, methods: Sequence[str]) -> Any:
+def cost(field: Field, asked: float, measure: str, methods: Sequence[str]) -> Figure | None:
     """Result after training against the cost of the search; the Pareto front is a line, its methods are named."""
     title, say = UNITS[measure]
     points = {
@@ -112,8 +123,9 @@ def cost(field: Field, asked: float, measure: str, methods: Sequence[str]) -> An
         return None
     floor, axis = _cost_axis(title, say, [x for x, _, _ in points.values()])
     near = {"near": _near([row for *_, row in points.values()], "after", field.dense)}
-    figure = new_figure(460, showlegend=False, meta=near, xaxis=axis)
-    figure.update_layout(yaxis=metric_axis(f"test {field.metric}", field.metric))
+    figure = new_figure(
+        460, showlegend=False, meta=near, xaxis=axis, yaxis=metric_axis(f"test {field.metric}", field.metric)
+    )
     best = pareto([(x, y) for x, y, _ in points.values()])
     front = sorted((max(x, floor), y, name) for (name, (x, y, _)), on in zip(points.items(), best, strict=True) if on)
     _front(figure, front)
@@ -122,7 +134,8 @@ def cost(field: Field, asked: float, measure: str, methods: Sequence[str]) -> An
             continue
         spent, result, row = points[method]
         look, on = style(place), ", on the Pareto front" if method in {name for *_, name in front} else ""
-        figure.add_scatter(
+        add_scatter(
+            figure,
             x=[max(spent, floor)],
             y=[result],
             error_y=_bars([row.after], look["colour"]),
@@ -138,18 +151,18 @@ def cost(field: Field, asked: float, measure: str, methods: Sequence[str]) -> An
     return figure
 
 
-def _front(figure: Any, front: Sequence[tuple[float, float, str]]) -> None:
+def _front(figure: Figure, front: Sequence[tuple[float, float, str]]) -> None:
     """The best result that a cost buys, as steps; rings and names mark the methods that buy it."""
     places = {"x": [x for x, _, _ in front], "y": [y for _, y, _ in front], "hoverinfo": "skip"}
     line = {"color": "var(--mark)", "width": 2, "shape": "hv"}
-    figure.add_scatter(mode="lines", line=line, name="Pareto front", **places)
+    add_scatter(figure, mode="lines", line=line, name="Pareto front", **places)
     ring = {"size": 19, "symbol": "circle-open", "color": "var(--ink)", "line": {"width": 1.5}}
-    left, right = figure.layout.xaxis.range
+    left, right = figure["layout"]["xaxis"]["range"]
     ends = [(math.log10(x) - left) / (right - left) for x, _, _ in front]  # names at the edges must not be cut
     aside = ["right" if end < 0.25 else "left" if end > 0.75 else "center" for end in ends]
     names = {"text": [f"<b>{escaped(name)}</b>" for *_, name in front], "textposition": [f"top {at}" for at in aside]}
     font = {"size": 12, "color": "var(--ink)"}
-    figure.add_scatter(mode="markers+text", marker=ring, name="on the front", textfont=font, **places, **names)
+    add_scatter(figure, mode="markers+text", marker=ring, name="on the front", textfont=font, **places, **names)
 
 
 def _cost_axis(title: str, say: Any, costs: Sequence[float]) -> tuple[float, dict[str, Any]]:
@@ -167,12 +180,12 @@ def _cost_axis(title: str, say: Any, costs: Sequence[float]) -> tuple[float, dic
     return 10.0**floor, metric_axis(title, type="log", tickvals=list(ticks), ticktext=list(ticks.values()), range=span)
 
 
-def _kept(layer: Layer, runs: int) -> str:
+def _kept(layer: MeanLayer, runs: int) -> str:
     said = f"{format.density(layer.density)} kept"
     return f"{said}; nothing in {layer.collapsed} of {runs} runs" if layer.collapsed else said
 
 
-def layer_lines(field: Field, asked: float, methods: Sequence[str]) -> Any:
+def layer_lines(field: Field, asked: float, methods: Sequence[str]) -> Figure | None:
     """Mean density of each layer, a line a method; a layer that a run keeps nothing of is a cross."""
     rows = {row.method: row for row in field.rows.get(asked, ()) if row.layers}
     names = list(dict.fromkeys(layer.name for row in rows.values() for layer in row.layers))
@@ -197,7 +210,8 @@ def layer_lines(field: Field, asked: float, methods: Sequence[str]) -> Any:
         look, own = style(place), {layer.name: layer for layer in rows[method].layers}
         kept = [own[name].density for name in names if name in own]
         whole = [not own[name].collapsed for name in names if name in own]
-        figure.add_scatter(
+        add_scatter(
+            figure,
             x=[i for i, name in enumerate(names) if name in own],
             y=[max(v, 10**floor) for v in kept],
             name=escaped(method),

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,28 +19,21 @@ import jinja2
 from markupsafe import Markup
 
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import save_text
 from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
+from gemminer.reporting.axes import Figure, to_json
 from gemminer.reporting.format import checked, deviation, epochs, is_share
 from gemminer.reporting.format import density as _density
 from gemminer.reporting.format import duration as _seconds
 from gemminer.reporting.format import flops as _flops
 from gemminer.reporting.format import number as _number
 from gemminer.reporting.format import value as _value
-from gemminer.runs.record import SCHEMA
+from gemminer.runs import record
+from gemminer.runs.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLOTLY = TEMPLATES / "plotly-basic.min.js"
-_NEEDED = {"method": str, "model": str, "data": str, "density": dict, "accuracy": dict, "layers": list}
-_ACCURACY = dict.fromkeys(("before", "after", "after_std", "after_values", "n", "dense"))
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run's folder and its record."""
-
-    path: Path
-    record: dict[str, Any]
 
 
 def write(run: Path | str) -> Path:
@@ -89,12 +81,12 @@ def report(
     target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
     if len(paths) > 1 or failed:
         return _compare(paths, target, dict(failed or {}), beside)
-    run = _read(paths[0])
+    found = record.read(paths[0] / "record.json")
     try:
-        page = _run_page(run)
+        page = _run_page(found, _epochs(paths[0] / "metrics.jsonl"))
     except _DAMAGE as error:
-        raise _damaged(run.path, error) from error
-    return _replace(target, page)
+        raise _damaged(paths[0], error) from error
+    return _save(target, page)
 
 
 def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: Mapping[str, str] | None) -> Path:
@@ -105,7 +97,7 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: M
     for path in paths:
         name = os.path.relpath(path, root)
         try:
-            runs[path] = aggregate.read(name, _read(path).record)
+            runs[path] = aggregate.read(name, record.read(path / "record.json"))
         except (GemminerError, *_DAMAGE) as error:
             errors.append(error if isinstance(error, GemminerError) else _damaged(path, error))
             missing.setdefault(*_missing(path, name, errors[-1]))
@@ -113,11 +105,11 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: M
         raise errors[0]
     fields = aggregate.fields(runs.values())
     if beside is None:
-        _replace(target.with_suffix(".csv"), tables.to_csv(fields))
-        _replace(target.with_suffix(".md"), tables.to_markdown(fields, missing))
+        _save(target.with_suffix(".csv"), tables.fields_csv(fields))
+        _save(target.with_suffix(".md"), tables.fields_markdown(fields, missing))
         beside = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
     page = _runs_page(runs, fields, missing, target, beside)
-    return _replace(target, page)
+    return _save(target, page)
 
 
 def _missing(path: Path, name: str, error: GemminerError) -> tuple[str, str]:
@@ -142,28 +134,6 @@ def _damaged(path: Path, error: Exception) -> GemminerError:
     return GemminerError(f"the record in {path} is damaged ({what}): run its command again")
 
 
-def _read(folder: Path) -> _Run:
-    """The run in a folder, its record checked as far as the page relies on it."""
-    file = folder / "record.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GemminerError(f"cannot read {file} ({error.strerror}): pass a run's folder") from error
-    except ValueError as error:
-        raise GemminerError(f"{file} is damaged ({error}): run the command that made it again") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if not isinstance(schema, str) or not schema.startswith("gemminer.record/"):
-        raise GemminerError(f"{file} is not a gemminer record: it has no 'schema' of the form {SCHEMA!r}")
-    if schema != SCHEMA:
-        raise GemminerError(f"{file} has schema {schema!r}, this gemminer reads {SCHEMA!r}: upgrade it")
-    for key, kind in _NEEDED.items():
-        if not isinstance(record.get(key), kind):
-            raise GemminerError(f"{file} is damaged (no usable {key!r}): run the command that made it again")
-    record |= {key: record.get(key) or {} for key in ("checks", "cost", "hardware")}
-    record |= {"metric": record.get("metric") or "accuracy", "accuracy": _ACCURACY | record["accuracy"]}
-    return _Run(folder, record)
-
-
 def _epochs(file: Path) -> dict[str, list[dict[str, Any]]]:
     """metrics.jsonl by phase and in order; of an epoch written again after a resume, the last counts."""
     phases: dict[str, dict[int, dict[str, Any]]] = {}
@@ -182,38 +152,39 @@ def _epochs(file: Path) -> dict[str, list[dict[str, Any]]]:
 # ---- what a page says ----
 
 
-def _verdicts(record: dict[str, Any]) -> dict[str, list[str]]:
-    """Check names by verdict: pass, fail, and every other verdict as 'not decided'."""
+def _verdicts(found: Record) -> dict[str, list[str]]:
+    """Check names by verdict."""
     names: dict[str, list[str]] = {"pass": [], "fail": [], "not decided": []}
-    for name, check in record["checks"].items():
-        names.get(check.get("verdict"), names["not decided"]).append(name)
+    for name, check in found.checks.items():
+        names[check.verdict].append(name)
     return names
 
 
-def _costs(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _costs(found: Record) -> dict[str, dict[str, float | None]]:
     """The record's costs and, last, their sum: a sum with an unknown part is unknown."""
-    rows, total = dict(record["cost"]), {}
-    for key in ("epochs", "seconds", "flops_dense", "flops_sparse"):
-        parts = [_number(row.get(key)) for row in rows.values()]
-        total[key] = sum(p for p in parts if p is not None) if parts and None not in parts else None
+    rows = {name: {key: _number(getattr(cost, key)) for key in aggregate.MEASURES} for name, cost in found.cost.items()}
+    total: dict[str, float | None] = {}
+    for key in aggregate.MEASURES:
+        known = [x for row in rows.values() if (x := row[key]) is not None]
+        total[key] = sum(known) if rows and len(known) == len(rows) else None
     return rows | {"together": total}
 
 
-def _headline(record: dict[str, Any]) -> str:
+def _headline(found: Record) -> str:
     """The whole result in one sentence."""
-    metric, accuracy = record["metric"], record["accuracy"]
-    share, density = is_share(metric), _density(record["density"]["realised"])
+    metric, accuracy = found.metric, found.accuracy
+    share, density = is_share(metric), _density(found.density.realised)
     said: list[str] = []
-    for key, ending in (("before", "before any weight is trained"), ("after", "after training")):
-        if _number(accuracy.get(key)) is not None:
-            value = _value(accuracy[key], metric)
+    for result, ending in ((accuracy.before, "before any weight is trained"), (accuracy.after, "after training")):
+        if _number(result) is not None:
+            value = _value(result, metric)
             full = f"{value} accurate" if share else f"{metric} {value}"
             said.append(f"{value if said else full} {ending}")
     parts = [", ".join(said) or "not evaluated"]
-    if _number(accuracy.get("dense")) is not None:
-        parts.append(f"dense {_value(accuracy['dense'], metric)}")
-    if record["checks"]:
-        parts.append(checked({name: check.get("verdict") for name, check in record["checks"].items()}))
+    if _number(accuracy.dense) is not None:
+        parts.append(f"dense {_value(accuracy.dense, metric)}")
+    if found.checks:
+        parts.append(checked({name: check.verdict for name, check in found.checks.items()}))
     article = "An" if re.match(r"8|1[18](\D|$)", density) else "A"
     return f"{article} {density} ticket: {'; '.join(parts)}"
 
@@ -221,24 +192,23 @@ def _headline(record: dict[str, Any]) -> str:
 # ---- pages ----
 
 
-def _run_page(run: _Run) -> str:
-    record, layers, phases = run.record, run.record["layers"], _epochs(run.path / "metrics.jsonl")
-    drawn = {"search": run_charts.search(record, phases), "training": run_charts.training(record, phases)}
-    drawn |= {"checks": run_charts.checks(record), "layers": run_charts.layers(record)}
+def _run_page(found: Record, phases: run_charts.Phases) -> str:
+    drawn = {"search": run_charts.search(found, phases), "training": run_charts.training(found, phases)}
+    drawn |= {"checks": run_charts.checks(found), "layers": run_charts.layers(found)}
     context = {
-        "headline": _headline(record),
-        "r": record,
-        "share": is_share(record["metric"]),
-        "verdicts": _verdicts(record),
-        "costs": _costs(record),
+        "headline": _headline(found),
+        "r": found,
+        "share": is_share(found.metric),
+        "verdicts": _verdicts(found),
+        "costs": _costs(found),
         "about": run_charts.ABOUT,
         "freezes": run_charts.freezes(phases),
         "marks": run_charts.MARKS,
-        "collapsed": [layer["name"] for layer in layers if int(layer["kept"]) == 0],
-        "dead": sum(int(layer.get("dead_filters") or 0) for layer in layers),
-        "filters": sum(int(layer.get("filters") or 0) for layer in layers),
+        "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
+        "dead": sum(layer.dead_filters for layer in found.layers),
+        "filters": sum(layer.filters for layer in found.layers),
     }
-    title = f"{record['method']}: {record['model']} on {record['data']}"
+    title = f"{found.method}: {found.model} on {found.data}"
     return _render("run.html.j2", title, drawn, context)
 
 
@@ -269,7 +239,7 @@ def _runs_page(
         "about": run_charts.ABOUT,
         "missing": missing,
         "rows": [
-            _table_row(path, run, labels.get(run.name, run.record["method"]), target.parent.absolute())
+            _table_row(path, run, labels.get(run.name, run.record.method), target.parent.absolute())
             for path, run in runs.items()
         ],
         "beside": beside,
@@ -280,7 +250,7 @@ def _runs_page(
 
 def _many_charts(
     fields: list[aggregate.Field], densities: list[float], methods: list[str]
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Figure | None]]:
     """Each chart by the choices it stands for: kind/field/density/measure, as `data-figure` spells them."""
     for i, field in enumerate(fields):
         yield f"after/{i}", comparison_charts.accuracy(field, "after", methods)
@@ -292,20 +262,20 @@ def _many_charts(
 
 
 def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict[str, Any]:
-    page, record = path / "report.html", dict(run.record)
+    page, found = path / "report.html", run.record
     link = quote(os.path.relpath(page, folder)) if page.is_file() else ""
-    single = all(len(ours) == 1 for ours, _ in run.pairs.values())
-    extra = {"verdicts": _verdicts(record), "cost": _costs(record)["together"], "single": single}
-    return {"r": record, "name": run.name, "label": label, "link": link} | extra
+    single = all(len(check.values) == 1 for check in found.checks.values())
+    extra = {"verdicts": _verdicts(found), "cost": _costs(found)["together"], "single": single}
+    return {"r": found, "name": run.name, "label": label, "link": link} | extra
 
 
-def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+def _render(template: str, title: str, drawn: Mapping[str, Figure | None], context: Mapping[str, Any]) -> str:
     """A page: the template with its values escaped, plotly's script and the charts' data once each."""
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     env.filters |= {"value": _value, "density": _density, "flops": _flops, "duration": _seconds}
     env.filters |= {"deviation": deviation, "epochs": epochs, "spread": sentences.spread}
     env.filters |= {"difference": tables.difference}
-    figures = {name: figure.to_json() for name, figure in drawn.items() if figure is not None}
+    figures = {name: to_json(figure) for name, figure in drawn.items() if figure is not None}
     data = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
     for char in "<>&":  # nothing inside the JSON can end the script element it stands in
         data = data.replace(char, f"\\u{ord(char):04x}")
@@ -313,14 +283,8 @@ def _render(template: str, title: str, drawn: Mapping[str, Any], context: Mappin
     return env.get_template(template).render(title=title, charts=drawn, **scripts, **context)
 
 
-def _replace(target: Path, page: str) -> Path:
-    """Write beside the target, then move over it: a reader sees the old page or the new one, never half."""
-    half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        half.write_text(page, encoding="utf-8")
-        half.replace(target)
-    except OSError as error:
-        raise GemminerError(f"cannot write {target} ({error.strerror}): choose another place") from error
-    finally:
-        half.unlink(missing_ok=True)
-    return target
+def _save(target: Path, text: str) -> Path:
+    """Write whole and in one step: a reader sees the old page or the new one, never half."""
+    if not target.parent.is_dir():  # a path that was mistyped, where a run makes its own folder
+        raise GemminerError(f"cannot write {target} (there is no such folder): choose another place")
+    return save_text(target, text)

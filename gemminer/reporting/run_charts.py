@@ -6,12 +6,25 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemminer.reporting import format
-from gemminer.reporting.axes import add_line, add_mark, density_axis, escaped, metric_axis, new_figure, rows_axis
+from gemminer.reporting.axes import (
+    Figure,
+    add_bars,
+    add_line,
+    add_mark,
+    add_scatter,
+    add_shape,
+    add_text,
+    density_axis,
+    escaped,
+    metric_axis,
+    new_figure,
+    rows_axis,
+)
+from gemminer.runs.record import Record
 
-Record = Mapping[str, Any]
 Phases = Mapping[str, list[dict[str, Any]]]
 
 ABOUT = {
@@ -27,7 +40,7 @@ MARKS = 30  # more freezes than this are shaded as a period: single lines would 
 
 def _colours(record: Record) -> dict[str, str]:
     """One colour for a name on the whole page."""
-    names = enumerate(dict.fromkeys((*ABOUT, *record["checks"])))
+    names = enumerate(dict.fromkeys((*ABOUT, *record.checks)))
     return {"train": "var(--c0)", "dense": "var(--ink)"} | {name: f"var(--c{1 + i % 6})" for i, name in names}
 
 
@@ -36,12 +49,12 @@ def freezes(phases: Phases) -> dict[int, int]:
     return {row["epoch"]: int(row["freezes"]) for row in phases.get("search", []) if row.get("freezes")}
 
 
-def search(record: Record, phases: Phases) -> Any:
+def search(record: Record, phases: Phases) -> Figure | None:
     """Validation accuracy above, kept and live density below, over the search's epochs; freezes marked."""
-    rows, frozen, metric = phases.get("search"), freezes(phases), record["metric"]
+    rows, frozen, metric = phases.get("search"), freezes(phases), record.metric
     if not rows:
         return None
-    asked = float(record["density"]["asked"])
+    asked = record.density.asked
     x = [row["epoch"] for row in rows]
     validation, kept, live = ([format.number(row.get(k)) for row in rows] for k in ("validation", "kept", "live"))
     figure = new_figure(
@@ -57,14 +70,14 @@ def search(record: Record, phases: Phases) -> Any:
     add_mark(figure, asked, "var(--muted)", "dot", axis="y2")
     if sum(frozen.values()) > MARKS:  # the freezes of epoch e lie between e - 1 and e
         ends = {"x0": max(min(frozen) - 1, x[0]), "x1": max(frozen), "yref": "paper", "y0": 0, "y1": 1}
-        figure.add_shape(type="rect", layer="below", fillcolor="var(--shade)", line={"width": 0}, **ends)
+        add_shape(figure, type="rect", fillcolor="var(--shade)", line={"width": 0}, **ends)
     else:
         for epoch in frozen:
             add_mark(figure, epoch, "var(--mark)")
     return figure
 
 
-def training(record: Record, phases: Phases) -> Any:
+def training(record: Record, phases: Phases) -> Figure | None:
     """Validation accuracy by epoch: the ticket, the dense network and the checks, means over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for phase, rows in phases.items():
@@ -72,11 +85,16 @@ def training(record: Record, phases: Phases) -> Any:
             groups.setdefault(match[1].removeprefix("check:"), []).extend(rows)
     if not groups:
         return None
-    metric, colours = record["metric"], _colours(record)
+    metric, colours = record.metric, _colours(record)
     measured = any(format.number(row.get("validation")) is not None for rows in groups.values() for row in rows)
     key, what = ("validation", f"validation {metric}") if measured else ("loss", "training loss")
-    figure = new_figure(440, hovermode="x unified", legend={"traceorder": "reversed"})
-    figure.update_layout(xaxis=metric_axis("epoch of training"), yaxis=metric_axis(what, metric if measured else ""))
+    figure = new_figure(
+        440,
+        hovermode="x unified",
+        legend={"traceorder": "reversed"},
+        xaxis=metric_axis("epoch of training"),
+        yaxis=metric_axis(what, metric if measured else ""),
+    )
     first = [name for name in ("train", "dense") if name in groups]
     for name in reversed([*first, *(name for name in groups if name not in first)]):  # the last is on top
         values: dict[int, list[float]] = {}
@@ -90,12 +108,12 @@ def training(record: Record, phases: Phases) -> Any:
     return figure
 
 
-def layers(record: Record) -> Any:
+def layers(record: Record) -> Figure | None:
     """Density of each layer, in the network's order from top to bottom, on a log axis."""
-    found, overall = record["layers"], float(record["density"]["realised"])
+    found, overall = record.layers, record.density.realised
     if not found:
         return None
-    x = [float(layer["density"]) for layer in found]
+    x = [layer.density for layer in found]
     low = math.log10(min((v for v in (*x, overall) if v > 0), default=0.001))
     floor = math.floor(4 * low - 1) / 4  # bars start at the axis' edge: leave the smallest a visible length
     figure = new_figure(
@@ -103,30 +121,40 @@ def layers(record: Record) -> Any:
         bargap=0.25,
         showlegend=False,
         xaxis=density_axis("density: fraction of weights kept", [10**floor, 1], range=[floor, 0.5]),
-        yaxis=rows_axis([str(layer["name"]) for layer in found]),
+        yaxis=rows_axis([layer.name for layer in found]),
     )
     hover = [
-        f"<b>{escaped(layer['name'])}</b><br>{layer['kept']:,} of {layer['prunable']:,} weights kept"
-        f"<br>{escaped(layer.get('dead_filters', '?'))} of {escaped(layer.get('filters', '?'))} filters dead"
+        f"<b>{escaped(layer.name)}</b><br>{layer.kept:,} of {layer.prunable:,} weights kept"
+        f"<br>{layer.dead_filters if layer.filters else '?'} of {layer.filters or '?'} filters dead"
         for layer in found
     ]
-    text = [f"{format.density(layer['density'])} · {layer['kept']:,}" for layer in found]
+    text = [f"{format.density(layer.density)} · {layer.kept:,}" for layer in found]
     font = {"size": 11, "color": ["var(--muted)" if v > 0 else "var(--fail)" for v in x]}
-    look = {"marker_color": "var(--c0)", "textposition": "outside", "textfont": font, "cliponaxis": False}
+    fill = {"color": "var(--c0)", "line": {"color": "#E5ECF6", "width": 0.5}}
+    look = {"marker": fill, "textposition": "outside", "textfont": font, "cliponaxis": False}
     bars = {"x": [max(v, 10**floor) for v in x], "y": list(range(len(x))), "orientation": "h"}
-    figure.add_bar(text=text, hovertext=hover, hoverinfo="text", **bars, **look)
+    add_bars(figure, text=text, hovertext=hover, hoverinfo="text", **bars, **look)
     add_mark(figure, overall, "var(--mark)")
     return figure
 
 
-def checks(record: Record) -> Any:
+class _Result(NamedTuple):
+    """Of the ticket or of a check: what is drawn in its row."""
+
+    mean: float
+    std: float | None
+    n: int
+    values: tuple[float, ...]
+
+
+def checks(record: Record) -> Figure | None:
     """The ticket and each check after training: mean, standard deviation, seeds as points; dense a line."""
-    metric, found, accuracy = record["metric"], record["checks"], record["accuracy"]
-    after, dense, colours = format.number(accuracy["after"]), format.number(accuracy["dense"]), _colours(record)
+    metric, found, accuracy = record.metric, record.checks, record.accuracy
+    after, dense, colours = format.number(accuracy.after), format.number(accuracy.dense), _colours(record)
     if not found or after is None:
         return None
-    ticket = {"mean": after} | {key: accuracy[f"after_{key}"] for key in ("std", "values")}
-    rows: dict[str, dict[str, Any]] = {"train": ticket | {"n": accuracy["n"]}} | found
+    rows = {"train": _Result(after, accuracy.after_std, accuracy.n, accuracy.after_values)}
+    rows |= {name: _Result(c.mean, c.std, c.n, c.values) for name, c in found.items()}
     figure = new_figure(
         40 * len(rows) + 80,
         showlegend=False,
@@ -134,16 +162,16 @@ def checks(record: Record) -> Any:
         yaxis=rows_axis(["ticket", *found]),
     )
     for place, (name, row) in enumerate(rows.items()):
-        seeds, std, colour = row.get("values") or [], format.number(row["std"]), colours[name]
+        std, colour = format.number(row.std), colours[name]
         points = {"size": 9, "opacity": 0.45, "color": colour}
         tick = {"size": 14, "symbol": "line-ns", "line": {"width": 3, "color": colour}}
         spread = {"array": [std or 0], "visible": bool(std), "color": colour, "thickness": 2}
         for x, look, said in (
-            (seeds, {"marker": points}, "one seed"),
-            ([row["mean"]], {"marker": tick, "error_x": spread}, f"mean, n = {escaped(row.get('n') or 1)}"),
+            (list(row.values), {"marker": points}, "one seed"),
+            ([row.mean], {"marker": tick, "error_x": spread}, f"mean, n = {row.n or 1}"),
         ):
             hover = f"%{{x}}<extra>{said}</extra>"
-            figure.add_scatter(x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)
+            add_scatter(figure, x=x, y=[place] * len(x), mode="markers", hovertemplate=hover, **look)
     _zoom(figure, rows, after, metric)
     add_mark(figure, after, "var(--c0)", "dot")
     if dense is not None:
@@ -151,20 +179,20 @@ def checks(record: Record) -> Any:
     return figure
 
 
-def _zoom(figure: Any, rows: dict[str, dict[str, Any]], after: float, metric: str) -> None:
+def _zoom(figure: Figure, rows: Mapping[str, _Result], after: float, metric: str) -> None:
     """Put a check that ends far from the others (`invert`, at chance) off the scale, with an arrow to it.
 
     Far: its distance to the ticket is over four times the checks' median.
     """
-    gaps = {name: abs(row["mean"] - after) for name, row in rows.items() if name != "train"}
+    gaps = {name: abs(row.mean - after) for name, row in rows.items() if name != "train"}
     far = [name for name, gap in gaps.items() if gap > 4 * statistics.median(gaps.values()) > 0]
     near = [row for name, row in rows.items() if name not in far]
-    values = [x for row in near for x in (row["mean"], *(row.get("values") or []))]
+    values = [x for row in near for x in (row.mean, *row.values)]
     pad = 0.12 * (max(values) - min(values))
     for name in far:
-        value = format.value(rows[name]["mean"], metric)
-        low = rows[name]["mean"] < after
+        value = format.value(rows[name].mean, metric)
+        low = rows[name].mean < after
         place = {"x": 0.01 if low else 0.99, "xref": "paper", "xanchor": "left" if low else "right"}
         text = f"◀ {value}, off the scale" if low else f"off the scale, {value} ▶"
-        figure.add_annotation(text=text, y=list(rows).index(name), showarrow=False, **place)
-        figure.update_xaxes(range=[min(values) - pad, max(values) + pad])
+        add_text(figure, text, y=list(rows).index(name), **place)
+        figure["layout"]["xaxis"]["range"] = [min(values) - pad, max(values) + pad]

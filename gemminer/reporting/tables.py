@@ -10,15 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemminer.core.files import atomic
-from gemminer.core.statistics import Check, paired_test
+from gemminer.core.files import save_text
+from gemminer.core.statistics import Check
 from gemminer.reporting import format, sentences
-from gemminer.reporting.aggregate import MEASURES, PHASES, Field, Row, Stat
+from gemminer.reporting.aggregate import MEASURES, PHASES, Field, Row, Stat, checks_over, stat
 from gemminer.runs.grid import Cell
 from gemminer.runs.record import Record
 
@@ -75,17 +74,19 @@ def summary(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Line]:
 def _over_seeds(found: Sequence[Record]) -> Line:
     line: Line = {"n": len(found)}
     for name in ("before", "after"):
-        values = [v for r in found if (v := getattr(r.accuracy, name)) is not None]
-        line |= {name: math.fsum(values) / len(values) if values else None}
-        line |= {f"{name}_std": statistics.stdev(values) if len(values) > 1 else None}
-    line |= {f"{p}_epochs": math.fsum(r.cost[p].epochs for r in found) / len(found) for p in ("search", "train")}
+        over = stat(getattr(r.accuracy, name) for r in found)
+        line |= {name: over and over.mean, f"{name}_std": over and over.std}
+    line |= {f"{phase}_epochs": _mean([r.cost[phase].epochs for r in found]) for phase in PHASES}
     line |= {"flops_sparse": math.fsum(c.flops_sparse for r in found for c in r.cost.values()) / len(found)}
-    for name in dict.fromkeys(name for r in found for name in r.checks):
-        rows = [r.checks[name] for r in found if name in r.checks]
-        check = paired_test([v for c in rows for v in c.ticket_values], [v for c in rows for v in c.values])
+    for name, check in checks_over(found).items():
         line |= {f"{name}_difference": check.difference, f"{name}_std": check.difference_std}
         line |= {f"{name}_verdict": check.verdict}
     return line
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    over = stat(values)
+    return over.mean if over else None
 
 
 def spread(line: Line, name: str) -> str:
@@ -107,15 +108,29 @@ def write(out: Path, cells: Sequence[Cell], records: Mapping[str, Record], failu
         for c in cells
     ]
     means = summary(cells, records)
-    _save(out / "table.csv", _csv(rows))
-    _save(out / "summary.csv", _csv(means))
-    _save(out / "costs.csv", _csv([cost_row(c, records[c.digest]) for c in cells if c.digest in records]))
-    _save(out / "table.md", f"## Over seeds\n\n{_markdown(means)}\n## Each cell\n\n{_markdown(rows)}")
+    head = {"table.csv": rows, "summary.csv": means}
+    head["costs.csv"] = [cost_row(c, records[c.digest]) for c in cells if c.digest in records]
+    for name, lines in head.items():
+        save_text(out / name, csv_text(lines))
+    save_text(out / "table.md", f"## Over seeds\n\n{_markdown(means)}\n## Each cell\n\n{_markdown(rows)}")
 
 
-def _save(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+def _markdown(rows: Sequence[Line]) -> str:
+    names = _columns(rows)
+    return (
+        markdown_table(names, [[_short(line.get(name)) for name in names] for line in rows]) if rows else "none yet\n"
+    )
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|")
+
+
+# ---- how any table is written ----
 
 
 def _columns(rows: Sequence[Line]) -> list[str]:
@@ -130,34 +145,26 @@ def _columns(rows: Sequence[Line]) -> list[str]:
     return names
 
 
-def _csv(rows: Sequence[Line]) -> str:
+def csv_text(rows: Sequence[Line]) -> str:
+    """Rows as CSV: floats in full, nothing for None and for what a row does not have."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {k: "" if v is None else repr(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows
-    )
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _markdown(rows: Sequence[Line]) -> str:
-    names = _columns(rows)
-    lines = [names, ["---"] * len(names), *([_short(line.get(name)) for name in names] for line in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else "none yet\n"
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).replace("|", "\\|")
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> str:
+    """A Markdown table of texts that are escaped already; columns from `numbers_from` on are flush right."""
+    left = len(head) if numbers_from is None else numbers_from
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
 
 
 # ---- of the fields a page compares ----
 
 
-def to_csv(found: Sequence[Field]) -> str:
+def fields_csv(found: Sequence[Field]) -> str:
     """A row for each method at each density and for each dense reference: n, mean, std."""
     rows = [_csv_row(field, row) for field in found for own in field.rows.values() for row in own]
     rows += [
@@ -166,23 +173,15 @@ def to_csv(found: Sequence[Field]) -> str:
         for f in found
         if f.dense
     ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows)
 
 
-def _stat(name: str, found: Stat | None) -> dict[str, object]:
-    if found is None:
-        return {}
-    std = "" if found.std is None else found.std
-    return {f"{name}_mean": found.mean, f"{name}_std": std, f"{name}_n": found.n}
+def _stat(name: str, found: Stat | None) -> Line:
+    return {f"{name}_mean": found.mean, f"{name}_std": found.std, f"{name}_n": found.n} if found else {}
 
 
-def _csv_row(field: Field, row: Row) -> dict[str, object]:
-    cells: dict[str, object] = {"model": field.model, "data": field.data, "metric": field.metric}
+def _csv_row(field: Field, row: Row) -> Line:
+    cells: Line = {"model": field.model, "data": field.data, "metric": field.metric}
     cells |= {"method": row.method, "density": row.asked, "realised_density": row.realised, "runs": len(row.runs)}
     cells["seeds"] = " ".join(str(run.seed) for run in row.runs)
     cells |= _stat("before", row.before) | _stat("after", row.after)
@@ -200,7 +199,7 @@ def _csv_row(field: Field, row: Row) -> dict[str, object]:
     return cells
 
 
-def to_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
+def fields_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
     """The page without its charts: answers, then a table for each density, then what is missing."""
     lines = [f"# {_cell(sentences.summary(found))}", ""]
     for field in found:
@@ -208,7 +207,7 @@ def to_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
         lines += [f"- {_cell(sentences.answer(field, asked).sentence)}" for asked in field.rows]
         lines += ["", sentences.leads(field), ""] if field.rows else []
         for asked, rows in field.rows.items():
-            lines += [f"### {_cell(field.title)}, {format.density(asked)} density", "", *_markdown_of(field, rows), ""]
+            lines += [f"### {_cell(field.title)}, {format.density(asked)} density", "", _markdown_of(field, rows)]
         lines += [f"- Note: {_cell(note)}" for note in field.notes] + ([""] if field.notes else [])
     if missing:
         lines += ["## Missing runs", "", *(f"- {_cell(name)}: {_cell(why)}" for name, why in missing.items()), ""]
@@ -217,10 +216,11 @@ def to_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_of(field: Field, rows: Sequence[Row]) -> list[str]:
+def _markdown_of(field: Field, rows: Sequence[Row]) -> str:
     metric, checks = field.metric, list(dict.fromkeys(name for row in rows for name in row.checks))
     head = ["method", "n", f"{metric} after", "behind", "before", "search epochs", "search time", "search FLOPs"]
-    table = [[*head, "counting zeros", *checks]]
+    head += ["counting zeros", *checks]
+    table = []
     for row in rows:
         cost = [row.cost["search", measure] for measure in MEASURES]
         epochs, seconds, dense, kept = (found and found.mean for found in cost)
@@ -235,11 +235,10 @@ def _markdown_of(field: Field, rows: Sequence[Row]) -> list[str]:
         for name in checks:
             check = row.checks.get(name)
             cells.append(f"{check.verdict} ({difference(check, metric)})" if check else "–")
-        table.append(cells)
+        table.append([_cell(text) for text in cells])
     if field.dense:
-        table.append(["dense", str(field.dense.n), sentences.spread(field.dense, metric), *[""] * (len(table[0]) - 3)])
-    rule = ["---", *["---:"] * (len(table[0]) - 1)]
-    return [f"| {' | '.join(map(_cell, cells))} |" for cells in (table[0], rule, *table[1:])]
+        table.append(["dense", str(field.dense.n), sentences.spread(field.dense, metric), *[""] * (len(head) - 3)])
+    return markdown_table([_cell(name) for name in head], table, numbers_from=1)
 
 
 def _cell(text: str) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import atomic
+from gemminer.core.files import save_text
 from gemminer.core.progress import Monitor
 from gemminer.runs import checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
@@ -240,5 +240,4 @@ def _description(asked: Grid, cells: Sequence[Cell], threads: int) -> dict[str, 
 
 
 def _save(path: Path, value: Mapping[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    save_text(path, json.dumps(value, indent=1) + "\n")

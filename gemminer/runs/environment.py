@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -55,5 +56,43 @@ def now() -> str:
 
 
 def command() -> str:
-    """The command line of this process, without the path of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process: the program's name, and paths as they are from this folder.
+
+    A record is shown to others, whom an absolute path tells about somebody's machine and nothing about the run.
+    """
+    program, *arguments = sys.argv
+    name = Path(program).name
+    name = Path(program).parent.name if name == "__main__.py" else name
+    return " ".join([name, *(without_places(text) for text in arguments)])
+
+
+# --flag=PATH, option=PATH, KIND:PATH@SIZE; a drive's letter is no kind.
+_ARGUMENT = re.compile(r"((?:[\w.-]+=)?(?:[a-z][\w-]+:)?)(.*?)((?:@\d+)?)", re.DOTALL)
+
+
+def without_places(argument: str, folder: Path | None = None) -> str:
+    """An argument with its absolute paths, if any, relative to `folder`, by default the current one.
+
+    What lies in the folder above is ../NAME; of what is further away the name is left.
+
+    >>> without_places("--data=folder:/home/jane/lottery/images@32", Path("/home/jane/lottery"))
+    '--data=folder:images@32'
+    >>> without_places("/scratch/jane/mnist", Path("/home/jane/lottery"))
+    'mnist'
+    """
+    here = Path.cwd() if folder is None else folder
+
+    def relative(part: str) -> str:
+        head, text, size = _ARGUMENT.fullmatch(part).groups()  # type: ignore[union-attr]
+        path = Path(text)
+        if not path.is_absolute() or text.startswith("//"):  # "//": of an address
+            return part
+        if path.is_relative_to(here):
+            place = path.relative_to(here).as_posix()
+        elif len(here.parts) > 2 and path.is_relative_to(here.parent):
+            place = f"../{path.relative_to(here.parent).as_posix()}".removesuffix("/.")
+        else:
+            place = path.name
+        return f"{head}{place}{size}"
+
+    return ",".join(map(relative, argument.split(",")))

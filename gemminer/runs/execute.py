@@ -283,7 +283,7 @@ def _record(
             prunable=ticket.prunable,
             live=searched["live"],
         ),
-        layers=[record.LayerRow(**dataclasses.asdict(layer)) for layer in ticket.per_layer()],
+        layers=ticket.per_layer(),
         accuracy=record.Accuracy(
             before=before,
             after=spread.mean,
@@ -295,7 +295,7 @@ def _record(
         ),
         per_class=_per_class([t.get("classes") for t in trained], experiment.classes),
         verdict=verdict.verdict if verdict else None,
-        checks={n: record.CheckRow(**dataclasses.asdict(c)) for n, c in verdict.checks.items()} if verdict else {},
+        checks=verdict.checks if verdict else {},
         cost={"search": record.Cost(**searched["cost"]), "train": record.Cost(**trained[0]["cost"])},
         notes=notes,
         engine=record.Engine(asked=experiment.task.engine, below=dict(experiment.task.below or {})),

@@ -10,67 +10,45 @@ state/                 checkpoints and finished steps, for --resume
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import sys
-import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import atomic
+from gemminer.core.files import save_text
 from gemminer.training.checkpoint import Checkpoint
 
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
+# What a file system without locks says, or one whose server for them is not there.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
 
 
 class Busy(UsageError):
     """Another process runs in the folder."""
 
 
-class _Lock:
-    """A file that one process holds at a time; the system lets go of it when the process ends, however it ends."""
+def _locked(folder: Path, wait: float = 3.0) -> FileLock:
+    """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going.
 
-    def __init__(self, path: Path) -> None:
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.release = weakref.finalize(self, os.close, self.file)
-
-    def take(self) -> bool:
-        """Whether the file is ours now; also where the file system knows no locks."""
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(self.file, msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:
-            return True
-        return True
-
-
-# By file, as long as a Folder holds it: a process does not lock itself out.
-_LOCKS: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
-
-
-def _locked(folder: Path, wait: float = 3.0) -> _Lock:
-    """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going."""
+    One lock a process and file, which each Folder takes once more and releases once, so that a process does not lock
+    itself out; the system lets go of it when the process ends, however it ends. Where the file system knows no locks,
+    nobody waits.
+    """
     path = (folder / "state" / "lock").resolve()
-    if (held := _LOCKS.get(path)) is not None:
-        return held
-    lock, last = _Lock(path), time.monotonic() + wait
-    while not lock.take():
-        if time.monotonic() > last:
-            lock.release()
-            raise Busy(f"another process is running in {folder}: wait for it, or give another folder with --out")
-        time.sleep(0.05)
-    _LOCKS[path] = lock
+    lock = FileLock(path, timeout=wait, thread_local=False, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"another process is running in {folder}: wait for it, or give another folder with --out") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return lock
 
 
@@ -101,15 +79,14 @@ class Folder:
                         "resume with the same options, or give another folder with --out"
                     )
             self.state.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            weakref.finalize(self, _locked(path).release)
             if held and overwrite:
                 self._wipe()
             for stale in [*self.state.glob(".*"), *(f for name in FILES for f in path.glob(f".{name}.*"))]:
                 stale.unlink()  # what a kill left of an atomic write
         except OSError as error:
             raise GemminerError(f"cannot use the folder {path}: {error.strerror}") from None
-        with atomic(existing) as temporary:
-            temporary.write_text(recipe_hash)
+        save_text(existing, recipe_hash)
         self.steps: dict[str, dict[str, Any]] = {
             row["step"]: row["result"] for row in _lines(self._steps_file) if "step" in row
         }
@@ -137,8 +114,7 @@ class Folder:
         rows = _lines(self._metrics_file)
         kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
         if len(kept) < len(rows) or not _whole(self._metrics_file):
-            with atomic(self._metrics_file) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            save_text(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _append(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:

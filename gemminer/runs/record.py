@@ -1,42 +1,72 @@
-"""A run's record: what was asked, what came of it, and the machine it was made on. record.json holds it."""
+"""A run's record: what record.json says, and the one reader of it.
+
+`gemminer.core.ticket.Layer` and `gemminer.core.statistics.Check` are its rows. A reader takes a record that lacks what
+is optional, as one of another version may: a number nobody wrote is not a number there, a verdict nobody knows is
+"not decided".
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.files import atomic
+from gemminer.core.files import save_text
+from gemminer.core.statistics import Check, Judgement
+from gemminer.core.ticket import Layer
 
 SCHEMA = "gemminer.record/1"
 
 
-class Density(BaseModel):
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, so that what nobody knows has its default."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _optional(**defaults: Any) -> BeforeValidator:
+    """Fields that a row read from a file may lack."""
+    return BeforeValidator(lambda row: {**defaults, **_known(row)} if isinstance(row, dict) else row)
+
+
+def _judged(row: Any) -> Any:
+    unknown = isinstance(row, dict) and row["verdict"] not in get_args(Judgement)
+    return {**row, "verdict": "not decided"} if unknown else row
+
+
+# Of a pair of validators the last runs first.
+LayerRow = Annotated[Layer, _optional(shape=(), prunable=0, filters=0, dead_filters=0)]
+CheckRow = Annotated[
+    Check,
+    BeforeValidator(_judged),
+    _optional(n=0, std=0.0, difference=math.nan, difference_std=0.0, verdict="", values=(), ticket_values=()),
+]
+
+
+class _Part(BaseModel):
+    """A part of a record in which a null is a field that is not there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return _known(fields) if isinstance(fields, dict) else fields
+
+
+class Density(_Part):
     """asked: as requested; realised = kept / prunable; live: the part of all weights that is also switched on."""
 
     asked: float
     realised: float
-    kept: int
-    prunable: int
+    kept: int | None = None
+    prunable: int | None = None
     live: float | None = None
 
 
-class LayerRow(BaseModel):
-    """One masked parameter; a dead filter is an output unit with no kept weight."""
-
-    name: str
-    shape: tuple[int, ...]
-    prunable: int
-    kept: int
-    density: float
-    filters: int
-    dead_filters: int
-
-
-class Accuracy(BaseModel):
+class Accuracy(_Part):
     """The metric on the test set (accuracy: a fraction of 1). `after` is the mean over `n` training seeds."""
 
     before: float | None = None
@@ -48,81 +78,73 @@ class Accuracy(BaseModel):
     validation: float | None = Field(None, description="of the ticket after training, first seed")
 
 
-class PerClass(BaseModel):
+class PerClass(_Part):
     """The metric after training over the test examples of each class; None for a class without any."""
 
-    after: tuple[float | None, ...]
+    after: tuple[float | None, ...] = ()
     names: tuple[str, ...] = Field((), description="of the classes, where the data set names them")
 
-
-class CheckRow(BaseModel):
-    """A sanity check over n paired seeds; `difference` is ticket minus check."""
-
-    mean: float
-    std: float
-    n: int
-    difference: float
-    difference_std: float
-    verdict: Literal["pass", "fail", "not decided"]
-    values: tuple[float, ...]
-    ticket_values: tuple[float, ...]
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, fields: Any) -> Any:
+        """{"after": {NAME: x}} says the same."""
+        after = fields.get("after") if isinstance(fields, dict) else None
+        return {"after": tuple(after.values()), "names": tuple(after)} if isinstance(after, dict) else fields
 
 
-class Cost(BaseModel):
+class Cost(_Part):
     """Of one search or one training: FLOPs of all its steps, dense and counting zeros."""
 
-    epochs: float
-    seconds: float
-    flops_dense: float
-    flops_sparse: float
+    epochs: float = math.nan
+    seconds: float = math.nan
+    flops_dense: float = math.nan
+    flops_sparse: float = math.nan
 
 
-class Engine(BaseModel):
+class Engine(_Part):
     """Which engine was asked for, and by weight's name the density below which its layer computed kept weights only."""
 
-    asked: str
+    asked: str = ""
     below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")
 
 
-class Record(BaseModel):
+class Record(_Part):
     """The result of a run. Versioned: readers refuse a `schema` they do not know."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: str = Field(SCHEMA, alias="schema")
-    created: str
-    command: str
+    created: str | None = None
+    command: str | None = None
     method: str
-    options: dict[str, Any]
+    options: dict[str, Any] = Field(default_factory=dict)
     model: str
-    model_options: dict[str, Any]
+    model_options: dict[str, Any] = Field(default_factory=dict)
     data: str
-    data_options: dict[str, Any]
-    seed: int
-    recipe: dict[str, Any]
-    recipe_hash: str
-    metric: str
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe_hash: str | None = None
+    metric: str = "accuracy"
     density: Density
     layers: list[LayerRow]
     accuracy: Accuracy
     per_class: PerClass | None = None
     verdict: str | None = None
-    checks: dict[str, CheckRow]
-    cost: dict[str, Cost]
+    checks: dict[str, CheckRow] = Field(default_factory=dict)
+    cost: dict[str, Cost] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     engine: Engine | None = None
-    hardware: dict[str, Any]
-    versions: dict[str, str]
-    git: str | None
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    git: str | None = None
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
     def save(self, path: Path) -> Path:
         """Write the record, atomically."""
-        with atomic(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-        return path
+        return save_text(path, self.to_json())
 
 
 def read(path: str | Path) -> Record:
@@ -131,10 +153,26 @@ def read(path: str | Path) -> Record:
     path = path / "record.json" if path.is_dir() else path
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("schema") != SCHEMA:
-            raise GemminerError(f"{path} has schema {fields.get('schema')!r}; this version reads {SCHEMA!r}")
-        return Record(**fields)
     except OSError as error:
-        raise GemminerError(f"cannot read the record {path}: {error.strerror}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise GemminerError(f"{path} is not a gemminer record: {str(error).splitlines()[0]}") from None
+        raise GemminerError(f"cannot read the record {path}: {error.strerror}; pass a finished run's folder") from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    return parsed(fields, path)
+
+
+def parsed(fields: Any, path: str | Path) -> Record:
+    """The record with these fields, as JSON has them; `path` is where they come from, for the error's sentence."""
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(SCHEMA.partition("/")[0] + "/"):
+        raise GemminerError(f"{path} is not a gemminer record: it has schema {schema!r}; this version reads {SCHEMA!r}")
+    if schema != SCHEMA:
+        raise GemminerError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}: upgrade gemminer")
+    try:
+        return Record(**fields)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _damaged(path, f"no usable {place!r}") from None
+
+
+def _damaged(path: str | Path, why: str) -> GemminerError:
+    return GemminerError(f"{path} is damaged ({why}) or is not a gemminer record: run the command that made it again")

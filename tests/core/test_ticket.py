@@ -93,6 +93,20 @@ def test_a_mask_of_a_transposed_weight_keeps_its_meaning() -> None:
     assert torch.equal(Masks({"w": image > 0.5})["w"], image > 0.5)
 
 
+def test_a_shape_is_looked_up_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making and checking a ticket would copy the whole model otherwise."""
+    model = nn.Linear(3, 2)
+    state = State(model.state_dict())
+    monkeypatch.setattr(State, "__getitem__", lambda *_: pytest.fail("copied"))
+    assert state.shape("weight") == (2, 3)
+    ticket = Ticket({"weight": torch.ones(2, 3, dtype=torch.bool)}, state)
+    ticket.check_fits(model)
+    with pytest.raises(UsageError, match=r"has shape \(2, 3\) in the ticket, \(2, 4\) in the model"):
+        ticket.check_fits(nn.Linear(4, 2))
+    with pytest.raises(UsageError, match=r"has shape \(3, 2\), its weights \(2, 3\)"):
+        Ticket({"weight": torch.ones(3, 2, dtype=torch.bool)}, state)
+
+
 @pytest.mark.parametrize(
     ("masks", "initial", "text"),
     [

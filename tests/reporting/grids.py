@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.reporting import aggregate
+from gemminer.runs.record import parsed
 from tests.reporting.fakes import NAMES, SHAPES, fake_record
 
 # method: accuracy after training at 5%, 1.44%, 0.59%; before at the same; spread; search epochs; layer skew
@@ -142,7 +143,7 @@ def small(method: str, seed: int, after: list[float], density: float = 0.01, **c
         "options": {},
         "recipe": {},
     }
-    return aggregate.read(f"{method}-{seed}", fake_record(**fields | changes))
+    return aggregate.read(f"{method}-{seed}", parsed(fake_record(**fields | changes), "record.json"))
 
 
 def only(runs: list[aggregate.Run]) -> aggregate.Field:

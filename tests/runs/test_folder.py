@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.runs.folder import Folder
+from gemminer.runs.folder import Busy, Folder
 
 
 def test_a_folder_holds_one_recipes_run(tmp_path: Path) -> None:
@@ -45,6 +53,68 @@ def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         Folder(tmp_path / "file" / "run", "abc")
     with pytest.raises(GemminerError, match="cannot use the folder"):
         Folder(Path("/proc/run"), "abc")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gemminer.runs.folder import Busy, Folder
+held = Folder(Path(sys.argv[1]), "abc", resume=True)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def other_process(out: Path) -> subprocess.Popen[str]:
+    """A process that holds the folder until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(out)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_is_one_processs_however_that_ends(tmp_path: Path) -> None:
+    other = other_process(tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(Busy, match=r"another process is running in .*: wait for it, or give another folder") as caught:
+        Folder(tmp_path, "abc", resume=True)
+    assert time.monotonic() - begun >= 3
+    assert isinstance(caught.value, UsageError)
+    other.kill()
+    other.communicate()
+    first = Folder(tmp_path, "abc", resume=True)
+    second = Folder(tmp_path, "abc", resume=True)  # no process locks itself out
+    del first
+    gc.collect()
+    assert second.path == tmp_path
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / "state" / "lock", timeout=0).acquire()
+    del second
+    gc.collect()
+    other_process(tmp_path).communicate("")
+
+
+def test_a_process_may_use_another_threads_folder(tmp_path: Path) -> None:
+    held = Folder(tmp_path, "abc")
+    found: list[Folder] = []
+    thread = threading.Thread(target=lambda: found.append(Folder(tmp_path, "abc", resume=True)))
+    thread.start()
+    thread.join()
+    assert [folder.path for folder in found] == [held.path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: Any) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    folder = Folder(tmp_path, "abc")
+    assert folder.finish("search", {"n": 1}) == {"n": 1}
+    assert [path.name for path in folder.state.glob("lock*")] == ["lock"], "a lock file would outlive a kill"
 
 
 def test_lines_that_a_kill_cut_short(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from gemminer.core.errors import GemminerError
+from gemminer.core.statistics import Check, paired_test
+from gemminer.core.ticket import Layer
 from gemminer.runs import environment, record
-from gemminer.runs.record import Record, read
+from gemminer.runs.record import Record, parsed, read
 
 
 @pytest.fixture
@@ -72,9 +75,39 @@ def test_a_missing_record_is_one_sentence(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_every_row_of_a_ticket_fits_a_record() -> None:
-    from gemminer.core.statistics import Check
-    from gemminer.core.ticket import Layer
+def test_rows_of_a_ticket_and_its_checks_are_rows_of_the_record(result: Record, tmp_path: Path) -> None:
+    """The same classes, so that there is no second list of their fields."""
+    layer = Layer("a", (2, 3), 6, 2, 1 / 3, 2, 1)
+    check = paired_test([0.9, 0.8], [0.5, 0.6])
+    path = result.model_copy(update={"layers": [layer], "checks": {"shuffle": check}}).save(tmp_path / "record.json")
+    again = read(path)
+    assert again.layers == [layer]
+    assert again.checks == {"shuffle": check}
+    rows = json.loads(path.read_text())
+    assert list(rows["layers"][0]) == [field.name for field in dataclasses.fields(Layer)]
+    assert list(rows["checks"]["shuffle"]) == [field.name for field in dataclasses.fields(Check)]
 
-    assert {f.name for f in dataclasses.fields(Layer)} == set(record.LayerRow.model_fields)
-    assert {f.name for f in dataclasses.fields(Check)} == set(record.CheckRow.model_fields)
+
+def test_a_record_that_lacks_what_is_optional_is_read(tmp_path: Path) -> None:
+    fields = {
+        "schema": "gemminer.record/1",
+        "method": "x",
+        "model": "y",
+        "data": "z",
+        "density": {"asked": 0.1, "realised": 0.1},
+        "layers": [{"name": "a", "kept": 0, "density": 0.0, "filters": None}],
+        "accuracy": {"before": None, "n": None},
+        "checks": {"shuffle": {"mean": 0.5, "verdict": "perhaps"}, "erk": {"mean": 0.5, "difference": None}},
+        "cost": {"search": {"epochs": 1, "seconds": None}},
+        "git": None,
+        "of a later version": 1,
+    }
+    (tmp_path / "record.json").write_text(json.dumps(fields))
+    found = read(tmp_path)
+    assert found.layers == [Layer("a", (), 0, 0, 0.0, 0, 0)]
+    assert (found.metric, found.seed, found.notes, found.accuracy.n) == ("accuracy", None, [], 0)
+    assert [check.verdict for check in found.checks.values()] == ["not decided"] * 2
+    assert math.isnan(found.checks["erk"].difference)
+    assert math.isnan(found.cost["search"].seconds)
+    with pytest.raises(GemminerError, match=r"no usable 'layers.0.kept'.*run the command that made it again"):
+        parsed({**fields, "layers": [{"name": "a"}]}, "record.json")

@@ -17,11 +17,15 @@ A `Geometry` row of integers describes a layer (`G_*` below). All arrays are fla
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
+from gemminer.sparse.training import vectors
 from gemminer.sparse.training.vectors import (
     VECTOR_BYTES,
     gather_1,
@@ -42,10 +46,26 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 # What Python launches, and what only these call: without the wrappers nobody uses, which take long to compile.
 _LAUNCHED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER: dict[str, Any] = {**_LAUNCHED, "no_cpython_wrapper": True}
-_kernel = numba.njit(**_LAUNCHED, fastmath=_FAST)
-_inner = numba.njit(**_INNER, fastmath=_FAST)
+# The code of a kernel holds that of `vectors`, of which Numba's cache does not know by itself.
+_VECTORS = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
+
+
+def _compiled(**options: Any) -> Callable[[Any], Any]:
+    """`numba.njit` whose cached code is compiled anew where this file is another or `vectors.py` is."""
+
+    def decorate(function: Any) -> Any:
+        made = numba.njit(**options)(function)
+        index = made._cache._cache_file
+        index._source_stamp = (index._source_stamp, _VECTORS)
+        return made
+
+    return decorate
+
+
+_kernel = _compiled(**_LAUNCHED, fastmath=_FAST)
+_inner = _compiled(**_INNER, fastmath=_FAST)
 # A layer's few sums, in float64 and in the order written.
-_exact = numba.njit(**_LAUNCHED)
+_exact = _compiled(**_LAUNCHED)
 
 # Where a number stands in the row of integers that describes a layer on maps of one size.
 G_N, G_NB, G_C, G_H, G_W, G_O, G_OH, G_OW, G_KH, G_S, G_PH, G_PW = range(12)
@@ -487,7 +507,7 @@ def sift(start, offset, value, to_start, to_offset, to_value):
     to_start[start.shape[0] - 1] = n
 
 
-@numba.njit(**_INNER)
+@_compiled(**_INNER)
 def _batch_statistics(stats, counts, alive, mean, var):
     """Mean and biased variance of each channel, from each block's (pivot, sum, sum of squares) about its pivot."""
     total = counts.sum()

@@ -9,7 +9,7 @@ For one tile of a row, and all kept weights j of one filter in one go,
 at one load and one multiply-add a weight and vector. A plain Numba loop would keep its sums in memory and check for
 overlap at each call. A vector is 64 bytes: one AVX-512 register, and LLVM splits it where registers are shorter.
 
-Numba's cache looks at the file of the function it compiles only: after a change here, touch `kernels.py`.
+Numba's cache looks at the file of the function it compiles only; `kernels.py` has it look at this one too.
 """
 
 from __future__ import annotations

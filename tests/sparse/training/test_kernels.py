@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from pathlib import Path
 
+import numba
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gemminer import models
-from gemminer.sparse.training import kernels
+from gemminer.sparse.training import kernels, vectors
 from gemminer.sparse.training.convert import sparsify
 from tests.sparse.training.helpers import compare, noise, ticket_for
 
@@ -95,3 +99,28 @@ def test_nan_stays_nan() -> None:
     x[1, 0, 2, 2] = float("nan")
     assert sparse(x).isnan().all()
     assert sparsify(model[:1], ticket_for(model[:1], 1.0), engine="sparse")(x).isnan().any()
+
+
+def test_another_edition_of_the_vectors_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's own cache knows the file of a kernel only, and would go on with the vectors of before."""
+    other = tmp_path / "vectors.py"
+    other.write_text(Path(vectors.__file__).read_text() + "# edited\n")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+
+    def came_from_cache(file: str | Path) -> bool:
+        monkeypatch.setattr(vectors, "__file__", str(file))
+        spec = importlib.util.spec_from_file_location("kernels_again", kernels.__file__)
+        assert spec
+        assert spec.loader
+        again = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(again)
+        again._advance.compile("int64(int64, int64)")
+        hits, misses = (sum(getattr(again._advance.stats, name).values()) for name in ("cache_hits", "cache_misses"))
+        assert hits + misses == 1
+        return bool(hits)
+
+    own = vectors.__file__
+    assert [came_from_cache(file) for file in (own, own, other, other, own)] == [False, True, False, True, False]
+    cached = [found for found in vars(kernels).values() if isinstance(found, numba.core.dispatcher.Dispatcher)]
+    assert len(cached) > 20
+    assert all(found._cache._cache_file._source_stamp[1] == kernels._VECTORS for found in cached)
