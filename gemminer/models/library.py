@@ -24,12 +24,21 @@ from gemminer.models.plain import conv_n, lenet_5, lenet_300_100, vgg16
 from gemminer.models.residual import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet, mobilenet_v2, wide_resnet
 from gemminer.models.transformer import make_transformer
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("non-affine", "affine", "none"),
     "stem": ("imagenet", "small"),
     "task": ("images", "tokens"),
 }
 _SWITCHES = ("bias", "causal", "pretrained")
+
+
+class Option(NamedTuple):
+    """An option of a network: its default, and what it may be: one of several, or a number in a range."""
+
+    name: str
+    default: Any
+    choices: tuple[Any, ...] = ()
+    range: str = ""
 
 
 class Network(NamedTuple):
@@ -107,6 +116,22 @@ def describe(name: str) -> str:
     return f"{network.text}; options: {', '.join(network.options())}"
 
 
+def options(name: str) -> tuple[Option, ...]:
+    """The options that `build` takes for a network, with their defaults; UsageError for an unknown name.
+
+    >>> [(option.name, option.default) for option in options("conv-2")]
+    [('width', 1.0), ('bias', False)]
+    """
+    network = _find(name)
+    own = {p.name: p.default for p in inspect.signature(network.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    defaults = {"norm": network.norm, "width": 1.0, "bias": network.bias, **own}
+    choices = _CHOICES | dict.fromkeys(_SWITCHES, (True, False))
+    ranges = dict.fromkeys(choices, "") | {"width": "above 0"}
+    return tuple(
+        Option(key, defaults[key], choices.get(key, ()), ranges.get(key, "1 or more")) for key in network.options()
+    )
+
+
 def build(
     name: str,
     *,
@@ -120,17 +145,23 @@ def build(
 ) -> nn.Module:
     """A network by name: images (N, in_channels, image_size, image_size) -> logits (N, classes).
 
-    norm        "non-affine" (normalise only), "affine" (learned scale and shift) or "none"; by default affine
-                for resnet18, resnet50 and transformer, non-affine for the other networks with norm
-    width       multiplies channel counts and hidden sizes
-    bias        biases in linear layers, and in convolutions without norm; by default True for resnet18 and
-                resnet50, elsewhere False as in the Rare Gems code
-    pretrained  (resnet18, resnet50) torchvision's ImageNet weights; a layer of another shape, as the stem or
-                the classifier may be, keeps its fresh draw
-    stem        (resnet18, resnet50) "imagenet": 7x7, stride 2, pooling; "small": 3x3, stride 1
-    task        (transformer) "images", or "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary
-    dim, depth, heads, causal, patch, length    (transformer) causal by default for tokens only; patch is for
-                images, and length, the most tokens it takes, for tokens
+    Args:
+        norm: "non-affine" normalises only, "affine" learns a scale and a shift too, "none" leaves norm out.
+        width: multiplies channel counts and hidden sizes.
+        bias: biases in linear layers, and in convolutions without norm.
+        pretrained: begin with torchvision's ImageNet weights; a layer of another shape, as the stem or the classifier
+            may be, keeps its fresh draw.
+        stem: "imagenet" is 7x7 with stride 2 and pooling, "small" 3x3 with stride 1.
+        task: "images", or "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary.
+        dim: the width of the stream of tokens.
+        depth: the number of blocks.
+        heads: attention heads of a block.
+        causal: attend to earlier tokens only; by default for tokens, not for images.
+        patch: side of the squares an image is cut into; by default at most 8 of them fill a side.
+        length: the most tokens that task "tokens" takes at once, by default 128.
+
+    By default norm is affine for resnet18, resnet50 and transformer, non-affine for the other networks with norm; bias
+    is True for resnet18 and resnet50, elsewhere False as in the Rare Gems code. `options(name)` has them all.
 
     None means the default. Equal arguments give equal weights, and the global random state is left as it was.
     Raises UsageError for an unknown name, an option the network does not have or a value it cannot take, and

@@ -155,6 +155,7 @@ def run_recipe(
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Record:
     """Run a recipe in the folder `out`: search, measure, train, check. Returns the record it wrote.
 
@@ -165,6 +166,8 @@ def run_recipe(
         recipe, device=device, engine=engine, root=root, download=download, monitor=monitor
     )
     folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
+    if announce:
+        announce(_resolved(recipe, experiment.settings.epochs, options))
     experiment.task.monitor = _Logged(experiment.task.monitor, folder)
 
     def step(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -222,6 +225,19 @@ def run_recipe(
     result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, notes)
     result.save(out / "record.json")
     return result
+
+
+def _resolved(recipe: Recipe, trained: int, options: Any) -> str:
+    """What is about to be run, in a sentence."""
+    searched = getattr(options, "epochs", None)
+    if searched and recipe.budget and budget_of(recipe.budget)[0]:
+        lengths = f"a search of {recipe.budget}, {trained} epochs of training"
+    elif searched:
+        lengths = f"{searched} epochs of search, {trained} of training"
+    else:
+        lengths = f"{trained} epochs of training"
+    what = f"{recipe.method}, {recipe.model} on {recipe.data}, density {100 * recipe.density:.4g}%"
+    return f"{what}, {lengths}, seed {recipe.seed}"
 
 
 def _record(

@@ -27,10 +27,14 @@ class Settings:
 
     Args:
         epochs: T, passes over the training data.
+        optimiser: what takes the steps.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
+        nesterov: SGD's momentum looks one step ahead.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
+        schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.
+        gamma: what multistep multiplies the rate by at each milestone.
     """
 
     epochs: int = 40
