@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gemminer import data, methods
+from gemminer import methods
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.progress import Monitor
-from gemminer.core.prunable import prunable_weights
-from gemminer.core.randomness import mixed
-from gemminer.core.selection import target
 from gemminer.core.ticket import Ticket
-from gemminer.runs.checks import CHECKS, CheckResult, check_names, judge
-from gemminer.runs.experiment import Experiment, require_test, wants_channels_last
-from gemminer.runs.settings import default_epochs, draw_of, options_of, search_epochs
+from gemminer.runs.checks import CheckResult, check_names, judge
+from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
+from gemminer.runs.recipe import DEFAULT_CHECKS
+from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
 from gemminer.training import engine as engines
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.settings import Settings
-from gemminer.training.task import Loss, Metric, Task, accuracy, cross_entropy
+from gemminer.training.task import Loss, Metric, accuracy, cross_entropy
 
 if TYPE_CHECKING:
     from gemminer.runs.compare import Outcome
@@ -34,63 +32,35 @@ if TYPE_CHECKING:
 def _experiment(
     model: nn.Module,
     train_data: Any,
-    test_data: Any,
     *,
-    batch_size: int,
-    seed: int,
-    loss: Loss,
     metric: Metric,
     monitor: Monitor | None,
-    settings: Settings,
-    engine: str = "auto",
-    validation_data: Any = None,
     checkpoint: str | Path | None = None,
-    exclude: Sequence[str] = (),
-    embeddings: bool = False,
+    **given: Any,
 ) -> Experiment:
-    """The user's model and data, as the steps of a run want them."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
-
-    def held_out(given: Any) -> data.Batches | None:
-        return None if given is None else data.as_batches(given, batch_size=256, shuffle=False)
-
-    task = Task(
+    """The experiment of a call; what a checkpoint says of layers computed on kept weights only is kept to."""
+    experiment = build(
         model,
-        data.as_batches(train_data, batch_size=batch_size, seed=mixed(seed, "batches")),
-        held_out(validation_data),
-        loss,
-        metric,
-        str(getattr(metric, "__name__", "metric")),
-        exclude=tuple(exclude),
-        embeddings=embeddings,
-        engine=engine,
-        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+        train_data,
+        metric=metric,
+        metric_name=str(getattr(metric, "__name__", "metric")),
         monitor=monitor or Monitor(),
+        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+        **given,
     )
-    prunable_weights(model, exclude=task.exclude, embeddings=embeddings)
-    engines.checked(engine, task.device)
-    task.channels_last = wants_channels_last(task)
-    return Experiment(task, held_out(test_data), settings, seed)
+    return experiment.with_task(below=engines.resumed(experiment.task, experiment.flops))
 
 
 def _experiment_of(
-    ticket: Ticket,
-    model: nn.Module,
-    train_data: Any,
-    test_data: Any,
-    epochs: int | None,
-    settings: dict[str, Any],
-    **given: Any,
+    ticket: Ticket, model: nn.Module, train_data: Any, epochs: int | None, settings: dict[str, Any], **given: Any
 ) -> Experiment:
     """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
     facts = ticket.provenance
-    prunes = {"exclude": facts.get("exclude", ()), "embeddings": facts.get("embeddings", False)}
-    experiment = _experiment(model, train_data, test_data, settings=Settings(), **prunes, **given)
+    prunes = {"exclude": tuple(facts.get("exclude", ())), "embeddings": facts.get("embeddings", False)}
+    experiment = _experiment(model, train_data, **prunes, **given)
     settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
-    experiment.settings = options_of(Settings, settings, "training")
     ticket.check_fits(model)
-    return experiment
+    return dataclasses.replace(experiment, settings=options_of(Settings, settings, "training"))
 
 
 def mine(
@@ -102,7 +72,7 @@ def mine(
     epochs: int | None = None,
     budget: str | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     initialiser: str = "default",
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
@@ -158,33 +128,28 @@ def mine(
     (24, 96)
     """
     row = methods.get(method)
+    if not row.trains and (epochs is not None or budget is not None):
+        raise UsageError(f"the method {method!r} has no epochs to set")
     experiment = _experiment(
         model,
         train_data,
-        None,
+        validation=validation_data,
         batch_size=batch_size,
         seed=seed,
         loss=loss,
         metric=metric,
         monitor=monitor,
         engine=engine,
-        settings=Settings(),
-        validation_data=validation_data,
         checkpoint=checkpoint,
-        exclude=exclude,
+        exclude=tuple(exclude),
         embeddings=embeddings,
     )
-    fields = {f.name for f in dataclasses.fields(row.options)}
-    if epochs is not None and budget is not None:
-        raise UsageError("a search has epochs or a budget, not both: leave one out")
-    if "epochs" in fields:
-        examples = experiment.task.train.examples
-        options["epochs"] = search_epochs(budget, examples, experiment.affordable) if epochs is None else epochs
-    elif epochs is not None or budget is not None:
-        raise UsageError(f"the method {method!r} has no epochs to set")
-    chosen = options_of(row.options, options, method)
-    target(density, sum(p.numel() for p in prunable_weights(model, exclude=exclude, embeddings=embeddings).values()))
-    ticket, _ = experiment.find(method, density, chosen, draw_of(initialiser, row, density, seed))
+    resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=options)
+    chosen = resolved.options
+    experiment.check_density(density)
+    if resolved.seconds is not None:
+        chosen = dataclasses.replace(chosen, epochs=experiment.affordable(resolved.seconds))
+    ticket, _ = experiment.search(method, density, chosen, draw_of(initialiser, row, density, seed))
     if experiment.task.checkpoint:
         experiment.task.checkpoint.clear()
     return ticket
@@ -198,7 +163,7 @@ def train(
     *,
     epochs: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
     engine: str = "auto",
@@ -235,9 +200,9 @@ def train(
         ticket,
         model,
         train_data,
-        test_data,
         epochs,
         settings,
+        test=test_data,
         batch_size=batch_size,
         seed=seed,
         loss=loss,
@@ -263,10 +228,10 @@ def check(
     test_data: Any,
     *,
     seeds: int = 3,
-    names: Sequence[str] = CHECKS,
+    names: Sequence[str] = DEFAULT_CHECKS,
     epochs: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
     engine: str = "auto",
@@ -302,9 +267,9 @@ def check(
         ticket,
         model,
         train_data,
-        test_data,
         epochs,
         settings,
+        test=test_data,
         batch_size=batch_size,
         seed=seed,
         loss=loss,

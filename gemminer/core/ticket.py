@@ -72,6 +72,11 @@ class Masks(Mapping[str, Tensor]):
         """The number of ones, counted once."""
         return self._kept[name]
 
+    @property
+    def density(self) -> float:
+        """The fraction of all weights that is kept."""
+        return sum(self._kept.values()) / sum(map(math.prod, self._shapes.values()))
+
     def packed(self, name: str) -> np.ndarray[Any, Any]:
         """The bits themselves, most significant first."""
         return self._bits[name].copy()
@@ -189,7 +194,7 @@ class Ticket:
     @property
     def density(self) -> float:
         """kept / prunable, the fraction of prunable weights kept."""
-        return self.kept / self.prunable
+        return self._masks.density
 
     @property
     def digest(self) -> str:
@@ -235,14 +240,20 @@ class Ticket:
 
         Returns the same model. Raises UsageError, before anything is written, where names or shapes differ.
         """
+        self.start_from(model)
         tensors = named_state(model)
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                tensors[name].mul_(mask.to(tensors[name].device))
+        return model
+
+    def start_from(self, model: nn.Module) -> None:
+        """Write the initial state into `model`, nothing masked; raises UsageError where names or shapes differ."""
         self.check_fits(model)
+        tensors = named_state(model)
         with torch.no_grad():
             for name, value in self._initial.items():
-                if name in self._masks:
-                    value = value * self._masks[name]
                 tensors[name].copy_(value)
-        return model
 
     def check_fits(self, model: nn.Module) -> None:
         """Raise UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers."""

@@ -14,10 +14,11 @@ from gemminer.methods import (
     snip,
     synflow,
 )
-from gemminer.methods.registry import Find, Method, get, names, register
+from gemminer.methods.registry import Find, Found, Method, get, names, register
 
 __all__ = [
     "Find",
+    "Found",
     "Method",
     "edge_popup",
     "gem_miner",

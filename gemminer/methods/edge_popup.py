@@ -19,14 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.model_state import borrowed, named_state
-from gemminer.core.prunable import prunable_weights
 from gemminer.core.randomness import generator
 from gemminer.core.selection import target
-from gemminer.core.ticket import State, Ticket
 from gemminer.methods.parts import schedules
 from gemminer.methods.parts.one_shot import keep
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.loop import fit
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -183,19 +180,18 @@ def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
     source="Ramanujan et al., CVPR 2020",
     initialiser="signed-constant",
     fan_scaled=True,
+    trains=True,
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Train scores and keep the highest |s|: exactly round(density * d), in each layer its share or over all."""
-    initial = State(named_state(task.model))
-    with borrowed(task.model):
-        parameters = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
-        total = sum(p.numel() for p in parameters.values())
-        schedule = options.freeze_schedule(len(task.train), density, total)
-        for p in task.model.parameters():
-            p.requires_grad_(False)
-        for p in parameters.values():
-            p.requires_grad_(True)
-        rule = Popup(parameters, options, schedule, target(density, total), seed)
-        decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
-        rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
-        return Ticket(rule.on, initial, {"live": rows[-1]["live"], "rows": rows})
+    parameters = task.prunable()
+    total = sum(p.numel() for p in parameters.values())
+    schedule = options.freeze_schedule(len(task.train), density, total)
+    for p in task.model.parameters():
+        p.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    rule = Popup(parameters, options, schedule, target(density, total), seed)
+    decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
+    rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
+    return Found(rule.on, rows=rows, live=rows[-1]["live"])

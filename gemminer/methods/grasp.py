@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from gemminer.core.errors import UsageError
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.one_shot import (
     DataOptions,
     Seen,
@@ -30,7 +29,7 @@ from gemminer.methods.parts.one_shot import (
     shares,
     twice_differentiable,
 )
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 # A gradient for g, and for H g a gradient and the way back through it.
@@ -108,7 +107,7 @@ def hessian_gradient(task: Task, seen: Seen, weights: Sequence[Tensor]) -> list[
     summary="-w * (H g) at initialisation, the highest removed",
     source="Wang et al., ICLR 2020",
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Remove the highest S = -w * (H g), of the loss of logits / T (equation 8 there)."""
     warm = dataclasses.replace(
         task,

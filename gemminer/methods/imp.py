@@ -18,12 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.model_state import borrowed, named_state
-from gemminer.core.prunable import prunable_weights
+from gemminer.core.model_state import copied, named_state
 from gemminer.core.selection import keep_highest, target
-from gemminer.core.ticket import State, Ticket
 from gemminer.data import Batches
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.loop import fit
 from gemminer.training.rules import KeepMask
 from gemminer.training.settings import Settings
@@ -151,57 +149,70 @@ def _training(options: Options) -> Settings:
     return options
 
 
-@register("imp", Options, summary="train, prune 20%, rewind, repeat", source="Frankle & Carbin, ICLR 2019")
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def _epochs(options: Options, density: float, total: int) -> float:
+    return float(options.epochs * len(round_counts(total, density, options.rate)))
+
+
+@register(
+    "imp",
+    Options,
+    summary="train, prune 20%, rewind, repeat",
+    source="Frankle & Carbin, ICLR 2019",
+    trains=True,
+    cost=_epochs,
+)
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Rounds of training and removing the smallest |w| until round(density * d) are left.
 
     The ticket starts from the initial weights (cold), from those after step k (warm) or from the trained ones (lr);
     only the first is at initialisation.
     """
-    initial = State(named_state(task.model))
+    initial = copied(task.model)
     steps, settings = len(task.train), _training(options)
     k = (options.rewind_steps or math.ceil(WARM * options.epochs * steps)) if options.rewind == "warm" else 0
     if k >= options.epochs * steps:
         raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")
     late = dataclasses.replace(task, train=_From(task.train, k // steps, k % steps))
-    with borrowed(task.model) as model:
-        weights = prunable_weights(model, exclude=task.exclude, embeddings=task.embeddings)
-        counts = round_counts(sum(w.numel() for w in weights.values()), density, options.rate)
-        key = repr((seed, density, options))
-        history = _resumed(task, key) or {
-            "key": key,
-            "round": 1,
-            "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
-            "state": None,  # after step k of the first round
-            "rows": [],
-        }
-        for number in range(history["round"], len(counts) + 1):
-            if number > 1 and options.rewind != "lr":
-                _write(model, history["state"] or initial)
-            with torch.no_grad():
-                for name, w in weights.items():
-                    w.mul_(history["masks"][name])
-            history["round"] = number
-            rows = fit(
-                late if number > 1 else task,
-                _Round(model, history, k),
-                settings,
-                seed=seed,
-                phase=f"{task.phase}:round{number}",
-                first_epoch=k // steps if number > 1 else 0,
-            )
-            begun = history["rows"][-1]["seconds"] if history["rows"] else 0.0
-            rows = [{**row, "seconds": begun + row["seconds"], "fraction": 1.0} for row in rows]
-            if number > 1:
-                rows[0]["fraction"] = 1 - k % steps / steps  # of an epoch
-            history["rows"] = history["rows"] + rows
-            history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
-        start = named_state(model) if options.rewind == "lr" else history["state"] or initial
-        ticket = Ticket(history["masks"], start)
-    return ticket.replace(
-        rows=history["rows"],
+    model = task.model
+    weights = task.prunable()
+    total = sum(w.numel() for w in weights.values())
+    counts = round_counts(total, density, options.rate)
+    key = repr((seed, density, options))
+    history = _resumed(task, key) or {
+        "key": key,
+        "round": 1,
+        "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
+        "state": None,  # after step k of the first round
+        "rows": [],
+    }
+    for number in range(history["round"], len(counts) + 1):
+        if number > 1 and options.rewind != "lr":
+            _write(model, history["state"] or initial)
+        with torch.no_grad():
+            for name, w in weights.items():
+                w.mul_(history["masks"][name])
+        history["round"] = number
+        rows = fit(
+            late if number > 1 else task,
+            _Round(model, history, k),
+            settings,
+            seed=seed,
+            phase=f"{task.phase}:round{number}",
+            first_epoch=k // steps if number > 1 else 0,
+        )
+        begun = history["rows"][-1]["seconds"] if history["rows"] else 0.0
+        rows = [{**row, "seconds": begun + row["seconds"], "fraction": 1.0} for row in rows]
+        if number > 1:
+            rows[0]["fraction"] = 1 - k % steps / steps  # of an epoch
+        history["rows"] = history["rows"] + rows
+        history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
+    start = {"cold": None, "warm": history["state"], "lr": copied(model)}[options.rewind]
+    return Found(
+        history["masks"],
+        start,
+        history["rows"],
+        live=counts[-1] / total,
         epochs=math.fsum(row["fraction"] for row in history["rows"]),
-        live=ticket.density,
-        at_initialisation=options.rewind == "cold",
-        rewind_step=k if options.rewind == "warm" else None,
+        draw_holds=options.rewind == "cold",
+        facts={"rewind_step": k if options.rewind == "warm" else None},
     )

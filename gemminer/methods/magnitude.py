@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.one_shot import ScoreOptions, prune_once
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 
@@ -18,7 +17,7 @@ class Options(ScoreOptions):
 
 
 @register("magnitude", Options, summary="|w| at initialisation, no data", source="Frankle et al., ICLR 2021")
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep the highest s = |w|. With signed-constant weights all of a layer tie, and the lower index is kept."""
 
     def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:

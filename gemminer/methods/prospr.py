@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gemminer.core.errors import UsageError
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.one_shot import DataOptions, Seen, first_batches, prune_once, shares, twice_differentiable
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 
@@ -95,7 +94,7 @@ def loss_after(task: Task, masks: Mapping[str, Tensor], seen: Seen, options: Opt
     summary="meta-gradient through 3 training steps",
     source="Alizadeh et al., ICLR 2022",
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep the highest s = |dL(w_M)/dmask| at mask = 1, through M unrolled SGD steps; M = 0 is SNIP."""
     seen = first_batches(task, options.batches * (options.steps + 1))
 

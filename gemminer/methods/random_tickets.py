@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gemminer.core.model_state import named_state
-from gemminer.core.prunable import prunable_weights
 from gemminer.core.randomness import generator
 from gemminer.core.selection import keep_highest, target
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.allocation import allocate, random_masks
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 
@@ -28,19 +25,18 @@ class Options:
 
 
 def _shapes(task: Task) -> dict[str, torch.Size]:
-    found = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
-    return {name: p.shape for name, p in found.items()}
+    return {name: p.shape for name, p in task.prunable().items()}
 
 
-def _by_layer(task: Task, density: float, ratios: dict[str, float], seed: int, options: Options) -> Ticket:
+def _by_layer(task: Task, density: float, ratios: dict[str, float], seed: int, options: Options) -> Found:
     shapes = _shapes(task)
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     counts = allocate(sizes, ratios, target(density, sum(sizes.values())))
-    return Ticket(random_masks(shapes, counts, -1 - seed if options.invert else seed), named_state(task.model))
+    return Found(random_masks(shapes, counts, -1 - seed if options.invert else seed))
 
 
 @register("random", Options, summary="one global draw", source="Frankle & Carbin 2019")
-def find_random(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find_random(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep the round(density * d) highest of d even random numbers."""
     scores = {
         name: torch.rand(shape, generator=generator(seed, "random ticket", name))
@@ -49,11 +45,11 @@ def find_random(task: Task, density: float, options: Options, seed: int) -> Tick
     sign = -1.0 if options.invert else 1.0
     total = sum(s.numel() for s in scores.values())
     masks = keep_highest({name: sign * s for name, s in scores.items()}, target(density, total))
-    return Ticket(masks, named_state(task.model))
+    return Found(masks)
 
 
 @register("uniform", Options, summary="the same density in every layer, at random", source="Frankle et al. 2021")
-def find_uniform(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find_uniform(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep `density` of each layer, up to rounding to the exact total, at random."""
     return _by_layer(task, density, dict.fromkeys(_shapes(task), 1.0), seed, options)
 
@@ -68,7 +64,7 @@ def erk_ratio(shape: torch.Size) -> float:
 
 
 @register("erk", Options, summary="Erdos-Renyi-Kernel layer densities, at random", source="Evci et al. 2020")
-def find_erk(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find_erk(task: Task, density: float, options: Options, seed: int) -> Found:
     """Random masks with ERK layer densities, capped at 1, the excess redistributed."""
     ratios = {name: erk_ratio(shape) for name, shape in _shapes(task).items()}
     return _by_layer(task, density, ratios, seed, options)

@@ -1,28 +1,74 @@
-"""The list of methods: a name, one function `find(task, density, options, seed) -> Ticket`, its options, its source."""
+"""The list of methods: a name, one function `find(task, density, options, seed) -> Found`, its options, its source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from gemminer.core.errors import unknown
-from gemminer.core.ticket import Ticket
 from gemminer.training.task import Task
 
 
-class Find(Protocol):
-    """A pruning method: what it may see is the task, what it gives back is a ticket."""
+@dataclass(frozen=True)
+class Found:
+    """What a method found, and what the rest of the package must know of the search.
 
-    def __call__(self, task: Task, density: float, options: Any, seed: int, /) -> Ticket: ...
+    Args:
+        masks: parameter name -> boolean tensor of its shape (True = kept), round(density * d) ones in all.
+        start: the state the ticket starts from, parameters and buffers; None is the state before the search.
+        rows: what was logged, a row an epoch: `seconds` since the search began, `layers_kept` (weights kept of each
+            layer), and the `fraction` of an epoch that the row covers, 1 where it is not given.
+        live: the part of the prunable weights that is kept and switched on in the end; None where that means nothing.
+        epochs: passes over the training data; None is one for each row.
+        draw_holds: whether the ticket starts from the weights that were drawn; False after rewinding to later ones.
+        facts: what else the ticket's provenance should say, as JSON has it.
+    """
+
+    masks: Mapping[str, Tensor]
+    start: Mapping[str, Tensor] | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+    live: float | None = None
+    epochs: float | None = None
+    draw_holds: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Find(Protocol):
+    """A pruning method: it sees the task and gives back what it found.
+
+    The caller lends it the task's model at its initial weights (`core.model_state.borrowed`), so that a method may
+    change values, gradients and modes as it likes: all are put back afterwards.
+    """
+
+    def __call__(self, task: Task, density: float, options: Any, seed: int, /) -> Found: ...
+
+
+Cost = Callable[[Any, float, int], float]
+
+
+def _no_epochs(options: Any, density: float, total: int) -> float:
+    """A method that scores a few batches, or none, counts as no epochs."""
+    return 0.0
+
+
+def _own_epochs(options: Any, density: float, total: int) -> float:
+    return float(options.epochs)
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the registry.
 
-    `initialiser` is the distribution the method's source draws initial weights from; `fan_scaled` says that it
-    draws them for the kept weights alone, with fan_in times the density (`Draw.fan_scale`).
+    Args:
+        initialiser: the distribution the method's source draws initial weights from.
+        fan_scaled: it draws them for the kept weights alone, with fan_in times the density (`Draw.fan_scale`).
+        trains: it passes over the training data for `options.epochs` epochs, once or several times.
+        cost: (options, density, prunable weights) -> the epochs a search will take in all.
+        remedy: what to do where a layer keeps nothing, for the warning that says so.
     """
 
     name: str
@@ -32,6 +78,9 @@ class Method:
     source: str
     initialiser: str
     fan_scaled: bool = False
+    trains: bool = False
+    cost: Cost = _no_epochs
+    remedy: str = ""
 
 
 _METHODS: dict[str, Method] = {}
@@ -45,11 +94,21 @@ def register(
     source: str,
     initialiser: str = "kaiming-normal",
     fan_scaled: bool = False,
+    trains: bool = False,
+    cost: Cost | None = None,
+    remedy: str = "",
 ) -> Callable[[Find], Find]:
-    """Decorator that adds a method under `name`; the conformance suite and the command line take it up by itself."""
+    """Decorator that adds a method under `name`; the conformance suite and the command line list what is registered.
+
+    `cost` is by default `options.epochs` for a method that trains, and nothing for one that does not. Raises TypeError
+    where a method trains and its options have no `epochs`.
+    """
+    if trains and "epochs" not in {f.name for f in dataclasses.fields(options)}:
+        raise TypeError(f"the method {name!r} trains, so its options need a field epochs")
+    cost = cost or (_own_epochs if trains else _no_epochs)
 
     def add(find: Find) -> Find:
-        _METHODS[name] = Method(name, find, options, summary, source, initialiser, fan_scaled)
+        _METHODS[name] = Method(name, find, options, summary, source, initialiser, fan_scaled, trains, cost, remedy)
         return find
 
     return add

@@ -16,12 +16,9 @@ import torch
 from torch import nn
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.model_state import named_state
-from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import target
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.allocation import allocate, random_masks
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 SHAPES = ("resnet", "vgg")
@@ -78,14 +75,13 @@ def layer_counts(sizes: Mapping[str, int], classifier: str | None, count: int, o
 @register(
     "smart-ratio", Options, summary="layer densities that fall with depth, at random", source="Su et al., NeurIPS 2020"
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Random masks with Smart-Ratio layer densities, capped at 1, the excess redistributed."""
-    found = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
+    found = task.prunable()
     shapes: dict[str, torch.Size] = {name: p.shape for name, p in found.items()}
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     linear = {id(m.weight) for m in task.model.modules() if isinstance(m, nn.Linear)}
     last = list(found)[-1]
     classifier = last if id(found[last]) in linear else None
     counts = layer_counts(sizes, classifier, target(density, sum(sizes.values())), options)
-    ticket = Ticket(random_masks(shapes, counts, seed), named_state(task.model))
-    return ticket.replace(live=ticket.density)
+    return Found(random_masks(shapes, counts, seed), live=sum(counts.values()) / sum(sizes.values()))

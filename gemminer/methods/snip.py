@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gemminer.core.ticket import Ticket
 from gemminer.methods.parts.one_shot import DataOptions, first_batches, gradient, prune_once
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 
@@ -23,7 +22,7 @@ class Options(DataOptions):
     summary="|w * dL/dw| at initialisation",
     source="Lee et al., ICLR 2019",
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep the highest connection sensitivities s = |w * dL/dw| (equation 5 there, without its normalisation).
 
     L is the mean loss over the batches, in training mode. The scored weights are the ticket's own initial weights;

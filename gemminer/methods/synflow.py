@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.model_state import named_state
 from gemminer.core.selection import target
-from gemminer.core.ticket import State, Ticket
-from gemminer.methods.parts.one_shot import ScoreOptions, keep, score_ticket, scoring
-from gemminer.methods.registry import register
+from gemminer.methods.parts.one_shot import ScoreOptions, keep, scored, scoring
+from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
 
 
@@ -103,12 +101,11 @@ def flow(task: Task, inputs: Any, weights: Mapping[str, nn.Parameter]) -> dict[s
     summary="conserved synaptic flow, 100 rounds, no data",
     source="Tanaka et al., NeurIPS 2020",
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """In each of n rounds keep the highest s = |w| * dR/d|w|, R the sum of the outputs for an input of ones.
 
     What a round removes stays removed.
     """
-    initial = State(named_state(task.model))
     inputs, _ = next(iter(task.train.epoch(0)))
     ones = tree_map(ones_like_first, inputs)
     with scoring(task, seed) as weights, linearised(task.model):
@@ -123,4 +120,4 @@ def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
             for name, s in ranking.items():
                 ranking[name] = (-s if options.invert else s).masked_fill(~masks[name], -torch.inf)
             masks = keep(ranking, max(count, round(total * density ** (k / options.rounds))), options.scope)
-    return score_ticket(task, masks, initial, options.rounds * len(task.train) / task.train.examples)
+    return scored(task, masks, options.rounds * len(task.train) / task.train.examples)

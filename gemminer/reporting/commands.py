@@ -38,6 +38,7 @@ def mount(app: typer.Typer) -> None:
     app.command()(methods)
     app.command()(models)
     app.command("data")(data_sets)
+    app.command()(checks)
     app.command("recipes")(named_recipes)
 
 
@@ -112,6 +113,14 @@ def data_sets(
     return _show(name, library.describe(name), fields, "Flags that change what is taken of it:", as_json)
 
 
+def checks(as_json: Json = False) -> None:
+    """List the sanity checks: what each destroys in a ticket."""
+    from gemminer.runs import checks as registry
+
+    rows = [{"name": c.name, "sentence": c.sentence} for c in map(registry.get, registry.names())]
+    return _list(rows, ["name", "sentence"], as_json)
+
+
 def named_recipes(
     name: Annotated[str | None, _named("recipe", "gemminer.runs.recipe")] = None,
     as_json: Json = False,
@@ -123,7 +132,7 @@ def named_recipes(
     columns = ["method", "model", "data", "density", "epochs"]
     chosen = [(n, recipes.load(n)) for n in recipes.names()]
     rows = [{"name": n, **{column: getattr(r, column) for column in columns}} for n, r in chosen]
-    return _list(rows, ["name", *columns], as_json)
+    return _list(rows, ["name", "method", "density", "epochs"], as_json)  # the name says the model and the data
 
 
 def _list(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:

@@ -123,7 +123,10 @@ class RecipeFields:
         axis = how.axis if self.command == "compare" else ""
         said = [] if start is None else [how.unset or default_in_words(getattr(start, name))]
         said += [] if axis or kind in (dict, tuple) else [range_of(field)]
-        text = sentence(axis or field.description or name) + brackets(said)
+        text = axis or field.description or name
+        if how.listed:
+            text += f": {', '.join(names_in(how.complete))}"
+        text = sentence(text) + brackets(said)
         more: dict[str, Any] = {"autocompletion": completion(how.complete)} if how.complete else {}
         given: Any = kind
         if axis or kind is tuple:
@@ -195,10 +198,16 @@ def several(texts: Iterable[str] | None) -> list[str] | None:
 def completion(module: str) -> Callable[[str], list[str]]:
     """What a shell completes a name to: those of the module's names(), which is imported when it is asked."""
 
-    def names(incomplete: str) -> list[str]:
-        return [name for name in importlib.import_module(module).names() if name.startswith(incomplete)]
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names_in(module) if name.startswith(incomplete)]
 
-    return names
+    return complete
+
+
+def names_in(module: str) -> tuple[str, ...]:
+    """What is registered in a module at this moment."""
+    found: tuple[str, ...] = importlib.import_module(module).names()
+    return found
 
 
 # --- help in words -----------------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def print_ticket(console: Console, ticket: Ticket) -> None:
 
 def print_list(console: Console, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Rows under the names of their columns; the last column is broken over lines where it is too long."""
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None, pad_edge=False)
     for line in rows:
         table.add_row(*(escape(str(line[c])) for c in columns))
     console.print(table)

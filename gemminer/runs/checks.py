@@ -8,26 +8,24 @@ training from the destroyed one, over seeds, by more than chance.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gemminer import methods
 from gemminer.core import statistics
 from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import generator, mixed
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.settings import options_of
-
-CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 
 
 def shuffle(ticket: Ticket, seed: int) -> Ticket:
@@ -69,45 +67,113 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     return ticket.replace(initial={**ticket.initial, **fresh}, draw=draw, check="reinit", check_seed=seed)
 
 
-def altered_ticket(experiment: Experiment, name: str, ticket: Ticket, index: int) -> Ticket:
-    """What the ticket is compared with in check `name`, for training seed `index`: as many weights, same start.
+# --- the list of checks ------------------------------------------------------------------------------------------
 
-    The inversion is one ticket for all seeds: the ticket's own search, its ranking upside down.
+Make = Callable[[Experiment, Ticket, int], Ticket]
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """One row of the list of checks.
+
+    Args:
+        sentence: what is destroyed, for pages, tables and the command line.
+        make: (experiment, ticket, seed) -> what is left of the ticket: as many weights kept, the same start.
+        kept_as: the file in which a run keeps what `make` gives, for a check that searches: it does so once, for all
+            training seeds, and a resumed run need not do it again.
     """
-    seed = mixed(experiment.seed, "check", index)
-    if name == "shuffle":
-        return shuffle(ticket, seed)
-    if name == "reinit":
-        return reinit(ticket, seed)
-    facts = ticket.provenance
-    method = facts.get("method") if name == "invert" else name
-    if method not in methods.names():
-        raise UsageError(f"the check {name!r} needs to know the ticket's method, which is {method!r}")
-    options = dict(facts.get("options", {}), invert=True) if name == "invert" else {}
-    chosen = options_of(methods.get(method).options, options, method)
-    task = dataclasses.replace(experiment.task, phase=f"check:{name}:search")
-    with borrowed(task.model) as model:
-        _start_from(model, ticket)
-        find = methods.get(method).find
-        asked = facts["asked"] if name == "invert" else ticket.density
-        found = find(task, asked, chosen, facts.get("seed", experiment.seed) if name == "invert" else seed)
-    return ticket.replace(masks=found.masks, check=name)
+
+    name: str
+    sentence: str
+    make: Make
+    kept_as: str | None = None
 
 
-def _start_from(model: nn.Module, ticket: Ticket) -> None:
-    ticket.check_fits(model)
-    tensors = named_state(model)
-    with torch.no_grad():
-        for name, value in ticket.initial.items():
-            tensors[name].copy_(value)
+_CHECKS: dict[str, SanityCheck] = {}
 
 
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
+def register(name: str, sentence: str, *, kept_as: str | None = None) -> Callable[[Make], Make]:
+    """Decorator that adds a check under `name`; the command line, recipes and pages list what is registered."""
+
+    def add(make: Make) -> Make:
+        _CHECKS[name] = SanityCheck(name, sentence, make, kept_as)
+        return make
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """All checks, in the order they were registered."""
+    return tuple(_CHECKS)
+
+
+def get(name: str) -> SanityCheck:
+    """The check of this name; raises UsageError naming the nearest."""
+    if name not in _CHECKS:
+        raise unknown("check", name, names())
+    return _CHECKS[name]
+
+
+def check_names(asked: Sequence[str]) -> tuple[str, ...]:
     """The checks asked for, each once; raises UsageError for one that does not exist."""
-    for name in names:
-        if name not in CHECKS:
-            raise unknown("check", name, CHECKS)
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(get(name).name for name in asked))
+
+
+@register("shuffle", "mask permuted inside each layer")
+def _shuffle(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    return shuffle(ticket, seed)
+
+
+@register("reinit", "kept weights drawn anew")
+def _reinit(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    return reinit(ticket, seed)
+
+
+@register("invert", "the same search with its ranking upside down", kept_as="inverted.safetensors")
+def _invert(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    facts = ticket.provenance
+    method, asked = facts.get("method"), facts.get("asked", ticket.density)
+    options = {**facts.get("options", {}), "invert": True}
+    return _found_by(experiment, ticket, "invert", method, asked, options, facts.get("seed", experiment.seed))
+
+
+@register("uniform", "random, the same density in every layer")
+def _uniform(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    return _found_by(experiment, ticket, "uniform", "uniform", ticket.density, {}, seed)
+
+
+@register("erk", "random, Erdos-Renyi-Kernel densities")
+def _erk(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    return _found_by(experiment, ticket, "erk", "erk", ticket.density, {}, seed)
+
+
+def _found_by(
+    experiment: Experiment,
+    ticket: Ticket,
+    check: str,
+    method: str | None,
+    density: float,
+    options: Mapping[str, Any],
+    seed: int,
+) -> Ticket:
+    """The ticket with the masks that a method finds from where the ticket starts."""
+    if method not in methods.names():
+        raise UsageError(f"the check {check!r} needs to know the ticket's method, which is {method!r}")
+    row = methods.get(method)
+    chosen = options_of(row.options, options, method)
+    task = dataclasses.replace(experiment.task, phase=f"check:{check}:search")
+    with borrowed(task.model) as model:
+        ticket.start_from(model)
+        found = row.find(task, density, chosen, seed)
+    return ticket.replace(masks=found.masks, check=check)
+
+
+def altered_ticket(experiment: Experiment, name: str, ticket: Ticket, index: int) -> Ticket:
+    """What the ticket is compared with in check `name`, for training seed `index`: as many weights, same start."""
+    return get(name).make(experiment, ticket, mixed(experiment.seed, "check", index))
+
+
+# --- running them ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -127,43 +193,53 @@ class CheckResult:
         return "\n".join(lines)
 
 
-Step = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+Work = Callable[[Experiment], dict[str, Any]]
+Step = Callable[[str, Work], dict[str, Any]]
 
 
 def judge(
     experiment: Experiment,
     ticket: Ticket,
     own: Sequence[float],
-    names: Sequence[str],
-    step: Step = lambda name, work: work(),
-    inverted: Path | None = None,
+    asked: Sequence[str],
+    step: Step | None = None,
+    folder: Path | None = None,
 ) -> CheckResult:
-    """Run the checks `names` against the ticket's own metrics, one step for each training.
+    """Run the checks asked for against the ticket's own metrics, one step for each training.
 
-    `inverted` is where the inversion's ticket is kept, so that a resumed run need not search for it again.
+    Args:
+        own: the ticket's metrics, one for each training seed.
+        step: runs a piece of work under a name, or gives what it gave before; by default just runs it.
+        folder: where the ticket of a check that searches is kept for a resumed run.
     """
+    step = step or (lambda name, work: work(experiment))
     found: dict[str, Check] = {}
-    for name in names:
-        others: list[Ticket] = []
-        if name == "invert":
-            held: list[Ticket] = []
-
-            def invert(held: list[Ticket] = held) -> dict[str, Any]:
-                held.append(altered_ticket(experiment, "invert", ticket, 0))
-                if inverted is not None:
-                    held[0].save(inverted)
-                return {"digest": held[0].digest}
-
-            step("check:invert:search", invert)
-            others = (held or [Ticket.load(inverted or "")]) * len(own)
+    for name in asked:
+        searched = None if get(name).kept_as is None else _search_once(name, ticket, step, folder)
         values = []
         for i in range(len(own)):
-
-            def work(name: str = name, i: int = i, others: list[Ticket] = others) -> dict[str, Any]:
-                other = others[i] if others else altered_ticket(experiment, name, ticket, i)
-                trained: dict[str, Any] = experiment.train(other, i, f"check:{name}:{i}")
-                return trained
-
-            values.append(step(f"check:{name}:{i}", work)["test"])
+            train = functools.partial(_train, name=name, ticket=ticket, index=i, searched=searched)
+            values.append(step(f"check:{name}:{i}", train)["test"])
         found[name] = statistics.paired_test(own, values)
     return CheckResult(statistics.overall(list(found.values())), found)
+
+
+def _train(experiment: Experiment, name: str, ticket: Ticket, index: int, searched: Ticket | None) -> dict[str, Any]:
+    """Train from what the check leaves of the ticket, with the training seed of this index."""
+    other = searched or altered_ticket(experiment, name, ticket, index)
+    return experiment.train(other, index, f"check:{name}:{index}")
+
+
+def _search_once(name: str, ticket: Ticket, step: Step, folder: Path | None) -> Ticket:
+    """The ticket of a check that searches: found now, or by the run that is resumed."""
+    path = None if folder is None else folder / str(get(name).kept_as)
+    found: list[Ticket] = []
+
+    def search(lent: Experiment) -> dict[str, Any]:
+        found.append(altered_ticket(lent, name, ticket, 0))
+        if path is not None:
+            found[0].save(path)
+        return {"digest": found[0].digest}
+
+    step(f"check:{name}:search", search)
+    return found[0] if found else Ticket.load(path or "")

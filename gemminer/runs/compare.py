@@ -26,7 +26,7 @@ from gemminer.runs.folder import Busy
 from gemminer.runs.grid import Cell, Grid
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
-from gemminer.runs.settings import device_of, settings_of
+from gemminer.runs.settings import device_of, resolve_recipe
 from gemminer.runs.watch import Watch
 from gemminer.runs.workers import Event, Failure, Tell, run_all, share
 from gemminer.training import engine as engines
@@ -50,7 +50,7 @@ def plan(fields: Mapping[str, Any]) -> Grid:
             data.describe(name)
     for cell in found.cells():
         checks.check_names(cell.recipe.checks)
-        settings_of(cell.recipe, 1)
+        resolve_recipe(cell.recipe, 1)
     return found
 
 

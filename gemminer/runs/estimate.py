@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemminer import methods
 from gemminer.core.errors import GemminerError
-from gemminer.core.prunable import prunable_weights
-from gemminer.methods import imp
-from gemminer.runs import execute
+from gemminer.runs import checks, execute
 from gemminer.runs.grid import Cell
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
-from gemminer.runs.settings import default_epochs, settings_of
+from gemminer.runs.settings import resolve_recipe
 from gemminer.training import cost
-
-INVERT = "invert"  # the one check that searches again
 
 
 @dataclass(frozen=True)
@@ -50,20 +47,17 @@ class Estimate:
 def facts(recipe: Recipe, **where: Any) -> Facts:
     """What a cell's cost depends on, from one forward pass of a batch; `where` goes to `execute.prepare`."""
     bare = recipe.replace(method="uniform", density=1.0, options={}, checks=())
-    experiment, _, _ = execute.prepare(bare, device="cpu", **where)
-    parameters = prunable_weights(experiment.task.model, exclude=recipe.exclude, embeddings=recipe.embeddings)
-    flops = cost.count(experiment.task, parameters).dense
-    return Facts(experiment.task.train.examples, sum(p.numel() for p in parameters.values()), flops)
+    experiment = execute.prepare(bare, device="cpu", **where).experiment
+    prunable = sum(p.numel() for p in experiment.task.prunable().values())
+    return Facts(experiment.task.train.examples, prunable, experiment.flops.dense)
 
 
 def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
-    """search = epochs (IMP: of each round), training = epochs * seeds * (1 + checks), and the search upside down."""
-    options, settings = settings_of(recipe, default_epochs(known.examples))
-    search = float(getattr(options, "epochs", 0))
-    if isinstance(options, imp.Options):
-        search *= len(imp.round_counts(known.prunable, recipe.density, options.rate))
-    trained = settings.epochs * (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
-    again = search if INVERT in recipe.checks else 0.0
+    """search = the method's epochs, training = epochs * seeds * (1 + checks), and the search of checks that search."""
+    resolved = resolve_recipe(recipe, known.examples)
+    search = methods.get(recipe.method).cost(resolved.options, recipe.density, known.prunable)
+    trained = resolved.settings.epochs * (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
+    again = search * sum(checks.get(name).kept_as is not None for name in recipe.checks)
     return Estimate(
         search, trained, again, (search + trained + again) * cost.TRAINING_PASSES * known.examples * known.flops
     )

@@ -7,8 +7,10 @@ the run's folder, so a run killed anywhere goes on with the step it was in, from
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,30 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import atomic
 from gemminer.core.model_state import copied
 from gemminer.core.progress import Monitor
-from gemminer.core.prunable import prunable_weights
-from gemminer.core.randomness import mixed
-from gemminer.core.selection import target
 from gemminer.core.statistics import paired_test
 from gemminer.core.ticket import Ticket
 from gemminer.runs import environment, record
 from gemminer.runs.checks import CheckResult, check_names, judge
-from gemminer.runs.experiment import Experiment, wants_channels_last
+from gemminer.runs.experiment import BATCH_SIZE, Experiment, build
 from gemminer.runs.folder import Folder
-from gemminer.runs.recipe import Recipe, budget_of
+from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
-from gemminer.runs.settings import default_epochs, device_of, draw_of, options_of
+from gemminer.runs.settings import Resolved, device_of, draw_of, resolve_recipe
 from gemminer.training import engine as engines
-from gemminer.training.settings import Settings
-from gemminer.training.task import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's names turned into values.
+
+    Args:
+        resolved: the options of the search and the settings of the training, epochs included.
+        draw: of the initial weights; None keeps the model's own.
+    """
+
+    experiment: Experiment
+    resolved: Resolved
+    draw: Draw | None
 
 
 def prepare(
@@ -47,20 +58,20 @@ def prepare(
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
-) -> tuple[Experiment, Any, Draw | None]:
-    """A recipe's names turned into values: the experiment, the method's options, the draw of the initial weights."""
+) -> Prepared:
+    """Load the data, build the network and resolve what the recipe leaves open; nothing is searched or trained."""
     row = methods.get(recipe.method)
     check_names(recipe.checks)
     place = device_of(device)
     engines.checked(engine, place)
+    batch_size = recipe.batch_size or BATCH_SIZE
     loaded = data.load(
         recipe.data,
         root=root,
-        batch_size=recipe.batch_size or 128,
+        batch_size=batch_size,
         validation=recipe.validation,
         limit_train=recipe.limit_train,
         augment=recipe.augment,
-        seed=mixed(recipe.seed, "batches"),
         download=download,
     )
     if loaded.test is None:
@@ -71,51 +82,51 @@ def prepare(
         classes=loaded.classes,
         image_size=loaded.image_size,
         **recipe.model_options,
-    ).to(place)
-    epochs = recipe.epochs or default_epochs(loaded.train.examples)
-    if recipe.budget and (part := budget_of(recipe.budget)[1]):
-        epochs = max(1, round(part * (recipe.train_epochs or epochs)))
-    options = dict(recipe.options)
-    if "epochs" in {f.name for f in dataclasses.fields(row.options)}:
-        options = {"epochs": epochs, **options}
-    whole = default_epochs(loaded.train.examples) if recipe.budget else epochs
-    settings = options_of(Settings, {"epochs": recipe.train_epochs or whole, **recipe.train}, "training")
-    task = Task(
-        model,
+    )
+    resolved = resolve_recipe(recipe, loaded.train.examples)
+    pretrained = recipe.model_options.get("pretrained", False)
+    initialiser = recipe.initialiser or ("keep" if pretrained else "default")
+    draw = draw_of(initialiser, row, recipe.density, recipe.seed)
+    experiment = build(
+        model.to(place),
         loaded.train,
-        loaded.validation,
+        validation=loaded.validation,
+        test=loaded.test,
+        seed=recipe.seed,
+        batch_size=batch_size,
+        classes=loaded.class_names,
         exclude=recipe.exclude,
         embeddings=recipe.embeddings,
         engine=engine,
         monitor=monitor or Monitor(),
     )
-    pretrained = recipe.model_options.get("pretrained", False)
-    initialiser = recipe.initialiser or ("keep" if pretrained else "default")
-    draw = draw_of(initialiser, row, recipe.density, recipe.seed)
-    chosen = options_of(row.options, options, recipe.method)
-    target(
-        recipe.density,
-        sum(p.numel() for p in prunable_weights(model, exclude=recipe.exclude, embeddings=recipe.embeddings).values()),
-    )
-    task.channels_last = wants_channels_last(task)
-    return Experiment(task, loaded.test, settings, recipe.seed, classes=loaded.class_names), chosen, draw
+    experiment.check_density(recipe.density)
+    return Prepared(dataclasses.replace(experiment, settings=resolved.settings), resolved, draw)
 
 
 def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[str, Any]:
     """Train the ticket in a file as `recipe` says, and save the trained weights; `where` goes to `prepare`."""
-    ticket = Ticket.load(path)
-    experiment, _, _ = prepare(recipe, **where)
-    ticket.check_fits(experiment.task.model)
+    ticket, experiment = _with_ticket(recipe, path, where)
     return experiment.train(ticket, 0, "train", lambda model: _save_weights(model, out))
 
 
 def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
     """Check the ticket in a file as `recipe` says; `where` goes to `prepare`."""
-    ticket = Ticket.load(path)
-    experiment, _, _ = prepare(recipe, **where)
-    ticket.check_fits(experiment.task.model)
+    ticket, experiment = _with_ticket(recipe, path, where)
     own = [experiment.train(ticket, i, f"train:{i}")["test"] for i in range(recipe.check_seeds)]
     return judge(experiment, ticket, own, recipe.checks)
+
+
+def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[Ticket, Experiment]:
+    """A ticket and the experiment it fits; layers are computed as the record beside it says, if there is one."""
+    ticket = Ticket.load(path)
+    experiment = prepare(recipe, **where).experiment
+    ticket.check_fits(experiment.task.model)
+    beside = path.with_name("record.json")
+    found = record.read(beside).engine if beside.exists() else None
+    if found is not None and found.asked == experiment.task.engine:
+        return ticket, experiment.with_task(below=found.below)
+    return ticket, experiment
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:
@@ -162,35 +173,29 @@ def run_recipe(
     Raises UsageError for what cannot be, before anything is computed or written; GemminerError for a disk or data at
     fault. Killed at any point, the same call with `resume` ends with the same ticket and weights, bit for bit on a CPU.
     """
-    experiment, options, draw = prepare(
-        recipe, device=device, engine=engine, root=root, download=download, monitor=monitor
-    )
+    prepared = prepare(recipe, device=device, engine=engine, root=root, download=download, monitor=monitor)
     folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
     if announce:
-        announce(_resolved(recipe, experiment.settings.epochs, options))
-    experiment.task.monitor = _Logged(experiment.task.monitor, folder)
+        announce(_meant(recipe, prepared.resolved))
+    experiment = prepared.experiment
+    experiment = experiment.with_task(monitor=_Logged(experiment.task.monitor, folder))
+    experiment = experiment.with_task(below=_engine(experiment, folder))
+    step = _Steps(experiment, folder)
 
-    def step(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if name in folder.steps:
-            folder.checkpoint(name).clear()  # a kill may have come before it was
-            return folder.steps[name]
-        experiment.task.checkpoint = folder.checkpoint(name)
-        noted = len(experiment.notes)
-        found = work()
-        result = folder.finish(name, {**found, "notes": experiment.notes[noted:]})
-        experiment.task.checkpoint.clear()
-        return result
-
-    if recipe.budget and (seconds := budget_of(recipe.budget)[0]) and hasattr(options, "epochs"):
+    options = prepared.resolved.options
+    if (seconds := prepared.resolved.seconds) is not None:
         # Measured once, also if resumed.
-        affordable = step("budget", lambda: {"epochs": experiment.affordable(seconds)})
+        affordable = step("budget", lambda lent: {"epochs": lent.affordable(seconds)})
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
-    def search() -> dict[str, Any]:
-        found, facts = experiment.find(recipe.method, recipe.density, options, draw)
-        found = Ticket(found.masks, found.initial, {**found.provenance, "recipe": recipe.digest}, found.draw)
+    def search(lent: Experiment) -> dict[str, Any]:
+        found, facts = lent.search(recipe.method, recipe.density, options, prepared.draw, recipe=recipe.digest)
         found.save(out / "ticket.safetensors")
         return {**facts, "digest": found.digest}
+
+    def train(lent: Experiment, index: int) -> dict[str, Any]:
+        keep = None if index else lambda model: _save_weights(model, out / "trained.safetensors")
+        return lent.train(ticket, index, f"train:{index}", keep)
 
     searched = step("search", search)
     ticket = Ticket.load(out / "ticket.safetensors")
@@ -198,46 +203,60 @@ def run_recipe(
         raise GemminerError(
             f"{out / 'ticket.safetensors'} is not the ticket this run found: begin anew with --overwrite"
         )
-    before = step("before", lambda: {"test": experiment.before(ticket)})["test"]
-    runs = recipe.check_seeds if recipe.checks else 1
-
-    def keep(model: nn.Module) -> None:
-        _save_weights(model, out / "trained.safetensors")
-
-    trained = [
-        step(f"train:{i}", lambda i=i: experiment.train(ticket, i, f"train:{i}", None if i else keep))  # type: ignore[misc]
-        for i in range(runs)
-    ]
-    dense = step("dense", lambda: experiment.train(None, 0, "dense"))["test"] if recipe.dense else None
-    verdict = (
-        judge(
-            experiment,
-            ticket,
-            [t["test"] for t in trained],
-            recipe.checks,
-            step,
-            folder.state / "inverted.safetensors",
-        )
-        if recipe.checks
-        else None
-    )
+    before = step("before", lambda lent: {"test": lent.before(ticket)})["test"]
+    seeds = range(recipe.check_seeds if recipe.checks else 1)
+    trained = [step(f"train:{i}", functools.partial(train, index=i)) for i in seeds]
+    dense = step("dense", lambda lent: lent.train(None, 0, "dense"))["test"] if recipe.dense else None
+    verdict = None
+    if recipe.checks:
+        verdict = judge(experiment, ticket, [t["test"] for t in trained], recipe.checks, step, folder.state)
     notes = [note for done in folder.steps.values() for note in done.get("notes", ())]
     result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, notes)
     result.save(out / "record.json")
     return result
 
 
-def _resolved(recipe: Recipe, trained: int, options: Any) -> str:
+def _meant(recipe: Recipe, resolved: Resolved) -> str:
     """What is about to be run, in a sentence."""
-    searched = getattr(options, "epochs", None)
-    if searched and recipe.budget and budget_of(recipe.budget)[0]:
-        lengths = f"a search of {recipe.budget}, {trained} epochs of training"
-    elif searched:
-        lengths = f"{searched} epochs of search, {trained} of training"
+    search, training = getattr(resolved.options, "epochs", None), resolved.settings.epochs
+    if resolved.seconds is not None:
+        lengths = f"{resolved.seconds:g} seconds of search, {training} epochs of training"
+    elif search is not None:
+        lengths = f"{search} epochs of search, {training} of training"
     else:
-        lengths = f"{trained} epochs of training"
+        lengths = f"{training} epochs of training"
     what = f"{recipe.method}, {recipe.model} on {recipe.data}, density {100 * recipe.density:.4g}%"
     return f"{what}, {lengths}, seed {recipe.seed}"
+
+
+class _Steps:
+    """Runs each step of a run once: its result is kept in the folder, and its checkpoint while it runs."""
+
+    def __init__(self, experiment: Experiment, folder: Folder) -> None:
+        self.experiment, self.folder = experiment, folder
+
+    def __call__(self, name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
+        """What the step gave: now, or when it was run before."""
+        checkpoint = self.folder.checkpoint(name)
+        if name not in self.folder.steps:
+            noted = len(self.experiment.notes)
+            found = work(self.experiment.with_task(checkpoint=checkpoint))
+            self.folder.finish(name, {**found, "notes": self.experiment.notes[noted:]})
+        checkpoint.clear()  # also where a kill came before it was
+        return self.folder.steps[name]
+
+
+def _engine(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
+    """Which layers compute kept weights only, below which density: as the run that is resumed chose, or as is best now.
+
+    What another engine chose is forgotten: a resumed run may be asked for one.
+    """
+    before = folder.steps.get("engine", {})
+    if before.get("asked") != experiment.task.engine:
+        chosen = engines.choose(experiment.task, experiment.flops)
+        before = folder.finish("engine", {"asked": experiment.task.engine, "below": chosen})
+    below: Mapping[str, float] = before["below"]
+    return below
 
 
 def _record(
@@ -295,6 +314,7 @@ def _record(
         checks={n: record.CheckRow(**dataclasses.asdict(c)) for n, c in verdict.checks.items()} if verdict else {},
         cost={"search": record.Cost(**searched["cost"]), "train": record.Cost(**trained[0]["cost"])},
         notes=notes,
+        engine=record.Engine(asked=experiment.task.engine, below=dict(experiment.task.below or {})),
         hardware=environment.hardware(str(device), torch.get_num_threads()),
         versions=environment.versions(),
         git=environment.git_revision(),

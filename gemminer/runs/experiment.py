@@ -9,20 +9,20 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gemminer import methods
+from gemminer import data, methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.model_state import borrowed
-from gemminer.core.prunable import prunable_weights
+from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.randomness import mixed, private_randomness
-from gemminer.core.ticket import Ticket
+from gemminer.core.selection import target
+from gemminer.core.ticket import Masks, State, Ticket
 from gemminer.data import Batches
 from gemminer.runs import environment
 from gemminer.training import cost, engine
@@ -31,6 +31,9 @@ from gemminer.training.loop import fit
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
+
+# Examples in a training batch where nobody says otherwise: of recipes, of calls, of the papers' CIFAR settings.
+BATCH_SIZE = 128
 
 
 def wants_channels_last(task: Task) -> bool:
@@ -72,9 +75,12 @@ def require_test(batches: Batches | None) -> Batches:
     return batches
 
 
-@dataclass
+@dataclass(frozen=True)
 class Experiment:
     """A model and its data, with the steps of a run as functions: each leaves the model as it was.
+
+    `build` makes one. It never changes; what differs from step to step (a checkpoint, a monitor) is another
+    experiment's, from `with_task`.
 
     Args:
         task: what methods may see.
@@ -82,61 +88,71 @@ class Experiment:
         settings: how a ticket is trained.
         seed: the run's; training seed i is derived from it.
         classes: their names, if the data has any.
+        flops: of a forward pass of one example, counted once, by every parameter that takes part in products.
+        notes: what a person should read, in the order it was said.
     """
 
     task: Task
     test: Batches | None
     settings: Settings
+    flops: cost.Flops
     seed: int = 0
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
-    _flops: dict[tuple[str, ...], cost.Flops] = field(default_factory=dict)
+
+    def with_task(self, **changes: Any) -> Experiment:
+        """The same experiment with other fields of its task; what is noted in one is noted in both."""
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, **changes))
 
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.task.monitor.note(text)
 
-    def find(self, method: str, density: float, options: Any, draw: Draw | None) -> tuple[Ticket, dict[str, Any]]:
-        """Search for a ticket from weights drawn by `draw` (None: the model's own); returns it and the cost."""
-        model = self.task.model
+    def check_density(self, density: float) -> None:
+        """Raise UsageError for a density that is none, or that keeps no weight."""
+        target(density, sum(p.numel() for p in self.task.prunable().values()))
+
+    def search(
+        self, method: str, density: float, options: Any, draw: Draw | None, **facts: Any
+    ) -> tuple[Ticket, dict[str, Any]]:
+        """Search for a ticket from weights drawn by `draw` (None: the model's own); returns it, its live part and cost.
+
+        `facts` go into the ticket's provenance.
+        """
+        row = methods.get(method)
         begun = time.monotonic()
-        with borrowed(model):
-            parameters = prunable_weights(model, exclude=self.task.exclude, embeddings=self.task.embeddings)
+        with borrowed(self.task.model) as model:
+            parameters = self.task.prunable()
             if draw is not None:
                 weights = draw.weights({name: p.shape for name, p in parameters.items()})
                 with torch.no_grad():
                     for name, p in parameters.items():
                         p.copy_(weights[name])
-            found = methods.get(method).find(self.task, density, options, self.seed)
-        facts = found.provenance
-        rows = facts.pop("rows", [])
-        live = facts.pop("live", None)
-        seconds = rows[-1]["seconds"] if rows else time.monotonic() - begun
-        ticket = Ticket(
-            found.masks,
-            found.initial,
-            {
-                "method": method,
-                "options": dataclasses.asdict(options),
-                "seed": self.seed,
-                "asked": density,
-                "realised": found.density,
-                "live": live,
-                "exclude": list(self.task.exclude),
-                "embeddings": self.task.embeddings,
-                **facts,
-                "versions": environment.versions(),
-            },
-            draw if facts.get("at_initialisation", True) else None,
-        )
-        hint = "; the option floor=1 keeps a weight in each layer" if hasattr(options, "floor") else ""
-        if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
-            self.note(f"warning: nothing is kept of {', '.join(empty)}{hint}")
-        epochs = facts.get("epochs", len(rows))
-        return ticket, {
-            "live": live,
-            "cost": self._cost(ticket.masks, epochs, seconds, rows),
+            initial = State(named_state(model))
+            found = row.find(self.task, density, options, self.seed)
+        seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
+        epochs = len(found.rows) if found.epochs is None else found.epochs
+        start = initial if found.start is None else State(found.start)
+        masks = Masks(found.masks)
+        provenance = {
+            "method": method,
+            "options": dataclasses.asdict(options),
+            "seed": self.seed,
+            "asked": density,
+            "realised": masks.density,
+            "live": found.live,
+            "exclude": list(self.task.exclude),
+            "embeddings": self.task.embeddings,
+            "epochs": epochs,
+            "at_initialisation": found.draw_holds,
+            **found.facts,
+            **facts,
+            "versions": environment.versions(),
         }
+        ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None)
+        if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
+            self.note("; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))))
+        return ticket, {"live": found.live, "cost": self._cost(masks, epochs, seconds, found.rows)}
 
     def affordable(self, seconds: float) -> int:
         """Epochs of a search that take about `seconds` at the pace of plain training, which is the slowest of it."""
@@ -186,28 +202,22 @@ class Experiment:
             if keep:
                 engine.write_back(net, model)
                 keep(model)
-        masked = ticket.masks if ticket else ()
-        kept = {"layers_kept": [ticket.masks.kept(name) for name in masked]} if ticket else {}
-        result["cost"] = self._cost(masked, len(rows), rows[-1]["seconds"], [kept] * len(rows))
+        kept = {"layers_kept": list(map(ticket.masks.kept, ticket.masks))} if ticket else {}
+        masks = ticket.masks if ticket else Masks({})
+        result["cost"] = self._cost(masks, len(rows), rows[-1]["seconds"], [kept] * len(rows))
         return result
 
-    def _cost(
-        self, masked: Iterable[str], epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float]:
+    def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """FLOPs of `epochs` epochs of training steps; counting zeros with the weights each row's epoch kept.
 
         A row may be a `fraction` of an epoch; what no row with kept weights covers counts as dense.
         """
-        parameters = dict(self.task.model.named_parameters())
-        sizes = {name: parameters[name].numel() for name in masked}
-        key = tuple(sizes)
-        if key not in self._flops:
-            self._flops[key] = cost.count(self.task, {name: parameters[name] for name in sizes})
-        flops, passes = self._flops[key], cost.TRAINING_PASSES * self.task.train.examples
-        dense = passes * flops.dense
+        passes = cost.TRAINING_PASSES * self.task.train.examples
+        dense = passes * self.flops.dense
+        sizes = {name: math.prod(masks.shape(name)) for name in masks}
         known = [(row["layers_kept"], row.get("fraction", 1.0)) for row in rows if "layers_kept" in row]
         sparse = [
-            part * passes * flops.sparse({n: k / s for (n, s), k in zip(sizes.items(), kept, strict=True)})
+            part * passes * self.flops.sparse({n: k / s for (n, s), k in zip(sizes.items(), kept, strict=True)})
             for kept, part in known
         ]
         sparse.append(dense * max(0.0, epochs - math.fsum(part for _, part in known)))
@@ -217,3 +227,42 @@ class Experiment:
             "flops_dense": dense * epochs,
             "flops_sparse": math.fsum(sparse),
         }
+
+
+def build(
+    model: nn.Module,
+    train: Any,
+    *,
+    validation: Any = None,
+    test: Any = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    classes: tuple[str, ...] = (),
+    **task: Any,
+) -> Experiment:
+    """The experiment of a model and its data, for recipes and for users alike; its training has default settings.
+
+    The order of the training batches is the seed's, also of a named data set's: mine(seed=1) orders them otherwise than
+    mine(seed=0) does, and `gemminer mine --seed 1` orders them like mine(seed=1).
+
+    Args:
+        train, validation, test: what `gemminer.data.as_batches` takes.
+        batch_size: of data sets and tensors; a DataLoader has its own.
+        task: other fields of `Task`: loss, metric, exclude, embeddings, engine, checkpoint, monitor.
+
+    Raises:
+        UsageError: not a model, not data, nothing to prune, an engine that cannot be.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
+
+    def held_out(given: Any) -> Batches | None:
+        return None if given is None else data.as_batches(given, batch_size=batch_size, shuffle=False)
+
+    batches = reseeded(data.as_batches(train, batch_size=batch_size), seed, "batches")
+    made = Task(model, batches, held_out(validation), **task)
+    made.prunable()
+    engine.checked(made.engine, made.device)
+    made = dataclasses.replace(made, channels_last=wants_channels_last(made))
+    products = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    return Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)

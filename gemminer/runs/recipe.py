@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gemminer.core.errors import UsageError, unknown
 from gemminer.runs.paper import NAMED
 
+# A recipe's identity leaves out what is the default: another list would make other recipes of all that were ever run.
+DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
 MINE = {"mine": "", "compare": ""}
 TICKET = {"train": "", "check": ""}
@@ -43,6 +45,7 @@ class Flag:
         axis: the help of `compare`, for a field that takes several values there.
         no: the help of the flag --no-NAME that empties a list.
         complete: the module whose names() a shell completes: "gemminer.methods".
+        listed: whether the help says these names.
         commands: the commands that take the field, and the flag's name there where it is another.
         shortcuts: flags of their own for names of a field that holds options.
     """
@@ -53,6 +56,7 @@ class Flag:
     axis: str = ""
     no: str = ""
     complete: str = ""
+    listed: bool = False
     commands: Mapping[str, str] = dataclasses.field(default_factory=lambda: MINE)
     shortcuts: tuple[Shortcut, ...] = ()
 
@@ -143,8 +147,14 @@ class Recipe(BaseModel):
         default_factory=dict, description="a setting of the training (lr, optimiser, ...); repeatable"
     )
     checks: Annotated[
-        tuple[str, ...], Flag(no="do not run the sanity checks", commands=MINE | {"check": "--check"})
-    ] = Field(("shuffle", "reinit", "invert", "uniform", "erk"), description="sanity checks")
+        tuple[str, ...],
+        Flag(
+            no="do not run the sanity checks",
+            complete="gemminer.runs.checks",
+            listed=True,
+            commands=MINE | {"check": "--check"},
+        ),
+    ] = Field(DEFAULT_CHECKS, description="sanity checks (see 'gemminer checks')")
     check_seeds: Annotated[int, Flag(commands=MINE | {"check": "--seeds"})] = Field(
         3, ge=1, description="training seeds of the ticket and of each check"
     )

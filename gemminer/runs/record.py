@@ -77,6 +77,13 @@ class Cost(BaseModel):
     flops_sparse: float
 
 
+class Engine(BaseModel):
+    """Which engine was asked for, and by weight's name the density below which its layer computed kept weights only."""
+
+    asked: str
+    below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")
+
+
 class Record(BaseModel):
     """The result of a run. Versioned: readers refuse a `schema` they do not know."""
 
@@ -103,6 +110,7 @@ class Record(BaseModel):
     checks: dict[str, CheckRow]
     cost: dict[str, Cost]
     notes: list[str] = Field(default_factory=list)
+    engine: Engine | None = None
     hardware: dict[str, Any]
     versions: dict[str, str]
     git: str | None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -59,21 +60,61 @@ def draw_of(name: str | None, method: methods.Method, density: float, seed: int)
     return Draw(name, seed)
 
 
-def settings_of(recipe: Recipe, epochs: int) -> tuple[Any, Settings]:
-    """The settings of a recipe's search and of its training, where `epochs` are meant if none are asked for."""
-    kind, own = methods.get(recipe.method).options, dict(recipe.options)
-    if "epochs" in {f.name for f in dataclasses.fields(kind)}:
-        own = {"epochs": recipe.epochs or epochs, **own}
-    trained = {"epochs": recipe.train_epochs or recipe.epochs or epochs, **recipe.train}
-    return options_of(kind, own, recipe.method), options_of(Settings, trained, "training")
+@dataclass(frozen=True)
+class Resolved:
+    """What is meant where a recipe or call leaves something open.
 
-
-def search_epochs(budget: str | None, examples: int, affordable: Callable[[float], int]) -> int:
-    """Those of a search that is given none: by default, or as many as the budget allows.
-
-    `affordable` says how many take about so many seconds.
+    Args:
+        options: of the method; where `seconds` is given, its epochs are still the usual ones.
+        settings: of the ticket's training.
+        seconds: how long the search may take, where that is how its length was given.
     """
-    seconds, part = (None, 1.0) if budget is None else budget_of(budget)
-    if seconds is not None:
-        return affordable(seconds)
-    return max(1, round((part or 1.0) * default_epochs(examples)))
+
+    options: Any
+    settings: Settings
+    seconds: float | None = None
+
+
+def resolve(
+    method: str,
+    examples: int,
+    *,
+    epochs: int | None = None,
+    train_epochs: int | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """The settings of a search and of the training of its ticket, for data of so many examples.
+
+        training   train_epochs, else epochs, else `default_epochs(examples)`
+        search     epochs, else the part of the training that `budget` says, else `default_epochs(examples)`
+
+    Raises UsageError, with one sentence that names it, for a setting that cannot be.
+    """
+    row = methods.get(method)
+    if epochs is not None and budget is not None:
+        raise UsageError("a search has epochs or a budget, not both: leave one out")
+    usual = default_epochs(examples)
+    seconds, part = (None, None) if budget is None else budget_of(budget)
+    training = next(n for n in (train_epochs, epochs, usual) if n is not None)
+    search = epochs if epochs is not None else usual if part is None else max(1, round(part * training))
+    own = {"epochs": search, **(options or {})} if row.trains else dict(options or {})
+    return Resolved(
+        options_of(row.options, own, method),
+        options_of(Settings, {"epochs": training, **(train or {})}, "training"),
+        seconds if row.trains else None,
+    )
+
+
+def resolve_recipe(recipe: Recipe, examples: int) -> Resolved:
+    """What a recipe means on data of so many examples."""
+    return resolve(
+        recipe.method,
+        examples,
+        epochs=recipe.epochs,
+        train_epochs=recipe.train_epochs,
+        budget=recipe.budget,
+        options=recipe.options,
+        train=recipe.train,
+    )

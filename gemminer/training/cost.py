@@ -23,11 +23,12 @@ TRAINING_PASSES = 3
 class Flops:
     """Forward FLOPs of one example (a multiply-add is two): by masked parameter, and the rest.
 
-    `rest` is what no mask changes: attention scores, weights that are not prunable.
+    `rest` is what no mask changes, as attention scores; `examples` are those of the batch that was counted.
     """
 
     by_parameter: Mapping[str, float]
     rest: float
+    examples: int = 1
 
     @property
     def dense(self) -> float:
@@ -81,4 +82,4 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _Counter(owners) as counter:
             task.forward(inputs)
     rest = counter.flops.pop(None, 0.0)
-    return Flops({n: counter.flops.get(n, 0.0) / examples for n in parameters}, rest / examples)
+    return Flops({n: counter.flops.get(n, 0.0) / examples for n in parameters}, rest / examples, examples)

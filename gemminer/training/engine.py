@@ -26,24 +26,44 @@ def checked(engine: str, device: torch.device) -> str:
     return engine
 
 
-def wanted(task: Task) -> bool:
-    """Whether kept weights may be computed alone in this task: it is asked for, or its steps are long enough."""
+def choose(task: Task, flops: cost.Flops) -> dict[str, float]:
+    """By parameter name the density below which its layer computes kept weights only; a layer not named is dense.
+
+    An experiment chooses once and writes it into its record and checkpoints, since with "auto" the densities are
+    timings of this machine: a run that is resumed or repeated takes them from there, and rounds the same way.
+    """
     if checked(task.engine, task.device) == "dense" or task.device.type != "cpu":
-        return False
-    if task.engine == "sparse":
-        return True
-    _, targets = next(iter(task.train.epoch(0)))
-    flops = cost.TRAINING_PASSES * cost.count(task, {}).dense
-    return flops * (len(targets) if hasattr(targets, "__len__") else 1) >= WORTH
+        return {}
+    if task.engine == "auto" and cost.TRAINING_PASSES * flops.dense * flops.examples < WORTH:
+        return {}
+    from gemminer.sparse.training.convert import crossovers_of  # numba takes a second to load
+
+    return crossovers_of(task.model, task.prunable(), task.engine)
+
+
+def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
+    """What the task's checkpoint says was chosen, if it is of the same engine; else what is chosen now."""
+    state = task.checkpoint.load() if task.checkpoint else None
+    before = (state or {}).get("engine", {})
+    if before.get("asked") == task.engine and before.get("below") is not None:
+        below: Mapping[str, float] = before["below"]
+        return below
+    return choose(task, flops)
+
+
+def chosen(task: Task) -> Mapping[str, float]:
+    """What was chosen for the task's experiment or, for a task of no experiment, what is chosen now."""
+    return choose(task, cost.count(task, {})) if task.below is None else task.below
 
 
 def kept_only(task: Task, masks: Mapping[str, Tensor]) -> nn.Module | None:
-    """`task.model` as `sparse.sparsify` makes it; None where the engine is dense, or nothing pays."""
-    if not wanted(task):
+    """`task.model` as `sparse.sparsify` makes it; None where every layer is to be dense."""
+    below = chosen(task)
+    if not below:
         return None
-    from gemminer.sparse.training.convert import converted, layers  # numba takes a second to load
+    from gemminer.sparse.training.convert import converted, layers
 
-    net = converted(task.model, masks, task.engine)
+    net = converted(task.model, masks, task.engine, below)
     return net if layers(net) else None
 
 
@@ -55,14 +75,21 @@ def write_back(net: nn.Module | None, model: nn.Module) -> None:
         model.load_state_dict(densify(net))
 
 
-def paying(model: nn.Module, masks: Mapping[str, Tensor], engine: str, live: Mapping[str, Tensor]) -> set[str]:
+def layers_worth_sparse(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    engine: str,
+    below: Mapping[str, float],
+    live: Mapping[str, Tensor],
+) -> set[str]:
     """The weights whose layers are faster on what their masks keep, or, with the engine sparse, can be computed so.
 
     Of a step's three passes two, the sums and the input's gradient, compute `live` weights only, the third all kept.
     """
-    from gemminer.sparse.training.convert import held
+    from gemminer.sparse.training.convert import held_as_vectors
 
-    return held(model, masks, engine, {n: (2 * int(live[n].sum()) + int(m.sum())) / 3 for n, m in masks.items()})
+    computed = {n: (2 * int(live[n].sum()) + int(m.sum())) / 3 for n, m in masks.items()}
+    return held_as_vectors(model, masks, engine, below, computed)
 
 
 def searching(

@@ -81,6 +81,7 @@ def fit(
                         "rows": rows,
                         "optimiser": optimiser.state_dict(),
                         "rule": rule.state_dict(),
+                        "engine": {"asked": task.engine, "below": None if task.below is None else dict(task.below)},
                         "model": dict(named_state(task.model)),
                     }
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gemminer.core.errors import GemminerError
 from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
 from gemminer.data import Batches
 from gemminer.training.checkpoint import Checkpoint
 
@@ -50,6 +51,8 @@ class Task:
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
         engine: "dense" computes every weight, "sparse" the kept ones only, "auto" (on a CPU) what is faster.
+        below: parameter name -> the density below which its layer computes kept weights only, as `training.engine`
+            chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
         phase: the name a search's epochs are logged by.
         checkpoint: where a long method keeps what it has done so far, and finds it again when resumed.
@@ -63,12 +66,17 @@ class Task:
     metric: Metric = accuracy
     metric_name: str = "accuracy"
     engine: str = "auto"
+    below: Mapping[str, float] | None = None
     channels_last: bool = False
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
     phase: str = "search"
     checkpoint: Checkpoint | None = None
     monitor: Monitor = field(default_factory=Monitor)
+
+    def prunable(self) -> dict[str, nn.Parameter]:
+        """The weights a ticket may remove, by name: those of `core.prunable.prunable_weights` for this task."""
+        return prunable_weights(self.model, exclude=self.exclude, embeddings=self.embeddings)
 
     @property
     def device(self) -> torch.device:

@@ -78,7 +78,7 @@ class GemMinerRule:
         self.threshold = options.threshold if live_at is None else math.nextafter(0.5, 0.0) - 1e-6
         self._optimiser: torch.optim.Optimizer | None = None
         self._plain = None if task is None else task.model
-        self._sparse = task is not None and engine.wanted(task)
+        self._below = {} if task is None else engine.chosen(task)  # by layer, the density at which sparse pays
         self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
         self._work = 3 * self.total  # of a step, when it was last asked where that pays
         self._last = max(schedule, default=0)  # the step that leaves the ticket
@@ -114,7 +114,7 @@ class GemMinerRule:
             self._shrink(self.live_at(step))
         if step in self.schedule:
             self._freeze(self.remaining - self.schedule[step])
-        if self._sparse and step < self._last:
+        if self._below and step < self._last:
             # Two passes of three compute what is live, the third, the weights' gradient, all that is unfrozen.
             work = 2 * int(self._on().sum()) + self.remaining
             if work <= COMPACT * self._work:
@@ -256,9 +256,12 @@ class GemMinerRule:
         assert self.task is not None
         assert self._plain is not None
         masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
-        if paying := engine.paying(self._plain, masks, self.task.engine, live):
-            keep = [own_l if name in paying else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
-            self._keep_only(torch.cat(keep).nonzero().flatten(), paying)
+        worth = engine.layers_worth_sparse(self._plain, masks, self.task.engine, self._below, live)
+        # A layer whose frozen weights have been let go of stays as it is: it may have more live weights than then.
+        worth |= self._vectors
+        if worth:
+            keep = [own_l if name in worth else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
+            self._keep_only(torch.cat(keep).nonzero().flatten(), worth)
             self._lay_out()
 
     def _by_layer(self, flat: Tensor) -> list[tuple[str, Tensor]]:

@@ -12,13 +12,10 @@ import dataclasses
 import functools
 
 from gemminer.core.errors import UsageError
-from gemminer.core.model_state import borrowed, named_state
-from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import target
-from gemminer.core.ticket import State, Ticket
 from gemminer.methods.gem_miner.options import Options
 from gemminer.methods.gem_miner.rule import GemMinerRule
-from gemminer.methods.registry import register
+from gemminer.methods.registry import Found, register
 from gemminer.training.loop import fit
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -30,41 +27,40 @@ from gemminer.training.task import Task
     summary="learn which weights to keep while they stay at initialisation",
     source="Sreenivasan et al., NeurIPS 2022",
     initialiser="signed-constant",
+    trains=True,
+    remedy="the option floor=1 keeps a weight in each layer",
 )
-def find(task: Task, density: float, options: Options, seed: int) -> Ticket:
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Search for a gem: train scores, freezing the lowest on a schedule until round(density * d) weights remain."""
-    initial = State(named_state(task.model))
-    with borrowed(task.model):
-        parameters = prunable_weights(task.model, exclude=task.exclude, embeddings=task.embeddings)
-        total = sum(p.numel() for p in parameters.values())
-        least = sum(min(options.floor, p.numel()) for p in parameters.values())
-        if least > target(density, total):
-            raise UsageError(
-                f"floor={options.floor} keeps at least {least} weights, but density {density} asks for "
-                f"{target(density, total)}: lower the floor or raise the density"
-            )
-        steps = len(task.train)
-        schedule = options.freeze_schedule(steps, density, total)
-        for p in task.model.parameters():
-            p.requires_grad_(False)
-        for p in parameters.values():
-            p.requires_grad_(True)
-        live_at = None
-        if options.ridge is None:
-            live_at = functools.partial(options.live_count, steps=steps, density=density, total=total)
-        task = dataclasses.replace(task)  # its model is the rule's to exchange
-        rule = GemMinerRule(parameters, options, schedule, seed, live_at, task)
-        settings = Settings(
-            options.epochs,
-            options.optimiser,
-            options.lr,
-            options.momentum,
-            options.nesterov,
-            2 * (options.ridge or 0.0) + options.weight_decay,
-            options.schedule,
-            options.milestones,
-            options.gamma,
+    parameters = task.prunable()
+    total = sum(p.numel() for p in parameters.values())
+    least = sum(min(options.floor, p.numel()) for p in parameters.values())
+    if least > target(density, total):
+        raise UsageError(
+            f"floor={options.floor} keeps at least {least} weights, but density {density} asks for "
+            f"{target(density, total)}: lower the floor or raise the density"
         )
-        rows = fit(task, rule, settings, seed=seed, phase=task.phase)
-        live = float(rule.live().double().mean())
-        return Ticket(rule.masks(), initial, {"live": live, "rows": rows})
+    steps = len(task.train)
+    schedule = options.freeze_schedule(steps, density, total)
+    for p in task.model.parameters():
+        p.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    live_at = None
+    if options.ridge is None:
+        live_at = functools.partial(options.live_count, steps=steps, density=density, total=total)
+    task = dataclasses.replace(task)  # its model is the rule's to exchange
+    rule = GemMinerRule(parameters, options, schedule, seed, live_at, task)
+    settings = Settings(
+        options.epochs,
+        options.optimiser,
+        options.lr,
+        options.momentum,
+        options.nesterov,
+        2 * (options.ridge or 0.0) + options.weight_decay,
+        options.schedule,
+        options.milestones,
+        options.gamma,
+    )
+    rows = fit(task, rule, settings, seed=seed, phase=task.phase)
+    return Found(rule.masks(), rows=rows, live=float(rule.live().double().mean()))

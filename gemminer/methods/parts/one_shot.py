@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gemminer.core.errors import GemminerError, UsageError, unknown
-from gemminer.core.model_state import borrowed, named_state
-from gemminer.core.prunable import prunable_weights
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.core.selection import keep_highest, target
-from gemminer.core.ticket import State, Ticket
 from gemminer.methods.parts.allocation import allocate
+from gemminer.methods.registry import Found
 from gemminer.training.task import Task
 
 SCOPES = ("global", "layer")
@@ -77,34 +75,31 @@ def keep(scores: Mapping[str, Tensor], count: int, scope: str) -> dict[str, Tens
 
 @contextlib.contextmanager
 def scoring(task: Task, seed: int) -> Iterator[dict[str, nn.Parameter]]:
-    """Lend out the prunable weights in training mode, global generators seeded (dropout); all is put back after."""
-    with borrowed(task.model) as model, private_randomness():
+    """Lend out the prunable weights in training mode, global generators seeded (dropout) and put back after."""
+    with private_randomness():
         seed_globals(mixed(seed, "score"))
-        model.train()
-        yield prunable_weights(model, exclude=task.exclude, embeddings=task.embeddings)
+        task.model.train()
+        yield task.prunable()
 
 
-def prune_once(
-    task: Task, density: float, options: ScoreOptions, seed: int, score: Score, steps: float = 0.0
-) -> Ticket:
-    """The ticket of the round(density * d) weights with the highest score at initialisation.
+def prune_once(task: Task, density: float, options: ScoreOptions, seed: int, score: Score, steps: float = 0.0) -> Found:
+    """The round(density * d) weights with the highest score at initialisation.
 
     Args:
-        score: prunable weights by name -> their scores, higher is better; called on a borrowed model.
+        score: prunable weights by name -> their scores, higher is better; called on a model in training mode.
         steps: what the score costs, in training steps.
     """
-    initial = State(named_state(task.model))
     with scoring(task, seed) as parameters:
         count = target(density, sum(p.numel() for p in parameters.values()))
         ranking = {name: s.detach() for name, s in score(parameters).items()}
         masks = keep(_upside_down(ranking) if options.invert else ranking, count, options.scope)
-    return score_ticket(task, masks, initial, steps)
+    return scored(task, masks, steps)
 
 
-def score_ticket(task: Task, masks: Mapping[str, Tensor], initial: State, steps: float) -> Ticket:
-    """A ticket at initialisation that cost `steps` training steps; every weight kept is on."""
-    ticket = Ticket(masks, initial)
-    return ticket.replace(live=ticket.density, epochs=steps / len(task.train))
+def scored(task: Task, masks: Mapping[str, Tensor], steps: float) -> Found:
+    """Masks at initialisation that cost `steps` training steps; every weight kept is on."""
+    live = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    return Found(masks, live=live, epochs=steps / len(task.train))
 
 
 def _upside_down(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -57,8 +57,15 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     return converted(model, ticket.masks, engine)
 
 
-def converted(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> nn.Module:
-    """What `sparsify` gives, from the masks of some of the model's parameters."""
+def converted(
+    model: nn.Module, masks: Mapping[str, Tensor], engine: str, below: Mapping[str, float] | None = None
+) -> nn.Module:
+    """What `sparsify` gives, from the masks of some of the model's parameters.
+
+    Args:
+        below: with the engine auto, parameter name -> the density below which its layer is sparse, as `crossovers_of`
+            gives them; None asks the machine.
+    """
     net = copy.deepcopy(model)
     named = dict(net.named_parameters(remove_duplicate=False))
     first = {id(p): name for name, p in reversed(named.items())}
@@ -69,15 +76,44 @@ def converted(model: nn.Module, masks: Mapping[str, Tensor], engine: str) -> nn.
     with torch.no_grad():
         for key, mask in own.items():
             by_id[key].mul_(mask)
-    return fused(_Conversion(net, own, engine, first).run())
+    below = crossovers_of(model, masks, engine) if below is None else below
+    limits = {id(named[name]): density for name, density in below.items() if name in named}
+    return fused(_Conversion(net, own, engine, first, limits).run())
 
 
-def held(model: nn.Module, masks: Mapping[str, Tensor], engine: str, computed: Mapping[str, float]) -> set[str]:
+def held_as_vectors(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    engine: str,
+    below: Mapping[str, float],
+    computed: Mapping[str, float],
+) -> set[str]:
     """Of the masked parameters those that `converted` would hold as vectors, `computed` weights of each in a pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
     own = {id(named[name]): mask for name, mask in masks.items()}
-    dense = _Conversion(model, own, engine, {}, {id(named[name]): count for name, count in computed.items()}).dense
+    limits = {id(named[name]): density for name, density in below.items()}
+    counts = {id(named[name]): count for name, count in computed.items()}
+    dense = _Conversion(model, own, engine, {}, limits, counts).dense
     return {name for name in masks if id(named[name]) not in dense}
+
+
+def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[str, float]:
+    """By name the density below which a parameter's layer trains faster on kept weights: of layers the kernels know.
+
+    With the engine sparse it is 1 for each. With auto it is what this machine measured for the kind (`crossover`);
+    layers with hardly any arithmetic have 1, for they follow the others of their kind.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {id(named[name]): name for name in names}
+    found: dict[str, float] = {}
+    for module in _modules(model):
+        weight = getattr(module, "weight", None)
+        if id(weight) in wanted and _takes(module):
+            follows = engine == "sparse" or _depthwise(module) or _small_linear(module)
+            own = 1.0 if follows else crossover.of_layer(module)
+            name = wanted[id(weight)]
+            found[name] = min(own, found.get(name, own))
+    return {name: found[name] for name in wanted.values() if name in found}
 
 
 def layers(net: nn.Module) -> dict[str, SparseLayer]:
@@ -96,17 +132,18 @@ class _Conversion:
         masks: dict[int, Tensor],
         engine: str,
         names: dict[int, str],
+        below: Mapping[int, float],
         computed: Mapping[int, float] | None = None,
     ) -> None:
-        self.net, self.masks, self.engine, self.names = net, masks, engine, names
+        self.net, self.masks, self.engine, self.names, self.below = net, masks, engine, names, below
         self.computed = computed or {}
         self.shared: dict[int, nn.Parameter] = {}
         self.done: dict[int, nn.Module] = {}
         # A weight is held as a vector only if every module that has it is a layer the kernels know.
         self.dense: set[int] = set()
-        masked = [(m, id(p)) for m in self._modules(net) for p in _own(m) if id(p) in masks]
+        masked = [(m, id(p)) for m in _modules(net) for p in _own(m) if id(p) in masks]
         for module, key in masked:
-            if not self._takes(module) or not (self.engine == "sparse" or self._pays(module, key)):
+            if not _takes(module) or not (self.engine == "sparse" or self._pays(module, key)):
                 self.dense.add(key)
         if self.engine != "sparse":
             for follows, kind in ((_small_linear, nn.Linear), (_depthwise, nn.Module)):
@@ -114,26 +151,12 @@ class _Conversion:
                 if self.dense.issuperset(led):
                     self.dense |= {key for module, key in masked if follows(module)}
 
-    def _modules(self, module: nn.Module) -> list[nn.Module]:
-        found, seen, stack = [], set(), [module]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                found.append(module)
-                stack += [] if isinstance(module, nn.MultiheadAttention) else list(module.children())
-        return found
-
-    def _takes(self, module: nn.Module) -> bool:
-        """Whether the kernels know such a layer."""
-        known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
-        return known and not _hooked(module)
-
     def _pays(self, module: nn.Module, key: int) -> bool:
         """What has hardly any arithmetic follows the others of its kind: dense it would break the chain they are in."""
         if _depthwise(module) or _small_linear(module):
             return True
-        return crossover.sparse_pays(module, self.computed[key] if self.computed else float(self.masks[key].sum()))
+        kept = self.computed[key] if self.computed else float(self.masks[key].sum())
+        return kept < self.below.get(key, 0.0) * self.masks[key].numel()
 
     def run(self) -> nn.Module:
         return self._convert(self.net)
@@ -180,6 +203,24 @@ class _Conversion:
             f"cannot hold {self.names[id(masked[0])]!r} at its mask: it belongs to a {type(module).__name__} that has "
             "layers of its own; leave it out of the ticket"
         )
+
+
+def _modules(module: nn.Module) -> list[nn.Module]:
+    """The module and all below it, each once; an attention's projections are its own."""
+    found, seen, stack = [], set(), [module]
+    while stack:
+        module = stack.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append(module)
+            stack += [] if isinstance(module, nn.MultiheadAttention) else list(module.children())
+    return found
+
+
+def _takes(module: nn.Module) -> bool:
+    """Whether the kernels know such a layer."""
+    known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
+    return known and not _hooked(module)
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gemminer.core.files import atomic
 from gemminer.sparse.training.fuse import fused
@@ -43,11 +43,9 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], tuple[int, ...]]] 
 }
 
 
-def sparse_pays(layer: nn.Module, kept: float) -> bool:
-    """Whether keeping `kept` weights of a convolution or linear layer trains faster sparse than dense here."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return kept < crossovers(torch.get_num_threads())[_kind(layer)] * weight.numel()
+def of_layer(layer: nn.Module) -> float:
+    """The density below which a convolution or linear layer trains faster sparse than dense on this machine."""
+    return crossovers(torch.get_num_threads())[_kind(layer)]
 
 
 def _kind(layer: nn.Module) -> str:
