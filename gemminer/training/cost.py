@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from gemminer.core.model_state import borrowed
 from gemminer.training.task import Task
@@ -43,13 +42,15 @@ class _Counter(TorchDispatchMode):
     """Books each operation's FLOPs to the parameter whose memory it reads: tied weights, attention, anything."""
 
     def __init__(self, owners: Mapping[int, str]) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports triton, a quarter of a second, where it is used
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.owners = owners
+        self.owners, self.registry = owners, flop_registry
         self.flops: dict[str | None, float] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = self.registry.get(func._overloadpacket)
         if count is not None:
             owner = next(
                 (
