@@ -32,6 +32,11 @@ digests: .venv/development
 system:
 	sh tools/system.sh
 
+# The documentation site, into site/: fails on a broken link, a name that does not exist, a picture that is missing.
+.PHONY: docs
+docs: .venv/docs
+	$(BIN)/python tools/build_docs.py
+
 .venv/python: constraints.txt
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -44,5 +49,9 @@ system:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv/docs: .venv/package
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

@@ -1,7 +1,8 @@
-"""What the tests share: one thread, tiny networks and tiny data."""
+"""What every test gets: one thread, a tiny network and its data, and a full disk where asked for."""
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from gemminer.core.model_state import named_state
+from tests.helpers import tiny_data, tiny_net
 
 # Under nohup, or in the background of a shell without job control, Ctrl-C is ignored, and programs that the tests start
 # would inherit that.
@@ -26,28 +28,6 @@ settings.load_profile("gemminer")
 def _threads() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
-
-
-def tiny_net(seed: int = 0, norm: bool = True) -> nn.Sequential:
-    """6 -> 16 -> 12 -> 3 with batch norm and biases: 96 + 192 + 36 = 324 prunable weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(6, 16),
-            nn.BatchNorm1d(16) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.Linear(16, 12),
-            nn.ReLU(),
-            nn.Linear(12, 3),
-        )
-
-
-def tiny_data(examples: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points of 6 numbers around 3 centres: any working classifier gets nearly all of them right."""
-    source = torch.Generator().manual_seed(seed)
-    targets = torch.arange(examples) % 3
-    centres = 2 * torch.eye(6)[:3]
-    return centres[targets] + 0.3 * torch.randn(examples, 6, generator=source), targets
 
 
 @pytest.fixture
@@ -70,3 +50,12 @@ def snapshot() -> Callable[[nn.Module], object]:
         return tensors, flags, [m.training for m in model.modules()], list(model.state_dict())
 
     return take
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow past 4 KiB: writes fail as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,8 +1,7 @@
-"""The command line: every command, as text and as JSON; bad input is one sentence and exit code 2."""
+"""The command line: every command, as text and as JSON; bad input and what stops a run."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -13,14 +12,11 @@ from typing import Any
 import pytest
 import torch
 import typer
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from gemminer import methods, models
 from gemminer.cli import app, entry, main
-from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
-from gemminer.reporting.terminal import PlainMonitor, RichMonitor, monitor_for
 from gemminer.runs import checks, execute, recipe
 
 TINY = ["--model", "lenet-300-100", "--model-option", "width=0.1", "--density", "0.1", "--epochs", "2"]
@@ -203,6 +199,7 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # --- bad input -------------------------------------------------------------------------------------------------
+
 
 # {run} is a finished run, {tmp} an empty folder with a few broken files in it.
 BAD: dict[str, tuple[str, str]] = {
@@ -403,51 +400,3 @@ def test_the_package_is_a_program() -> None:
     command = [sys.executable, "-m", "gemminer", "recipes", "digits"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(run.stdout)["density"] == 0.0059
-
-
-# --- progress --------------------------------------------------------------------------------------------------
-
-
-def row(epoch: int, **more: Any) -> dict[str, Any]:
-    return {"phase": "search", "epoch": epoch, "loss": 0.5, "validation": None, **more}
-
-
-def test_plain_lines() -> None:
-    text = io.StringIO()
-    monitor = PlainMonitor(Console(file=text, width=40), every=1e9)
-    monitor.begin("search", 2, 5)
-    monitor.epoch(row(3))
-    monitor.step("search", 1, 2)
-    monitor.epoch(row(5, validation=0.75, kept=0.5, live=0.25))
-    monitor.close()
-    assert text.getvalue().splitlines() == [
-        "search: resumed after epoch 2 of 5",
-        "search epoch 5, loss 0.5000, validation accuracy 0.7500, kept 50.000%, live 25.000%",
-    ]
-
-
-def test_a_terminal_has_a_bar() -> None:
-    text = io.StringIO()
-    monitor = monitor_for(Console(file=text, force_terminal=True, width=120))
-    assert isinstance(monitor, RichMonitor)
-    monitor.step("search", 0, 4)  # before anything has begun
-    monitor.epoch(row(1))
-    for phase in ("search", "train:0"):
-        monitor.begin(phase, 0, 2)
-        monitor.step(phase, 1, 2)
-        monitor.epoch(row(1))
-        monitor.epoch(row(2))
-    monitor.note("a remark with [brackets]")
-    monitor.close()
-    assert "a remark with [brackets]" in text.getvalue()
-    assert text.getvalue().count("search epoch 2, loss 0.5000") == 2
-    assert type(monitor_for(Console(file=text))) is PlainMonitor
-
-
-def test_nobody_need_be_told() -> None:
-    monitor = Monitor()
-    monitor.begin("search", 0, 1)
-    monitor.step("search", 1, 1)
-    monitor.epoch({})
-    monitor.note("")
-    monitor.close()

@@ -42,8 +42,8 @@ from gemminer.cli import main
 
 HERE = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
-from conformance.models import MODELS, build, task_of  # noqa: E402
+    sys.path.insert(0, str(HERE.parents[1]))
+from tests.conformance.models import MODELS, build, task_of  # noqa: E402
 
 PINS = HERE / "pins.json"
 HELP = HERE / "help"

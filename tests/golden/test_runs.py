@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pins
 import pytest
 import torch
 
 import gemminer
 from gemminer.cli import main
+from tests.golden import pins
 
 OLD = Path(__file__).parent / "old"
 PINNED = pins.load()

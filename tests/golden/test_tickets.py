@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pins
 import pytest
-from conformance.models import MODELS
+
+from tests.conformance.models import MODELS
+from tests.golden import pins
 
 PINNED = pins.load()["tickets"]
 CASES = [(label, name) for label in PINNED for name in PINNED[label]]

@@ -1,0 +1,111 @@
+"""What every method must do, whichever it is: the list of methods is the registry's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gemminer import methods
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import named_state
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.ticket import Ticket
+from tests.conformance.models import MODELS, build, options_of, task_of
+
+DENSITY = 0.3
+
+METHODS = methods.names()
+
+
+def search(method: str, model: nn.Module, seed: int = 0, density: float = DENSITY, **fields: Any) -> Ticket:
+    return methods.get(method).find(task_of(model), density, options_of(method, **fields), seed)
+
+
+@functools.cache
+def found(method: str, name: str = "Plain", seed: int = 0) -> Ticket:
+    return search(method, build(name), seed)
+
+
+def snapshot(model: nn.Module) -> object:
+    """All that a lender would miss: values and where they live, gradients, flags, modes, random states."""
+    tensors = [(n, t.data_ptr(), t.dtype, t.detach().numpy().tobytes()) for n, t in named_state(model).items()]
+    flags = [
+        (n, id(p), p.requires_grad, None if p.grad is None else p.grad.tolist()) for n, p in model.named_parameters()
+    ]
+    modes = [(n, m.training, len(m._forward_hooks)) for n, m in model.named_modules()]
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it must not move
+    return tensors, flags, modes, torch.get_rng_state().tolist(), (kind, keys.tolist(), rest), random.getstate()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_the_count_is_exact_and_the_masks_are_the_models(self, method: str, name: str) -> None:
+        ticket = found(method, name)
+        shapes = {n: tuple(p.shape) for n, p in prunable_weights(build(name)).items()}
+        assert {n: tuple(m.shape) for n, m in ticket.masks.items()} == shapes
+        assert ticket.kept == round(DENSITY * ticket.prunable)
+
+    def test_the_model_is_left_as_it_was_and_the_search_repeats(self, method: str, name: str) -> None:
+        model = build(name)
+        before = snapshot(model)
+        again = search(method, model)
+        assert snapshot(model) == before
+        assert again == found(method, name)
+
+    def test_the_ticket_starts_where_it_says(self, method: str, name: str) -> None:
+        ticket, state = found(method, name), named_state(build(name))
+        same = list(ticket.initial) == list(state) and all(torch.equal(ticket.initial[n], t) for n, t in state.items())
+        assert same == ticket.provenance.get("at_initialisation", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestEveryMethod:
+    @pytest.mark.parametrize("density", [1.0, 0.517, 0.05])
+    def test_other_counts_are_exact(self, method: str, density: float) -> None:
+        ticket = search(method, build("Plain"), density=density)
+        assert ticket.kept == round(density * ticket.prunable)
+
+    def test_all_seeds_count_or_none(self, method: str) -> None:
+        """A product of seeds never varies at 0: either every seed gives its own ticket, or the method is not random."""
+        assert len({found(method, seed=seed).digest for seed in range(3)}) in (1, 3)
+
+    def test_inverted_it_is_another_ticket_of_the_same_size(self, method: str) -> None:
+        upright, inverted = found(method), search(method, build("Plain"), invert=True)
+        assert inverted.kept == upright.kept
+        assert inverted != upright
+
+    def test_the_ticket_survives_the_disk(self, method: str, tmp_path: Path) -> None:
+        ticket = found(method)
+        loaded = Ticket.load(ticket.save(tmp_path / "t.safetensors"))
+        assert loaded == ticket
+        assert loaded.provenance == ticket.provenance
+
+    def test_its_costs_can_be_read(self, method: str) -> None:
+        ticket = found(method)
+        facts = ticket.provenance
+        rows = facts.get("rows", [])
+        assert facts.get("epochs", len(rows)) >= 0
+        assert 0 < facts.get("live", ticket.density) <= 1
+        assert all(len(row["layers_kept"]) == len(ticket.masks) for row in rows)
+        assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(rows))
+
+    @pytest.mark.parametrize("density", [0, -0.1, 1.01, float("nan"), float("inf"), 1e-9, "0.5"])
+    def test_a_density_that_cannot_be_is_refused(self, method: str, density: Any) -> None:
+        with pytest.raises(UsageError, match="density"):
+            search(method, build("Plain"), density=density)
+
+    def test_excluded_weights_have_no_mask(self, method: str) -> None:
+        task = dataclasses.replace(task_of(build("Plain")), exclude=("head.*",))
+        ticket = methods.get(method).find(task, DENSITY, options_of(method), 0)
+        assert list(ticket.masks) == ["conv.weight", "hidden.weight"]
+        assert ticket.kept == round(DENSITY * (36 + 128))

@@ -1,0 +1,101 @@
+"""Exact counts: how many weights a density keeps, and which."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gemminer.core.errors import UsageError
+from gemminer.core.selection import highest_but, keep_highest, lowest, target
+
+# Few values, so that most scores tie, as scores clipped to 0 and 1 do.
+CLIPPED = st.lists(st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.0]), min_size=1, max_size=60)
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 10**9))
+def test_target_is_the_nearest_whole_number(density: float, total: int) -> None:
+    exact = Fraction(density) * total
+    if round(density * total) == 0:
+        with pytest.raises(UsageError, match=f"keeps none of {total} weights"):
+            target(density, total)
+    else:
+        assert abs(target(density, total) - exact) <= Fraction(1, 2) + Fraction(total, 2**52)
+
+
+@given(st.integers(1, 10**12), st.data())
+def test_a_realised_density_keeps_as_many_again(total: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, total))
+    assert target(kept / total, total) == kept
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.0001, 2, math.nan, math.inf, "0.1", None])
+def test_densities_that_cannot_be(density: Any) -> None:
+    with pytest.raises(UsageError, match="density is the fraction of weights kept, above 0 and at most 1"):
+        target(density, 100)
+
+
+@given(CLIPPED, st.integers(-2, 70))
+def test_lowest_takes_exactly_so_many_and_ties_by_index(values: list[float], count: int) -> None:
+    expected = sorted(range(len(values)), key=lambda i: (values[i], i))[: max(count, 0)]
+    assert sorted(lowest(torch.tensor(values), count).tolist()) == sorted(expected)
+
+
+@given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=60), st.integers(0, 60))
+def test_lowest_of_any_numbers(values: list[float], count: int) -> None:
+    chosen = lowest(torch.tensor(values), count).tolist()
+    rest = [values[i] for i in range(len(values)) if i not in chosen]
+    assert len(set(chosen)) == min(count, len(values))
+    assert not chosen or not rest or max(values[i] for i in chosen) <= min(rest)
+
+
+class _Elsewhere(torch.Tensor):
+    """A tensor that says it is on a GPU, so that the way without numpy is taken."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+@given(CLIPPED, st.integers(1, 59))
+def test_a_gpus_lowest_is_the_cpus(values: list[float], count: int) -> None:
+    assume(count < len(values))
+    scores = torch.tensor(values)
+    elsewhere = scores.as_subclass(_Elsewhere)
+    assert sorted(lowest(elsewhere, count).tolist()) == sorted(lowest(scores, count).tolist())
+
+
+@given(st.lists(CLIPPED, min_size=1, max_size=4), st.data())
+def test_keep_highest_keeps_exactly_so_many_over_all_layers(layers: list[list[float]], data: st.DataObject) -> None:
+    scores = {f"layer{i}": torch.tensor(layer).reshape(-1, 1) for i, layer in enumerate(layers)}
+    flat = [value for layer in layers for value in layer]
+    count = data.draw(st.integers(0, len(flat)))
+    masks = keep_highest(scores, count)
+    expected = sorted(range(len(flat)), key=lambda i: (-flat[i], i))[:count]
+    kept = torch.cat([masks[name].reshape(-1) for name in scores]).nonzero().flatten().tolist()
+    assert kept == sorted(expected)
+    assert all(masks[name].shape == score.shape and masks[name].dtype == torch.bool for name, score in scores.items())
+
+
+def test_keep_highest_refuses() -> None:
+    with pytest.raises(UsageError, match="cannot keep 3 of 2"):
+        keep_highest({"a": torch.zeros(2)}, 3)
+    with pytest.raises(UsageError, match="cannot keep -1 of 2"):
+        keep_highest({"a": torch.zeros(2)}, -1)
+    with pytest.raises(UsageError, match="scores are NaN"):
+        keep_highest({"a": torch.tensor([0.0, math.nan])}, 1)
+
+
+@given(data=st.data())
+def test_the_highest_but_some_is_that_of_a_sort(data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5625, 0.75, 1.0]), min_size=1, max_size=30))
+    among = data.draw(st.none() | st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    count = data.draw(st.integers(0, 30))
+    reach = sorted((v for i, v in enumerate(values) if v >= 0.5 and (among is None or among[i])), reverse=True)
+    expected = None if len(reach) <= count else reach[max(count, 1) - 1]
+    if count:
+        mask = None if among is None else torch.tensor(among)
+        assert highest_but(torch.tensor(values), mask, count, 0.5) == expected

@@ -1,0 +1,71 @@
+"""What the tests of several rooms share: tiny networks and data, tickets drawn at random, a monitor."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.draw import Draw
+from gemminer.core.model_state import named_state
+from gemminer.core.progress import Monitor
+from gemminer.core.prunable import prunable_weights
+from gemminer.core.selection import keep_highest
+from gemminer.core.ticket import Ticket
+
+
+def tiny_net(seed: int = 0, norm: bool = True) -> nn.Sequential:
+    """6 -> 16 -> 12 -> 3 with batch norm and biases: 96 + 192 + 36 = 324 prunable weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Linear(16, 12),
+            nn.ReLU(),
+            nn.Linear(12, 3),
+        )
+
+
+def tiny_data(examples: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points of 6 numbers around 3 centres: any working classifier gets nearly all of them right."""
+    source = torch.Generator().manual_seed(seed)
+    targets = torch.arange(examples) % 3
+    centres = 2 * torch.eye(6)[:3]
+    return centres[targets] + 0.3 * torch.randn(examples, 6, generator=source), targets
+
+
+def drawn_ticket(model: nn.Module, density: float = 0.1, seed: int = 0, **provenance: Any) -> Ticket:
+    """A random ticket whose weights are a recorded draw."""
+    draw = Draw("signed-constant", seed)
+    shapes = {name: p.shape for name, p in prunable_weights(model).items()}
+    source = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
+    masks = keep_highest(scores, round(density * sum(s.numel() for s in shapes.values())))
+    return Ticket(masks, {**named_state(model), **draw.weights(shapes)}, {"method": "test", **provenance}, draw)
+
+
+def states() -> tuple[Any, ...]:
+    legacy = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), legacy[1].tolist(), legacy[2], random.getstate()
+
+
+Snapshot = Callable[[nn.Module], object]
+Pair = tuple[Tensor, Tensor]
+
+
+class Notes(Monitor):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)

@@ -1,0 +1,148 @@
+"""Sanity checks that check something: what each destroys, and what it keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gemminer
+from gemminer import methods
+from gemminer.core.draw import Draw, kinds
+from gemminer.core.errors import UsageError
+from gemminer.core.ticket import Ticket
+from gemminer.data import TensorBatches
+from gemminer.runs import checks
+from gemminer.runs.checks import altered_ticket, reinit, shuffle
+from gemminer.runs.experiment import Experiment
+from gemminer.training.settings import Settings
+from gemminer.training.task import Task
+from tests.helpers import Pair, drawn_ticket, tiny_net
+
+
+def masks_ticket(**masks: list[bool]) -> Ticket:
+    tensors = {name: torch.tensor(mask).reshape(-1, 1) for name, mask in masks.items()}
+    return Ticket(tensors, {name: torch.ones(mask.shape) for name, mask in tensors.items()})
+
+
+# --- shuffle ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(0, 2**62))
+def test_a_shuffle_keeps_the_counts_and_changes_every_partly_filled_layer(layers: list[list[bool]], seed: int) -> None:
+    if not any(map(any, layers)):
+        return
+    ticket = masks_ticket(**{f"layer{i}": layer for i, layer in enumerate(layers)})
+    partly = [name for name, m in ticket.masks.items() if 0 < ticket.masks.kept(name) < m.numel()]
+    if not partly:
+        with pytest.raises(UsageError, match=r"shuffling changes nothing .* empty or full"):
+            shuffle(ticket, seed)
+        return
+    shuffled = shuffle(ticket, seed)
+    for name in ticket.masks:
+        assert shuffled.masks.kept(name) == ticket.masks.kept(name)
+        assert torch.equal(shuffled.masks[name], ticket.masks[name]) == (name not in partly)
+    assert shuffled == shuffle(ticket, seed)
+    assert all(torch.equal(shuffled.initial[n], t) for n, t in ticket.initial.items())
+
+
+def test_shuffles_of_all_seeds_differ_and_are_even() -> None:
+    ticket = drawn_ticket(tiny_net(), 0.2)
+    found = [shuffle(ticket, seed) for seed in range(200)]  # 0 varies like any other
+    assert len(set(found) | {ticket}) == 201
+    share = torch.stack([t.masks["3.weight"].double() for t in found]).mean(0)
+    expected = ticket.per_layer()[1].density
+    assert share.sub(expected).abs().max() < 5 * math.sqrt(expected * (1 - expected) / 200)
+    assert found[0].provenance["check"] == "shuffle"
+    assert found[3].provenance["check_seed"] == 3
+    assert found[0].draw == ticket.draw
+
+
+# --- reinit ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_a_reinit_draws_from_the_tickets_own_distribution(kind: str, tmp_path: Path) -> None:
+    ticket = drawn_ticket(tiny_net(), 0.2)
+    draw = Draw(kind, 11, 0.25)
+    shapes = {name: mask.shape for name, mask in ticket.masks.items()}
+    ticket = ticket.replace(initial={**ticket.initial, **draw.weights(shapes)}, draw=draw)
+    found = [reinit(ticket, seed) for seed in range(40)]
+    assert len(set(found) | {ticket}) == 41
+    name = "3.weight"
+    own, fresh = ticket.initial[name], torch.stack([t.initial[name] for t in found])
+    assert found[0].masks["3.weight"].equal(ticket.masks["3.weight"])
+    fan = 16 + 12 if kind.startswith("xavier") else 16  # 12 units of 16 inputs
+    assert float(fresh.var()) == pytest.approx(2 / (0.25 * fan), rel=0.1)
+    if kind == "signed-constant":
+        # Signs are new, the one magnitude is the same: the released code drew normals here.
+        assert fresh.abs().unique().tolist() == own.abs().unique().tolist()
+        assert 0.4 < float((fresh[0] == own).double().mean()) < 0.6
+    others = set(ticket.initial) - set(ticket.masks)
+    assert all(torch.equal(found[0].initial[n], ticket.initial[n]) for n in others)
+    small = found[0].save(tmp_path / "t", weights=False)  # its draw is its own
+    assert Ticket.load(small) == found[0]
+
+
+def test_a_reinit_of_unknown_weights_permutes_them() -> None:
+    ticket = drawn_ticket(tiny_net(), 0.2)
+    values = {n: torch.randn(m.shape, dtype=torch.float64) for n, m in ticket.masks.items()}
+    own = ticket.replace(initial={**ticket.initial, **values})
+    first, second = reinit(own, 0), reinit(own, 1)
+    assert len({own, first, second}) == 3
+    assert first.draw is None
+    for name, value in values.items():
+        assert first.initial[name].dtype == torch.float64
+        assert torch.equal(first.initial[name].reshape(-1).sort().values, value.reshape(-1).sort().values)
+        assert not torch.equal(first.initial[name], value)
+
+
+def test_a_reinit_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="changes nothing"):
+        reinit(masks_ticket(a=[True, False, True]), 0)
+
+
+def test_a_reinit_keeps_the_models_type() -> None:
+    ticket = drawn_ticket(tiny_net(), 0.2)
+    double = Ticket(ticket.masks, {n: t.double() for n, t in ticket.initial.items()}, {}, ticket.draw)
+    assert all(reinit(double, 0).initial[n].dtype == torch.float64 for n in double.masks)
+
+
+def test_each_check_destroys_one_thing(pair: Pair) -> None:
+    net = tiny_net()
+    ticket = gemminer.mine(net, pair, 0.2, epochs=4)
+    bench = Experiment(Task(net, TensorBatches(*pair, batch_size=32)), None, Settings(epochs=1))
+    for name in checks.CHECKS:
+        first, second = (altered_ticket(bench, name, ticket, index) for index in (0, 1))
+        assert first != ticket
+        assert (first == second) == (name == "invert")
+        assert first.kept == ticket.kept  # equal density
+        assert first.provenance["check"] == name
+        same_masks = all(torch.equal(m, ticket.masks[n]) for n, m in first.masks.items())
+        same_start = all(torch.equal(t, ticket.initial[n]) for n, t in first.initial.items())
+        assert (same_masks, same_start) == ((True, False) if name == "reinit" else (False, True))
+    counts = [layer.kept for layer in ticket.per_layer()]
+    assert [layer.kept for layer in altered_ticket(bench, "shuffle", ticket, 0).per_layer()] == counts
+
+
+def test_the_inversion_is_the_tickets_own_search_upside_down(pair: Pair) -> None:
+    net, data = tiny_net(), TensorBatches(*pair, batch_size=32)
+    bench = Experiment(Task(net, data), None, Settings(epochs=1), seed=3)
+    options = methods.gem_miner.Options(epochs=3, lr=0.7)
+    ticket, _ = bench.find("gem-miner", 0.2, options, Draw("signed-constant", 3))
+    inverted = altered_ticket(bench, "invert", ticket, 0)
+    upside_down = dataclasses.replace(options, invert=True)
+    expected, _ = bench.find("gem-miner", 0.2, upside_down, Draw("signed-constant", 3))
+    assert inverted == expected
+
+
+def test_an_inversion_needs_a_method(pair: Pair) -> None:
+    ticket = Ticket({"0.weight": torch.ones(16, 6).bool()}, tiny_net().state_dict())
+    bench = Experiment(Task(tiny_net(), TensorBatches(*pair)), None, Settings())
+    with pytest.raises(UsageError, match="needs to know the ticket's method, which is None"):
+        altered_ticket(bench, "invert", ticket, 0)

@@ -1,0 +1,145 @@
+"""Models made sparse and dense again: training, copies, state dicts, bad input."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gemminer import models
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.sparse.training.convert import densify, sparsify
+from gemminer.sparse.training.modules import MaskedConv2d, MaskedLayer, SparseConv2d
+from gemminer.training.rules import KeepMask
+from tests.sparse.training.helpers import close, noise, ticket_for
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_two_hundred_steps_give_the_same_losses(optimiser: str) -> None:
+    model = models.build("resnet20", in_channels=1, image_size=8, width=0.25, norm="affine").double()
+    ticket = ticket_for(model, 0.2)
+    sparse = sparsify(model, ticket, engine="sparse")
+    images, labels = noise(50, 1, 8, 8), torch.arange(50) % 10
+
+    def losses(net: nn.Module, rule: KeepMask | None) -> list[float]:
+        parameters = list(net.parameters())
+        if optimiser == "sgd":
+            optim: torch.optim.Optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=1e-3)
+        else:
+            optim = torch.optim.AdamW(parameters, 1e-3, weight_decay=1e-2)
+        out = []
+        for step in range(200):
+            batch = slice(step % 3 * 20, step % 3 * 20 + 20)  # 20, 20, 10
+            optim.zero_grad()
+            loss = F.cross_entropy(net(images[batch]), labels[batch])
+            loss.backward()
+            if rule is not None:
+                rule.after_backward()
+            optim.step()
+            out.append(float(loss.detach()))
+        return out
+
+    expected = losses(model, KeepMask(model, ticket.masks))
+    np.testing.assert_allclose(losses(sparse, None), expected, atol=1e-3)
+    assert expected[-1] < expected[0] / 2
+    model.load_state_dict(densify(sparse), strict=True)
+    for name, mask in ticket.masks.items():
+        assert not model.state_dict()[name][~mask].any()
+
+
+class Others(nn.Module):
+    """Layers the kernels do not know, a shared weight, and a control flow no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.dilated = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+        self.up = nn.ConvTranspose2d(4, 4, 2, 2)
+        self.line = nn.Conv1d(4, 4, 3, padding=1)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.dilated(F.relu(self.conv(x)))).flatten(2)
+        x = self.line(x)
+        if x.sum() == 12345:
+            return x
+        x = x.transpose(1, 2)
+        out: Tensor = self.second(F.relu(self.first(self.attention(x, x, x, need_weights=False)[0])))
+        return out
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
+    model = Others().double()
+    ticket = ticket_for(model, 0.5)
+    sparse = sparsify(model, ticket, engine="sparse")
+    assert type(sparse) is Others
+    assert isinstance(sparse.conv, SparseConv2d)
+    assert isinstance(sparse.dilated, MaskedConv2d)
+    assert isinstance(sparse.up, MaskedLayer)
+    assert sparse.first.values is sparse.second.values
+    x = noise(3, 2, 4, 4)
+    close(sparse(x), model(x))
+    if optimiser == "sgd":
+        optim: torch.optim.Optimizer = torch.optim.SGD(sparse.parameters(), 1e-3, momentum=0.9, weight_decay=0.1)
+    else:
+        optim = torch.optim.AdamW(sparse.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(3):
+        optim.zero_grad()
+        sparse(x).square().sum().backward()
+        optim.step()
+    state = densify(sparse)
+    for name, mask in ticket.masks.items():
+        assert not state[name][~mask].any()
+        assert state[name][mask].all()
+    before = sparse(x)
+    model.load_state_dict(state, strict=True)
+    close(model(x), before)
+    for name, tensor in sparse.state_dict().items():  # zeros are zeros there too, not only behind the mask
+        if name in ("dilated.weight", "line.layer.weight"):
+            assert not tensor[~ticket.masks[name.replace(".layer", "")]].any()
+
+
+def test_copies_pickles_and_state_dicts() -> None:
+    model = models.build("resnet20", in_channels=1, image_size=8, width=0.25).double()
+    ticket = ticket_for(model, 0.2)
+    sparse = sparsify(model, ticket, engine="sparse")
+    x = noise(3, 1, 8, 8)
+    sparse(x)
+    sparse.eval()
+    expected = sparse(x)
+    file = io.BytesIO()
+    torch.save(sparse, file)
+    file.seek(0)
+    fresh = sparsify(
+        models.build("resnet20", in_channels=1, image_size=8, width=0.25).double(), ticket, engine="sparse"
+    )
+    fresh.load_state_dict(sparse.state_dict())
+    for other in (
+        copy.deepcopy(sparse),
+        pickle.loads(pickle.dumps(sparse)),
+        torch.load(file, weights_only=False),
+        fresh.eval(),
+    ):
+        assert torch.equal(other(x), expected)
+        assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in sparse.parameters()}
+    wrong = sparsify(model, ticket_for(model, 0.1), engine="sparse")
+    with pytest.raises(GemminerError, match="make the model from the ticket"):
+        wrong.load_state_dict(sparse.state_dict())
+
+
+def test_bad_input_is_explained() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    ticket = ticket_for(model, 1.0)
+    with pytest.raises(UsageError, match="engine"):
+        sparsify(model, ticket, engine="fast")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="another model"):
+        sparsify(nn.Sequential(nn.Linear(3, 2)), ticket)

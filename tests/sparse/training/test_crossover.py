@@ -1,0 +1,69 @@
+"""Which layers run sparse, by the densities at which it pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gemminer.core.ticket import Ticket
+from gemminer.sparse.training import crossover
+from gemminer.sparse.training.convert import sparsify
+from gemminer.sparse.training.modules import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
+from tests.sparse.training.helpers import ticket_for
+
+
+def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(crossover, "_crossover", lambda kind: calls.append(kind) or 0.1)
+    crossover.crossovers.cache_clear()
+    try:
+        model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+        masks = {f"{i}.weight": torch.zeros(8, 8, 3, 3, dtype=torch.bool) for i in (0, 1)}
+        masks["0.weight"].view(-1)[:57] = True  # of 576
+        masks["1.weight"].view(-1)[:58] = True
+        sparse = sparsify(model, Ticket(masks, model.state_dict()))
+        found = [type(m) for m in sparse.modules() if isinstance(m, nn.Conv2d | SparseConv2d)]
+        assert found == [SparseConv2d, MaskedConv2d]
+        expected = dict.fromkeys(crossover._PROBES, 0.1)
+        crossover.crossovers.cache_clear()
+        assert crossover.crossovers(torch.get_num_threads()) == expected
+        assert len(calls) == len(expected)  # the second time from the file
+        for damaged in ("{", '{"conv 16": 0.1}', "[]"):
+            next(tmp_path.rglob("crossover-*.json")).write_text(damaged)
+            crossover.crossovers.cache_clear()
+            assert crossover.crossovers(torch.get_num_threads()) == expected
+    finally:
+        crossover.crossovers.cache_clear()
+
+
+@pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
+def test_a_depthwise_layer_goes_with_those_around_it(
+    monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
+) -> None:
+    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    found = [type(m) for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
+    assert found == 3 * [SparseConv2d if sparse else MaskedConv2d]
+
+
+@pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
+def test_a_small_linear_layer_goes_with_the_large_ones(
+    monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
+) -> None:
+    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
+    model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    kind = SparseLinear if sparse else MaskedLinear
+    found = sparsify(model, ticket_for(model, density)).modules()
+    assert [type(m) for m in found if isinstance(m, SparseLinear | MaskedLinear)] == [kind, kind]
+    head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))  # of a convolutional network: alone
+    found = sparsify(head, ticket_for(head, 0.1)).modules()
+    assert any(isinstance(m, SparseConv2d) for m in found)
+    assert not any(isinstance(m, SparseLinear) for m in found)
+
+
+def test_a_crossover_is_a_density() -> None:
+    assert 0 <= crossover._crossover("conv 64") <= 1

@@ -1,0 +1,140 @@
+"""The engine of a step: chosen, refused, and with the results of the dense one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gemminer
+from gemminer.cli import main
+from gemminer.core.errors import UsageError
+from gemminer.core.progress import Monitor
+from gemminer.data import TensorBatches
+from gemminer.sparse.training.modules import SparseLayer
+from gemminer.training import engine
+from gemminer.training.task import Task
+from tests.helpers import tiny_data, tiny_net
+
+
+def wide() -> tuple[nn.Module, TensorBatches]:
+    """A step of some 0.8 GFLOP, more than `auto` asks for."""
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+    net.extend([nn.ReLU(), nn.Flatten(), nn.Linear(32 * 256, 10)])
+    source = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 16, 16, generator=source)
+    return net, TensorBatches(images, torch.arange(64) % 10, batch_size=64)
+
+
+def masks_of(net: nn.Module, density: float) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(1)
+    named = net.named_parameters()
+    return {n: torch.rand(p.shape, generator=source) < density for n, p in named if n.endswith("weight")}
+
+
+def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda threads: dict.fromkeys(KINDS, 0.5))
+    net, batches = wide()
+    masks = masks_of(net, 0.02)
+    found = engine.kept_only(Task(net, batches), masks)
+    assert found is not None
+    assert sum(isinstance(m, SparseLayer) for m in found.modules()) == 3
+    assert engine.kept_only(Task(net, batches, engine="dense"), masks) is None
+    assert engine.kept_only(Task(net, batches), masks_of(net, 0.9)) is None  # nothing pays
+    small = tiny_net()
+    task = Task(small, TensorBatches(*tiny_data(), batch_size=16))
+    assert engine.kept_only(task, masks_of(small, 0.02)) is None  # a step too short to gain by it
+    task.engine = "sparse"
+    assert engine.kept_only(task, masks_of(small, 0.02)) is not None
+
+
+def test_a_search_makes_its_networks_vectors_shorter_in_place() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    twin = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    twin.weight = conv.weight  # two modules, one weight
+    model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), twin, nn.Flatten(), nn.Linear(64, 3)).double()
+    names = ["0.weight", "5.weight"]
+    source = torch.Generator().manual_seed(0)
+    wide = {n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.8 for n in names}
+    narrow = {n: mask & (torch.rand(mask.shape, generator=source) < 0.5) for n, mask in wide.items()}
+    x = torch.randn(5, 4, 4, 4, generator=source, dtype=torch.float64)
+    held, _ = engine.searching(model, wide, names)
+    held(x).sum().backward()
+    results = []
+    for before in (held, None):
+        net, weights = engine.searching(model, narrow, names, before)
+        assert (net is held) == (before is held)
+        for n, w in zip(names, weights, strict=True):
+            w.data = model.get_parameter(n).detach()[narrow[n]]
+        loss = net(x).square().sum()
+        loss.backward()
+        results.append([loss.detach(), *(w.grad for w in weights)])
+    for ours, fresh in zip(*results, strict=True):
+        torch.testing.assert_close(ours, fresh)
+    other, weights = engine.searching(model, {"5.weight": narrow["5.weight"]}, names, held)
+    assert other is not held  # the convolutions are dense again
+    assert [w.dim() for w in weights] == [4, 1]
+
+
+KINDS = ("conv 16", "conv 64", "conv 256", "point", "linear 512", "linear 2048")
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser": "adamw", "lr": 1e-3}])
+def test_training_on_kept_weights_only_ends_where_masked_training_does(options: dict[str, Any]) -> None:
+    data = tiny_data()
+    ends, results = [], []
+    for name in ("dense", "sparse"):
+        net = tiny_net()
+        ticket = gemminer.mine(net, data, density=0.2, method="erk", initialiser="keep")
+        results.append(gemminer.train(net, ticket, data, data, epochs=4, engine=name, **options))
+        ends.append(net.state_dict())
+        for weight, mask in ticket.masks.items():
+            assert not net.state_dict()[weight][~mask].any()
+    assert results[0]["test"] == pytest.approx(results[1]["test"], abs=0.02)
+    for weight in ticket.masks:  # not biases in front of a norm, whose gradient is zero but for rounding
+        value = ends[0][weight]
+        torch.testing.assert_close(ends[1][weight], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_engine_that_cannot_be_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'sparze'"):
+        gemminer.mine(tiny_net(), tiny_data(), density=0.2, engine="sparze")
+    with pytest.raises(UsageError, match="runs on the CPU, not on meta"):
+        engine.checked("sparse", torch.device("meta"))
+    assert main(["mine", "--engine", "sparze", "--out", "nowhere"]) == 2
+    assert "engine" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path) -> None:
+    data, net = tiny_data(), tiny_net()
+    ticket = gemminer.mine(net, data, density=0.2, method="erk", initialiser="keep")
+
+    class Killed(Monitor):
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    class Told(Monitor):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    os.environ["GEMMINER_CHECKPOINT_SECONDS"] = "0"
+    try:
+        path = tmp_path / "state"
+        with pytest.raises(KeyboardInterrupt):
+            gemminer.train(net, ticket, data, data, epochs=5, engine="dense", checkpoint=path, monitor=Killed())
+        told = Told()
+        found = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse", checkpoint=path, monitor=told)
+    finally:
+        del os.environ["GEMMINER_CHECKPOINT_SECONDS"]
+    assert told.notes == ["'train' was begun with another engine: it starts over"]
+    fresh = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse")
+    assert found["test"] == fresh["test"]
