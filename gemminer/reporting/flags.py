@@ -154,7 +154,16 @@ class RecipeFields:
                 value = [] if given.get(f"no_{name}") else several(value)
             if value is not None:
                 found[name] = value
+                self._check(name, value, how.commands[self.command])
         return found
+
+    def _check(self, name: str, value: Any, flag: str) -> None:
+        """Raise the error of a value that cannot be with the name of the flag, where that is not the field's."""
+        try:
+            if flag:
+                recipes.make({name: value})
+        except UsageError as error:
+            raise UsageError(str(error).replace(f"{name}: ", f"{name} ({flag}): ", 1)) from None
 
 
 def _fields(command: str) -> list[tuple[str, FieldInfo]]:
