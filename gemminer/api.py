@@ -176,9 +176,16 @@ def train(
     Args:
         model: of the ticket's shape; its own values are overwritten.
         ticket: what to keep.
-        train_data, test_data: as in `mine`; the test data is read once, at the end.
-        epochs, engine: as in `mine`.
+        train_data: as in `mine`.
+        test_data: as `train_data`; read once, at the end.
+        epochs: passes over the data; by default as in `mine`.
+        seed: of the order of the batches, and of dropout.
+        batch_size: as in `mine`.
+        loss: as in `mine`.
+        metric: as in `mine`.
+        engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end.
+        monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
     Returns:
@@ -238,16 +245,26 @@ def check(
     monitor: Monitor | None = None,
     **settings: Any,
 ) -> CheckResult:
-    """Prove a ticket: train from it and from what each sanity check leaves of it, over paired seeds.
+    """Prove a ticket: train it and the altered ticket of each sanity check, over paired seeds.
 
-    A check is passed where the ticket's mean metric exceeds the check's beyond chance
+    The ticket passes a check when its mean metric exceeds that of the altered ticket beyond chance
     (`gemminer.core.statistics.paired_test`).
 
     Args:
         model: of the ticket's shape; left as it was.
+        ticket: what to check.
+        train_data: as in `mine`.
+        test_data: as `train_data`; what the metric is measured on.
         seeds: trainings of the ticket and of each check; 1 decides nothing.
-        names: shuffle, reinit, invert (the method upside down), uniform and erk (random at equal density).
+        names: shuffle, reinit, invert (the method's ranking turned upside down), uniform and erk (random tickets of
+            equal density).
+        epochs: of each training; by default as in `mine`.
+        seed: the first training seed is derived from it.
+        batch_size: as in `mine`.
+        loss: as in `mine`.
+        metric: as in `mine`.
         engine: as in `mine`.
+        monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`.
 
     Raises:

@@ -29,7 +29,7 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend out `model`: afterwards parameters, buffers, gradients, modes and flags are as before, bit for bit.
+    """Give `model` back as it was at the end: parameters, buffers, gradients, modes and flags, bit for bit.
 
     Every parameter and buffer points at a copy meanwhile, so the lender's memory is never written and an exception
     or Ctrl-C cannot leave a trace.

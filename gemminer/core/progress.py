@@ -6,19 +6,22 @@ from typing import Any
 
 
 class Monitor:
-    """Told of every phase, step, epoch and remark; this one keeps it to itself."""
+    """Receives every phase, step, epoch and remark of a search or training; this base class ignores them.
+
+    Subclass it to show progress, to log, or to stop early by raising.
+    """
 
     def begin(self, phase: str, start: int, stop: int) -> None:
         """Epochs `start` to `stop` of `phase` follow."""
 
     def step(self, phase: str, step: int, steps: int) -> None:
-        """`step` of `steps` is done."""
+        """Step number `step` of the phase's `steps` is done."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done; `row` is what is logged of it."""
 
     def note(self, text: str) -> None:
-        """Something a person should read."""
+        """A warning or remark for people."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Called last."""

@@ -32,7 +32,7 @@ class Check:
 def paired_test(
     ticket: Sequence[float], check: Sequence[float], *, margin: float = 0.005, level: float = 0.95
 ) -> Check:
-    """Judge a check from paired metrics (same training seed, same batches) of the ticket and of what is left of it.
+    """Compare a ticket with its altered ticket by a one-sided paired t-test over training seeds.
 
     With the mean m and standard error s of the n differences and Student's t quantile at `level`, one-sided:
 
@@ -41,8 +41,10 @@ def paired_test(
         not decided  otherwise, and always for n = 1
 
     Args:
-        ticket, check: metrics of the same seeds, in the same order; higher is better.
+        ticket: the ticket's metrics, one a seed; higher is better.
+        check: the altered ticket's metrics, of the same seeds in the same order.
         margin: the least gain that matters, in units of the metric (0.005: half a point of accuracy).
+        level: of the one-sided test.
 
     >>> paired_test([0.97, 0.96, 0.98], [0.90, 0.91, 0.90]).verdict
     'pass'

@@ -143,9 +143,10 @@ class Data:
 
     Attributes:
         classes: outputs of a model: classes, or values to predict in a regression.
-        in_channels, image_size: inputs are (n, in_channels, image_size, image_size); of inputs (n, features),
-            the features and 1.
-        mean, std: of each channel of the training part, white being 1; 0 and 1 where inputs are left alone.
+        in_channels: channels of the images (n, in_channels, image_size, image_size), or the number of features.
+        image_size: height and width of the images; 1 where the inputs are (n, features).
+        mean: of each channel of the training part, where white is 1; 0 where inputs are not normalised.
+        std: as `mean`; 1 where inputs are not normalised.
         augment: what happens to training batches, by name.
     """
 

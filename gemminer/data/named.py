@@ -21,7 +21,7 @@ from gemminer.data.tensors import Part, as_tensors, is_map_style, size
 
 
 def names() -> tuple[str, ...]:
-    """The named data sets; beside them, `folder:PATH` and `package.module:function` are names too."""
+    """The names of the data sets. `load` takes `folder:PATH` and `package.module:function` besides."""
     return tuple(readers.SOURCES)
 
 
@@ -47,15 +47,17 @@ def load(
     download: bool = False,
     channels_last: bool = False,
 ) -> Data:
-    """A named data set, `folder:PATH` (`folder:PATH@96` for 96x96) or `package.module:function`.
+    """Load a data set by name, from a folder of images, or from a user's function.
 
     Args:
+        name: one of `names()`, `folder:PATH` (`folder:PATH@96` for 96x96), or `package.module:function`.
         root: the only folder to look in and to download to; by default $GEMMINER_DATA or ~/.cache/gemminer,
             then where Debian's package puts fashion-mnist. A relative folder:PATH starts at root.
         validation: fraction of the training examples held out: the last of a fixed stratified shuffle, the
             same for every seed. 0 for none. folder:PATH with both PATH/val and PATH/test holds PATH/val out.
-        limit_train, limit_test: take the first n examples, before the validation split. Folders of images,
-            which come sorted by class, are put into a fixed stratified order first.
+        limit_train: take the first n training examples, before the validation split. Folders of images, which
+            come sorted by class, are put into a fixed stratified order first.
+        limit_test: the same for the test part.
         augment: 'crop4+flip' and the like, 'none', or 'default': crop4+flip for cifar10, cifar100,
             tiny-imagenet and caltech101, none for the others. Training batches only.
         seed: of the order and the augmentation of the training batches, nothing else.
@@ -65,7 +67,10 @@ def load(
     channel of the training part after the split. A function returns (train, test), each a data set or a pair
     of tensors (test may be None), or a Data, which is taken as it is. A function's uint8 images (n, c, h, w)
     are normalised as above; whatever else it returns is left alone.
-    Raises UsageError for what cannot be asked, GemminerError for files that are missing or damaged.
+
+    Raises:
+        UsageError: an unknown name, or an argument out of range.
+        GemminerError: files that are missing or damaged.
 
     >>> digits = load("digits", validation=0)
     >>> digits.train.examples, digits.test.examples

@@ -30,13 +30,28 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("images", "tokens"),
 }
 _SWITCHES = ("bias", "causal", "pretrained")
+_SENTENCES = {
+    "norm": "non-affine normalises only, affine learns a scale and a shift too, none leaves norm out.",
+    "width": "Multiplies channel counts and hidden sizes.",
+    "bias": "Biases in linear layers, and in convolutions without norm.",
+    "pretrained": "Begin with torchvision's ImageNet weights; a layer of another shape keeps its fresh draw.",
+    "stem": "imagenet is 7x7 with stride 2 and pooling, small 3x3 with stride 1.",
+    "task": "Classify images, or predict tokens: ids (N, T) -> logits (N, T, classes) over the vocabulary.",
+    "dim": "Numbers of each token between the blocks.",
+    "depth": "Blocks.",
+    "heads": "Attention heads of a block.",
+    "causal": "Attend to earlier tokens only; not set, for tokens and not for images.",
+    "patch": "Side of the squares an image is cut into; not set, at most 8 of them fill a side.",
+    "length": "The most tokens it takes at once, where its task is tokens; not set, 128.",
+}
 
 
 class Option(NamedTuple):
-    """An option of a network: its default, and what it may be: one of several, or a number in a range."""
+    """An option of a network, in a sentence: its default, and what it may be, one of several or a number in a range."""
 
     name: str
     default: Any
+    sentence: str
     choices: tuple[Any, ...] = ()
     range: str = ""
 
@@ -128,7 +143,8 @@ def options(name: str) -> tuple[Option, ...]:
     choices = _CHOICES | dict.fromkeys(_SWITCHES, (True, False))
     ranges = dict.fromkeys(choices, "") | {"width": "above 0"}
     return tuple(
-        Option(key, defaults[key], choices.get(key, ()), ranges.get(key, "1 or more")) for key in network.options()
+        Option(key, defaults[key], _SENTENCES[key], choices.get(key, ()), ranges.get(key, "1 or more"))
+        for key in network.options()
     )
 
 
@@ -145,27 +161,27 @@ def build(
 ) -> nn.Module:
     """A network by name: images (N, in_channels, image_size, image_size) -> logits (N, classes).
 
+    Equal arguments give equal weights, and the global random state is left as it was. None means the default.
+
     Args:
-        norm: "non-affine" normalises only, "affine" learns a scale and a shift too, "none" leaves norm out.
+        name: one of `names()`.
+        in_channels: channels of the images.
+        classes: outputs.
+        image_size: height and width of the images.
+        norm: "non-affine" (normalise only), "affine" (learned scale and shift) or "none"; by default affine
+            for resnet18, resnet50 and transformer, non-affine for the other networks with norm.
         width: multiplies channel counts and hidden sizes.
-        bias: biases in linear layers, and in convolutions without norm.
-        pretrained: begin with torchvision's ImageNet weights; a layer of another shape, as the stem or the classifier
-            may be, keeps its fresh draw.
-        stem: "imagenet" is 7x7 with stride 2 and pooling, "small" 3x3 with stride 1.
-        task: "images", or "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary.
-        dim: the width of the stream of tokens.
-        depth: the number of blocks.
-        heads: attention heads of a block.
-        causal: attend to earlier tokens only; by default for tokens, not for images.
-        patch: side of the squares an image is cut into; by default at most 8 of them fill a side.
-        length: the most tokens that task "tokens" takes at once, by default 128.
+        pretrained: (resnet18, resnet50) torchvision's ImageNet weights; a layer of another shape, as the stem or
+            the classifier may be, keeps its fresh draw.
+        options: of one network or some: `bias` (in linear layers, and in convolutions without norm; by default
+            True for resnet18 and resnet50, elsewhere False as in the Rare Gems code); `stem` (resnet18, resnet50:
+            "imagenet" is 7x7, stride 2, pooling, "small" 3x3, stride 1); for the transformer `task` ("images", or
+            "tokens": ids (N, T) -> logits (N, T, classes) over the vocabulary), `dim`, `depth`, `heads`, `causal`
+            (by default for tokens only), `patch` (images) and `length` (the most tokens it takes).
 
-    By default norm is affine for resnet18, resnet50 and transformer, non-affine for the other networks with norm; bias
-    is True for resnet18 and resnet50, elsewhere False as in the Rare Gems code. `options(name)` has them all.
-
-    None means the default. Equal arguments give equal weights, and the global random state is left as it was.
-    Raises UsageError for an unknown name, an option the network does not have or a value it cannot take, and
-    GemminerError when pretrained weights cannot be loaded.
+    Raises:
+        UsageError: an unknown name, an option the network does not have, or a value it cannot take.
+        GemminerError: pretrained weights cannot be loaded.
 
     >>> net = build("resnet20", in_channels=1, image_size=8)
     >>> net(torch.zeros(5, 1, 8, 8)).shape

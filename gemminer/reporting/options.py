@@ -58,10 +58,8 @@ def of_model(name: str) -> list[Option]:
     """The options of a network."""
     from gemminer import models
 
-    sentences = arguments(models.build)
     return [
-        Option(o.name, o.default, one_of(o.choices) or o.range, sentences.get(o.name, ""), o.choices)
-        for o in models.options(name)
+        Option(o.name, o.default, one_of(o.choices) or o.range, o.sentence, o.choices) for o in models.options(name)
     ]
 
 
@@ -140,13 +138,19 @@ def one_of(values: Iterable[Any]) -> str:
 
 
 def _taken(kind: type[Any], name: str, number: type) -> Iterator[float]:
-    """Which of the probes the option takes, with every other at its default."""
-    for value in PROBES[number]:
-        try:
-            kind(**{name: value})
-        except UsageError:
-            continue
-        yield value
+    """Which of the probes the option takes, whichever choice the others have: some matter with one choice only."""
+    names = {n: get_args(h) for n, h in get_type_hints(kind).items() if get_origin(h) is Literal}
+    choices = [{}, *({n: c} for n, values in names.items() for c in values)]
+    possible = [choice for choice in choices if _can_be(kind, choice)]
+    yield from (value for value in PROBES[number] if all(_can_be(kind, {**c, name: value}) for c in possible))
+
+
+def _can_be(kind: type[Any], fields: dict[str, Any]) -> bool:
+    try:
+        kind(**fields)
+    except UsageError:
+        return False
+    return True
 
 
 def interval(number: type, taken: Iterable[float]) -> str:

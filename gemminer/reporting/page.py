@@ -62,13 +62,21 @@ def report(
     failed: Mapping[str, str] | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one page for one or many run folders, replaced whole and never half-written; return its path.
+    """Write one page for one or many run folders, and return its path. The file is replaced whole.
 
-    One run gives its full page, by default run/report.html. Many give a comparison, by default report.html in the
-    folder that holds them all, with the same in numbers beside it (.csv, .md); a run that cannot be read is listed
-    there with the reason, as are those of `failed`, a reason by name. `out` is a file or an existing folder. `beside`
-    names the same in numbers where somebody else has written it, as `gemminer compare` does: {"CSV": "table.csv"}.
-    Raises UsageError for no runs, GemminerError if no record can be read.
+    One run gives its full page. Many give a comparison, with the same in numbers beside it (.csv, .md); a run that
+    cannot be read is listed there with the reason.
+
+    Args:
+        runs: folders of runs, or their record.json files.
+        out: a file or an existing folder; by default report.html in the run's folder, or in the folder that holds
+            all of the runs.
+        failed: runs to list as failed, a reason by name.
+        beside: tables that are written already, a file by label: {"CSV": "table.csv"}. None are written then.
+
+    Raises:
+        UsageError: there are no runs.
+        GemminerError: no record can be read.
 
     >>> report(["runs/a", "runs/b"], out="both.html")  # doctest: +SKIP
     PosixPath('both.html')

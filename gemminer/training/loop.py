@@ -37,7 +37,9 @@ def fit(
         rule: what may move (`rules.Dense`, `rules.KeepMask`, a search's scores).
         seed: seeds dropout and the order of a user's DataLoader; a named data set's order is its own.
         phase: the name rows and checkpoints go by.
-        first_epoch, last_epoch: run only this part of the schedule (rewinding methods start at step k).
+        settings: epochs, optimiser and learning-rate schedule.
+        first_epoch: where in the schedule to begin (rewinding methods start at step k).
+        last_epoch: where in the schedule to end; by default after the last epoch.
 
     Raises:
         GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.

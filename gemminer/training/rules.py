@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class Rule(Protocol):
-    """What a step may move, and what must hold after it: what a search and ticket training differ in.
+    """What a training step may change, and what must hold after it. A search and a ticket's training differ in it.
 
-    The one training loop calls it; `loop.fit` says when. `settle` is from how many batches batch-norm statistics are
-    estimated anew before a validation, where those of the loop trail behind; 0 takes the loop's.
+    `fit` calls it after each backward pass and after each step. `settle` is the number of batches from which
+    batch-norm statistics are estimated anew before a validation, where those of the loop lag behind; 0 keeps the
+    loop's.
     """
 
     settle: int
@@ -22,7 +23,7 @@ class Rule(Protocol):
         """The tensors the optimiser moves."""
 
     def begin(self, optimiser: torch.optim.Optimizer) -> None:
-        """Told of the optimiser once it is made, before a first step or a resumed one."""
+        """Called once with the optimiser, before the first step of a new or resumed training."""
 
     def after_backward(self) -> None:
         """Turn the model's gradients into gradients of `parameters()`."""

@@ -30,7 +30,7 @@ class Settings:
         optimiser: what takes the steps.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
-        nesterov: SGD's momentum looks one step ahead.
+        nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
         schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.

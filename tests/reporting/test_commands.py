@@ -45,7 +45,7 @@ def test_what_there_is_to_choose(command: str, name: str, capsys: pytest.Capture
     assert len(rows) == len(lines) > 0
     for line, row in zip(lines, rows, strict=True):
         assert set(row) == {"option", "default", "type", "sentence"}
-        assert re.fullmatch(rf"  {row['option']} +[A-Z0-9\"].*\. \[.+\]", line), line
+        assert re.fullmatch(rf"  {row['option']} +[A-Za-z0-9\"].*\. \[.+\]", line), line
         assert not re.search(r"`|\w\.[a-z_]+|None|True|False|__", row["sentence"]), line
 
 

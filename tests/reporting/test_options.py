@@ -78,6 +78,7 @@ def test_options_of_a_dataclass_with_those_it_inherits() -> None:
         (methods.get("gem-miner").options, "ridge", "0 or more"),
         (methods.get("gem-miner").options, "start", "above 0, at most 1"),
         (methods.get("gem-miner").options, "slack", "1 or more"),
+        (methods.get("edge-popup").options, "freeze_every", "0 or more"),  # in some of its rungs
     ],
 )
 def test_bounds_are_what_is_refused(kind: type, name: str, values: str) -> None:
