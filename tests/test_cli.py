@@ -14,8 +14,9 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from gemminer import methods, models
+import gemminer
 from gemminer.cli import app, entry, main
+from gemminer.core.errors import UsageError
 from gemminer.core.ticket import Ticket
 from gemminer.runs import checks, execute, recipe
 
@@ -46,8 +47,10 @@ def test_mine_prints_what_a_person_wants_to_know(tmp_path: Path, capsys: pytest.
     assert main(["mine", *TINY, "--check-seeds", "2", "--out", str(tmp_path / "run")]) == 0
     captured = capsys.readouterr()
     ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
-    assert captured.err == ""
-    assert "search epoch 2, loss" in captured.out
+    first, *progress = captured.err.splitlines()
+    assert first == "gem-miner, lenet-300-100 on digits, density 10%, 2 epochs of search, 1 of training, seed 0"
+    assert progress[0].startswith("search epoch 2, loss")
+    assert "loss" not in captured.out
     flat = " ".join(captured.out.split())
     assert f"{ticket.kept} of {ticket.prunable} weights kept" in flat
     for name in ("before training", "after training", "dense network", "sanity checks: ", *checks.names()):
@@ -146,45 +149,127 @@ def test_inspect(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "signed-constant, seed 0" in text
 
 
+# --- what is run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[recipe.Recipe]:
+    """The recipes that `gemminer mine` would run."""
+    found: list[recipe.Recipe] = []
+
+    def run(chosen: recipe.Recipe, out: Path, **more: Any) -> None:
+        found.append(chosen)
+        more["announce"]("what it means")
+        raise UsageError("nothing is run here")
+
+    monkeypatch.setattr(execute, "run_recipe", run)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("command", "names"),
-    [("methods", methods.names()), ("models", models.names()), ("data", ("digits",)), ("recipes", recipe.names())],
+    ("flags", "title"),
+    [
+        ("", "recipe digits: "),
+        ("--seed 3", "recipe digits: "),
+        ("--out x --resume --overwrite --device cpu --engine dense --threads 1 --data-root . --download --json -v", ""),
+        ("--recipe digits", "recipe digits: "),
+        (
+            "--recipe digits --density 0.1 -o lr=1 --no-checks",
+            "recipe digits with density 0.1, options lr=1, checks none: ",
+        ),
+    ],
 )
-def test_lists(command: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {row["name"] for row in rows} >= set(names)
-    assert main([command]) == 0
-    assert names[0] in capsys.readouterr().out
+def test_mine_without_a_flag_of_a_recipes_identity_is_the_recipe_digits(
+    flags: str, title: str, asked: list[recipe.Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mine", *flags.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"{title or 'recipe digits: '}what it means"
+    digits = recipe.load("digits").replace(seed=3 if "--seed" in flags else 0)
+    assert (asked[0] == digits) == ("--density" not in flags)
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_every_methods_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", name]) == 0
-    text = capsys.readouterr().out
-    assert name in text
-    assert "invert" in text
-    assert main(["methods", name, "--json"]) == 0
-    assert {"option", "default", "type"} <= set(json.loads(capsys.readouterr().out.splitlines()[0]))
+def test_any_other_flag_leaves_the_defaults(asked: list[recipe.Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, field in (("-d 0.1", "density"), ("--no-dense", "dense"), ("--exclude a*,b", "exclude")):
+        assert main(["mine", *flags.split()]) == 2
+        assert capsys.readouterr().err.splitlines()[0] == "what it means"
+        assert set(asked.pop().model_dump(exclude_defaults=True)) == {field}
 
 
-def test_methods_are_listed_with_their_variants(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "--json"]) == 0
-    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    named = ["gem-miner", "edge-popup", "imp", "snip", "grasp", "synflow", "prospr", "magnitude", "random", "uniform"]
-    assert set(rows) >= {*named, "erk", "smart-ratio"}
-    assert rows["edge-popup"]["choices"]["rung"] == ["layer", "global", "gradual", "ridge"]
-    assert rows["imp"]["choices"]["rewind"] == ["cold", "warm", "lr"]
-    assert rows["imp"]["options"]["rate"] == 0.2
-    assert main(["methods", "imp"]) == 0
-    assert "cold | warm | lr" in capsys.readouterr().out
+def test_a_field_added_to_recipe_is_a_flag_and_a_key_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "added.py").write_text(FIELD)
+    command = [sys.executable, str(tmp_path / "added.py"), str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    mine, compare, train, cells, printed, identity = map(json.loads, run.stdout.splitlines())
+    for text in (mine, compare):
+        assert "--noise <float> Fraction of labels flipped. [0; 0 to 1]" in text
+        assert "--twice / --no-twice Do it twice. [no]" in text
+    assert "--noise" not in train
+    assert cells == {"dense": 0.25, "gem-miner": 0.25}
+    assert printed["noise"] == 0.5
+    assert identity is True
 
 
-def test_a_printed_recipe_is_a_file_that_recipe_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "paper/resnet20-cifar10-1.44"
-    assert main(["recipes", name]) == 0
-    (tmp_path / "r.json").write_text(capsys.readouterr().out)
-    assert recipe.load(str(tmp_path / "r.json")).digest == recipe.load(name).digest
+FIELD = """
+import contextlib, io, json, sys
+from pydantic.fields import Field
+from gemminer.runs.recipe import Recipe
+for name, kind, field in (
+    ("noise", float, Field(0.0, ge=0, le=1, description="fraction of labels flipped")),
+    ("twice", bool, Field(False, description="do it twice")),
+):
+    field.annotation = kind
+    Recipe.model_fields[name] = field
+Recipe.model_rebuild(force=True)
+from gemminer.cli import main
+from gemminer.runs import asked, grid
+
+def said(*argv):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*argv]) == 0
+    return out.getvalue()
+
+for command in ("mine", "compare", "train"):
+    print(json.dumps(" ".join(said(command, "--help").split())))
+out = sys.argv[1]
+grid_of = grid.make(asked.to_compare({"noise": 0.25}))
+print(json.dumps({cell.label: cell.recipe.noise for cell in grid_of.cells()}))
+said("compare", "--noise", "0.25", "--model", "lenet-300-100", "--dry-run", "--out", out)
+with open(out + ".json", "w") as file:
+    json.dump({"noise": 0.5}, file)
+print(json.dumps(json.loads(said("recipes", out + ".json"))))
+print(json.dumps(Recipe().digest != Recipe(noise=0.5).digest and Recipe().changed({"noise": 0.5}).noise == 0.5))
+"""
+
+
+# --- manners ----------------------------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gemminer {gemminer.__version__}\n"
+
+
+def test_short_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["mine"], ["bench"]):
+        assert main([*argv, "-h"]) == 0
+        short = capsys.readouterr().out
+        assert main([*argv, "--help"]) == 0
+        assert capsys.readouterr().out == short
+
+
+def test_quiet_and_verbose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["mine", *TINY, "--no-checks", "--no-dense", "--overwrite", "--out", str(tmp_path / "run")]
+    assert main([*argv, "-q"]) == 0
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    assert main([*argv, "-v"]) == 0
+    verbose = capsys.readouterr()
+    assert verbose.out == quiet.out
+    assert [" ".join(line.split()[:3]) for line in verbose.err.splitlines()][1:] == [
+        "search epoch 1,",
+        "search epoch 2,",
+        "train:0 epoch 1,",
+    ]
 
 
 def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,8 +357,16 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown check": ("check {run} --check shufle", "did you mean 'shuffle'"),
     "checks without seeds": ("check {run} --seeds 0", "--seeds"),
     "options of an unknown method": ("methods gem", "unknown method"),
+    "options of an unknown network": ("models resnet19", "unknown model"),
+    "an unknown data set": ("data digit", "unknown data set"),
+    "both quiet and verbose": ("mine -q -v", "opposites"),
+    "validation above 1": ("mine --validation 1.5", "validation"),
+    "weights to leave dense that are none": ("mine {tiny} --exclude convolution*", "convolution*"),
     "an unknown recipe to print": ("recipes nothing", "unknown recipe"),
 }
+
+
+BEGUN = ("nesterov with adam", "weights that cannot be written")  # so that there is progress on stderr before
 
 
 @pytest.fixture(scope="module")
@@ -326,10 +419,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     argv = [arg.format(run=finished, tmp=broken) for arg in line.replace("{tiny}", " ".join(TINY)).split()]
     assert main(argv) == 2
     captured = capsys.readouterr()
-    sentence = captured.err.removeprefix("gemminer: ")
-    assert captured.err.startswith("gemminer: ")
-    assert captured.err.count("\n") == 1  # one line
-    assert captured.err.endswith("\n")
+    *progress, last = captured.err.splitlines(keepends=True)
+    sentence = last.removeprefix("gemminer: ")
+    assert last.startswith("gemminer: ")
+    assert last.endswith("\n")
+    assert not any(line.startswith("gemminer: ") for line in progress)  # one sentence
+    assert not progress or name in BEGUN
     assert text in sentence
     assert "Traceback" not in captured.err + captured.out
     assert 15 < len(sentence) < 600
@@ -353,8 +448,8 @@ def test_a_loss_that_is_not_finite_is_one_sentence(tmp_path: Path, capsys: pytes
     argv = ["mine", *TINY, "--no-checks", "-t", "lr=1e30", "-t", "schedule=constant", "--train-epochs", "3"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
-    assert "no longer finite" in captured.err
-    assert captured.err.count("\n") == 1
+    assert "no longer finite" in captured.err.splitlines()[-1]
+    assert captured.err.count("gemminer: ") == 1
     assert (tmp_path / "run" / "ticket.safetensors").exists()
 
 

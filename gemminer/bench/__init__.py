@@ -6,32 +6,17 @@ for line in bench.run("infer", [Setup("resnet20", density=0.0144)]):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from gemminer.bench.inference import infer
-from gemminer.bench.measure import Measurement, Setup
-from gemminer.bench.memory import Memory
-from gemminer.bench.search_and_train import end_to_end
-from gemminer.bench.training import search, train
-from gemminer.core.errors import unknown
+if TYPE_CHECKING:
+    from gemminer.bench.listed import BATCHES, BENCHES, Measurement, Memory, Setup, run
 
 __all__ = ["BATCHES", "BENCHES", "Measurement", "Memory", "Setup", "run"]
 
-Line = Measurement | Memory
 
-BENCHES: dict[str, Callable[[Setup], Iterable[Line]]] = {
-    "search": search,
-    "train": train,
-    "infer": infer,
-    "end-to-end": end_to_end,
-}
-# The batch sizes of each where none are asked for: one image at a time is what inference is often for.
-BATCHES: dict[str, tuple[int, ...]] = dict.fromkeys(BENCHES, (128,)) | {"infer": (1, 128)}
-
-
-def run(what: str, setups: Sequence[Setup]) -> Iterator[Line]:
-    """The lines of a benchmark for each of the setups, as they are measured; raises UsageError for an unknown one."""
-    if what not in BENCHES:
-        raise unknown("benchmark", what, BENCHES)
-    for setup in setups:
-        yield from BENCHES[what](setup)
+def __getattr__(name: str) -> Any:
+    """The names above, when they are first asked for: what is measured takes a second to import, its flags do not."""
+    if name in __all__:
+        return getattr(importlib.import_module("gemminer.bench.listed"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

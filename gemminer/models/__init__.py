@@ -1,5 +1,5 @@
-"""The paper's networks and the small ones, as plain modules: names(), describe(name), build(name, ...)."""
+"""The paper's networks and the small ones, as plain modules: names(), describe(name), options(name), build(name)."""
 
-from gemminer.models.library import build, describe, names
+from gemminer.models.library import build, describe, names, options
 
-__all__ = ["build", "describe", "names"]
+__all__ = ["build", "describe", "names", "options"]

@@ -24,12 +24,36 @@ from gemminer.models.plain import conv_n, lenet_5, lenet_300_100, vgg16
 from gemminer.models.residual import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet, mobilenet_v2, wide_resnet
 from gemminer.models.transformer import make_transformer
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("non-affine", "affine", "none"),
     "stem": ("imagenet", "small"),
     "task": ("images", "tokens"),
 }
 _SWITCHES = ("bias", "causal", "pretrained")
+_SENTENCES = {
+    "norm": "non-affine normalises only, affine learns a scale and a shift too, none leaves norm out.",
+    "width": "Multiplies channel counts and hidden sizes.",
+    "bias": "Biases in linear layers, and in convolutions without norm.",
+    "pretrained": "Begin with torchvision's ImageNet weights; a layer of another shape keeps its fresh draw.",
+    "stem": "imagenet is 7x7 with stride 2 and pooling, small 3x3 with stride 1.",
+    "task": "Classify images, or predict tokens: ids (N, T) -> logits (N, T, classes) over the vocabulary.",
+    "dim": "Numbers of each token between the blocks.",
+    "depth": "Blocks.",
+    "heads": "Attention heads of a block.",
+    "causal": "Attend to earlier tokens only; not set, for tokens and not for images.",
+    "patch": "Side of the squares an image is cut into; not set, at most 8 of them fill a side.",
+    "length": "The most tokens it takes at once, where its task is tokens; not set, 128.",
+}
+
+
+class Option(NamedTuple):
+    """An option of a network, in a sentence: its default, and what it may be, one of several or a number in a range."""
+
+    name: str
+    default: Any
+    sentence: str
+    choices: tuple[Any, ...] = ()
+    range: str = ""
 
 
 class Network(NamedTuple):
@@ -105,6 +129,23 @@ def describe(name: str) -> str:
     """
     network = _find(name)
     return f"{network.text}; options: {', '.join(network.options())}"
+
+
+def options(name: str) -> tuple[Option, ...]:
+    """The options that `build` takes for a network, with their defaults; UsageError for an unknown name.
+
+    >>> [(option.name, option.default) for option in options("conv-2")]
+    [('width', 1.0), ('bias', False)]
+    """
+    network = _find(name)
+    own = {p.name: p.default for p in inspect.signature(network.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    defaults = {"norm": network.norm, "width": 1.0, "bias": network.bias, **own}
+    choices = _CHOICES | dict.fromkeys(_SWITCHES, (True, False))
+    ranges = dict.fromkeys(choices, "") | {"width": "above 0"}
+    return tuple(
+        Option(key, defaults[key], _SENTENCES[key], choices.get(key, ()), ranges.get(key, "1 or more"))
+        for key in network.options()
+    )
 
 
 def build(

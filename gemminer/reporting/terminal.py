@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from gemminer.core.progress import Monitor
+from gemminer.core.ticket import Ticket
 from gemminer.reporting.tables import row
 from gemminer.runs.grid import Cell
 from gemminer.runs.record import Record
 from gemminer.runs.watch import Watch
 
+if TYPE_CHECKING:
+    from gemminer.runs.estimate import Estimate
 
-def _sentence(row: dict[str, Any], metric: str) -> str:
-    parts = [f"{row['phase']} epoch {row['epoch']}", f"loss {row['loss']:.4f}"]
+
+def _numbers(row: dict[str, Any], metric: str) -> tuple[str, ...]:
+    """What an epoch came to, the first what matters most."""
+    parts = [f"loss {row['loss']:.4f}"]
     if row.get("validation") is not None:
         parts.append(f"validation {metric} {row['validation']:.4f}")
     if "kept" in row:
-        parts.append(f"kept {row['kept']:.3%}, live {row['live']:.3%}")
-    return ", ".join(parts)
+        parts += [f"kept {row['kept']:.3%}", f"live {row['live']:.3%}"]
+    return tuple(parts)
+
+
+def _sentence(row: dict[str, Any], metric: str) -> str:
+    return ", ".join([f"{row['phase']} epoch {row['epoch']}", *_numbers(row, metric)])
 
 
 class PlainMonitor(Monitor):
-    """A line at the end of a phase, and at most one every `every` seconds in between."""
+    """A line at the end of a phase, and at most one every `every` seconds in between; a line an epoch if that is 0."""
 
     def __init__(self, console: Console, metric: str = "accuracy", every: float = 5.0) -> None:
         self.console, self.metric, self.every = console, metric, every
@@ -53,17 +65,53 @@ class PlainMonitor(Monitor):
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _Parts:
+    """As many of the parts, from the first, as there is room for: numbers give way before anything else does."""
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self.parts = parts
+
+    def fitting(self, width: int) -> str:
+        text = ""
+        for part in self.parts:
+            longer = f"{text}, {part}" if text else part
+            if len(longer) > width:
+                break
+            text = longer
+        return text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, min(len(", ".join(self.parts)), options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.fitting(options.max_width), no_wrap=True)
+
+
+class _Numbers(ProgressColumn):
+    """The numbers of the last epoch; the one column that may be narrower than what it holds."""
+
+    def render(self, task: Task) -> RenderableType:
+        return _Parts(task.fields["numbers"])
+
+
+BAR = 20  # characters: beside it stay the phase, the percentage, the time left and, at 80 columns, two numbers
+
+
 class RichMonitor(PlainMonitor):
     """A live bar with the time left for each phase; remarks scroll above it."""
 
-    def __init__(self, console: Console, metric: str = "accuracy") -> None:
-        super().__init__(console, metric)
+    def __init__(self, console: Console, metric: str = "accuracy", every: float = math.inf) -> None:
+        super().__init__(console, metric, every)
+
+        def fixed() -> Column:
+            return Column(no_wrap=True)
+
         self._bar = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.description:<16}", table_column=fixed()),
+            BarColumn(BAR, table_column=fixed()),
+            TextColumn("{task.percentage:>3.0f}%", table_column=fixed()),
+            TimeRemainingColumn(table_column=fixed()),
+            _Numbers(),
             console=console,
             transient=True,
         )
@@ -74,7 +122,7 @@ class RichMonitor(PlainMonitor):
         super().begin(phase, start, stop)
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(phase, total=None, numbers="")
+        self._task = self._bar.add_task(phase, total=None, numbers=())
 
     def step(self, phase: str, step: int, steps: int) -> None:
         if self._task is not None:
@@ -82,24 +130,38 @@ class RichMonitor(PlainMonitor):
 
     def epoch(self, row: dict[str, Any]) -> None:
         if self._task is not None:
-            self._bar.update(self._task, numbers=_sentence(row, self.metric).split(", ", 1)[1])
-        if row["epoch"] == self._stop:
-            self.note(_sentence(row, self.metric))
+            self._bar.update(self._task, numbers=_numbers(row, self.metric))
+        super().epoch(row)
+
+    def render(self) -> RenderableType:
+        """The bar as it stands."""
+        return self._bar.get_renderable()
 
     def close(self) -> None:
         self._bar.stop()
 
 
-def monitor_for(console: Console, metric: str = "accuracy") -> Monitor:
-    """Rich on a terminal, plain lines elsewhere."""
-    return RichMonitor(console, metric) if console.is_terminal else PlainMonitor(console, metric)
+def monitor_for(console: Console, metric: str = "accuracy", *, quiet: bool = False, verbose: bool = False) -> Monitor:
+    """A bar on a terminal, plain lines elsewhere, with `verbose` a line an epoch on both; nothing if `quiet`."""
+    if quiet:
+        return Monitor()
+    every = {"every": 0.0} if verbose else {}
+    return RichMonitor(console, metric, **every) if console.is_terminal else PlainMonitor(console, metric, **every)
+
+
+Emit = Callable[[dict[str, Any]], None]
 
 
 class Board(Watch):
-    """A line for each cell that ends; `emit`, if given, is passed an object for it too."""
+    """A line for each cell that ends; `emit`, if given, is passed an object for it too.
 
-    def __init__(self, console: Console, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self.console, self.emit = console, emit
+    With `verbose` there is a line for each cell that begins, too; `quiet` prints none.
+    """
+
+    def __init__(
+        self, console: Console, emit: Emit | None = None, *, quiet: bool = False, verbose: bool = False
+    ) -> None:
+        self.console, self.emit, self.quiet, self.verbose = console, emit, quiet, verbose
         self.done = self.total = 0
         self.running: dict[str, tuple[Cell, str]] = {}
         self._time_left: Callable[[], float | None] | None = None
@@ -112,6 +174,8 @@ class Board(Watch):
 
     def started(self, cell: Cell) -> None:
         self.running[cell.digest] = (cell, "begins")
+        if self.verbose:
+            self._line(f"{cell}: begins")
 
     def told(self, cell: Cell, text: str) -> None:
         self.running[cell.digest] = (cell, text)
@@ -138,14 +202,15 @@ class Board(Watch):
         return "" if seconds is None else f"{before}about {datetime.timedelta(seconds=round(seconds))} left"
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class LiveBoard(Board):
     """The same, above a bar and the cells that are running."""
 
-    def __init__(self, console: Console, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
-        super().__init__(console, emit)
+    def __init__(self, console: Console, emit: Emit | None = None, *, verbose: bool = False) -> None:
+        super().__init__(console, emit, verbose=verbose)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2, transient=True)
 
     def begin(self, cells: Sequence[Cell], done: int, time_left: Callable[[], float | None]) -> None:
@@ -153,28 +218,32 @@ class LiveBoard(Board):
         self._live.start()
 
     def render(self) -> RenderableType:
+        total = max(1, self.total)
         bar = Table.grid(padding=(0, 2))
-        words = Text(f"{self.done}/{self.total} cells  {self._left() or 'time left not known yet'}")
-        bar.add_row(ProgressBar(total=max(1, self.total), completed=self.done, width=40), words)
+        words = f"{self.done}/{self.total} cells  {self.done / total:.0%}  {self._left() or 'time left not known yet'}"
+        bar.add_row(ProgressBar(total=total, completed=self.done, width=BAR), Text(words, no_wrap=True))
         cells = Table.grid(padding=(0, 2))
         for cell, text in list(self.running.values()):
-            cells.add_row(Text(f"  {cell}"), Text(text))
+            name = Text(f"  {cell}", no_wrap=True, overflow="ellipsis")
+            cells.add_row(name, Text(text, no_wrap=True, overflow="ellipsis"))
         return Group(bar, cells)
 
     def close(self) -> None:
         self._live.stop()
 
 
-def board_for(console: Console, emit: Callable[[dict[str, Any]], None] | None = None) -> Board:
-    """Live on a terminal, plain lines elsewhere."""
-    return LiveBoard(console, emit) if console.is_terminal else Board(console, emit)
+def board_for(console: Console, emit: Emit | None = None, *, quiet: bool = False, verbose: bool = False) -> Board:
+    """Live on a terminal, plain lines elsewhere; nothing if `quiet`."""
+    if console.is_terminal and not quiet:
+        return LiveBoard(console, emit, verbose=verbose)
+    return Board(console, emit, quiet=quiet, verbose=verbose)
 
 
 def print_summary(console: Console, record: Mapping[str, Any], folder: Path) -> None:
     """What a person wants to know of a run, in a dozen lines."""
     density, accuracy, metric = record["density"], record["accuracy"], record["metric"]
     console.print(
-        f"\n{record['method']} on {record['model']}, {record['data']}, seed {record['seed']}: "
+        f"{record['method']} on {record['model']}, {record['data']}, seed {record['seed']}: "
         f"{density['kept']} of {density['prunable']} weights kept (density {density['realised']:.4%})"
     )
     spread = f" +- {accuracy['after_std']:.4f} (n={accuracy['n']})" if accuracy["n"] > 1 else ""
@@ -205,6 +274,42 @@ def check_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def print_ticket(console: Console, ticket: Ticket) -> None:
+    """What a ticket keeps of each layer, and where it came from."""
+    table = Table("layer", "shape", box=None, pad_edge=False)
+    for name in ("weights", "kept", "density", "filters", "dead"):
+        table.add_column(name, justify="right")
+    for layer in ticket.per_layer():
+        numbers = (layer.prunable, layer.kept, f"{layer.density:.4%}", layer.filters, layer.dead_filters)
+        table.add_row(layer.name, "x".join(map(str, layer.shape)), *map(str, numbers))
+    table.add_row("all", "", str(ticket.prunable), str(ticket.kept), f"{ticket.density:.4%}", "", "")
+    console.print(table)
+    facts = ticket.provenance
+    draw = f"{ticket.draw.kind}, seed {ticket.draw.seed}" if ticket.draw else "the model's own"
+    method = facts.get("method", "an unknown method")
+    console.print(f"found by {method}, seed {facts.get('seed')}; initial weights: {draw}")
+
+
+def print_list(console: Console, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows under the names of their columns; the last column is broken over lines where it is too long."""
+    table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None, pad_edge=False)
+    for line in rows:
+        table.add_row(*(escape(str(line[c])) for c in columns))
+    console.print(table)
+
+
+def print_aside(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """Names with a text beside each, broken over lines on a terminal; elsewhere a line each, for grep."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    table = Table.grid(padding=(0, 2))
+    for name, text in pairs:
+        table.add_row(Text(f"  {name}", no_wrap=True), Text(text))
+        if not console.is_terminal:
+            console.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
+    if console.is_terminal:
+        console.print(table)
+
+
 def print_aligned(console: Console, rows: list[dict[str, Any]], columns: list[str]) -> None:
     """Columns as wide as they need to be, on a narrow screen or none."""
     table = [columns, *([str(row[c]) for c in columns] for row in rows)]
@@ -212,3 +317,26 @@ def print_aligned(console: Console, rows: list[dict[str, Any]], columns: list[st
     for line in table:
         text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
         console.print(text.rstrip(), markup=False, soft_wrap=True)
+
+
+def print_estimates(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The rows of `estimate_rows`, and their sum."""
+    formats = {"search": "g", "training": "g", "checks": "g", "epochs": "g", "density": "g", "flops": ".3g"}
+    formats["share"] = ".1%"
+    texts = [{k: "?" if v is None else format(v, formats.get(k, "")) for k, v in row.items()} for row in rows]
+    print_aligned(console, texts, list(rows[0]))
+    epochs, flops = (sum(row[key] or 0 for row in rows) for key in ("epochs", "flops"))
+    console.print(f"{len(rows)} cells, {epochs:g} epochs, {flops:.3g} FLOPs; nothing was run", soft_wrap=True)
+
+
+def estimate_rows(cells: Sequence[Cell], expected: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+    """What each cell of a comparison will cost, in epochs and FLOPs, and its share of them all; None if not known."""
+    whole = sum(e.flops for e in expected.values()) or 1.0
+    rows = []
+    for cell in cells:
+        r, e = cell.recipe, expected.get(cell.digest)
+        asked = {"cell": cell.digest, "method": cell.label, "model": r.model, "data": r.data}
+        costs = {k: getattr(e, k, None) for k in ("search", "training", "checks", "epochs", "flops")}
+        share = e.flops / whole if e else None
+        rows.append({**asked, "density": r.density, "seed": r.seed, **costs, "share": share})
+    return rows

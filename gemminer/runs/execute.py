@@ -166,6 +166,7 @@ def run_recipe(
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Record:
     """Run a recipe in the folder `out`: search, measure, train, check. Returns the record it wrote.
 
@@ -174,6 +175,8 @@ def run_recipe(
     """
     prepared = prepare(recipe, device=device, engine=engine, root=root, download=download, monitor=monitor)
     folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
+    if announce:
+        announce(_meant(recipe, prepared.resolved))
     experiment = prepared.experiment
     experiment = experiment.with_task(monitor=_Logged(experiment.task.monitor, folder))
     experiment = experiment.with_task(below=_engine(experiment, folder))
@@ -211,6 +214,19 @@ def run_recipe(
     result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, notes)
     result.save(out / "record.json")
     return result
+
+
+def _meant(recipe: Recipe, resolved: Resolved) -> str:
+    """What is about to be run, in a sentence."""
+    search, training = getattr(resolved.options, "epochs", None), resolved.settings.epochs
+    if resolved.seconds is not None:
+        lengths = f"{resolved.seconds:g} seconds of search, {training} epochs of training"
+    elif search is not None:
+        lengths = f"{search} epochs of search, {training} of training"
+    else:
+        lengths = f"{training} epochs of training"
+    what = f"{recipe.method}, {recipe.model} on {recipe.data}, density {100 * recipe.density:.4g}%"
+    return f"{what}, {lengths}, seed {recipe.seed}"
 
 
 class _Steps:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,10 +19,53 @@ from gemminer.runs.paper import NAMED
 
 # A recipe's identity leaves out what is the default: another list would make other recipes of all that were ever run.
 DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
+DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
+MINE = {"mine": "", "compare": ""}
+TICKET = {"train": "", "check": ""}
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A flag of its own for one name of a field that holds options."""
+
+    flag: str
+    option: str
+    type: type
+    help: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line takes a field. The field's name, type, description, default and bounds say the rest.
+
+    Args:
+        name: the flag, where it is not the field's name: "--option" for `options`.
+        short: the flag's one letter, "-m".
+        unset: what holds where the flag is not given, if the default does not say it: "as the search".
+        axis: the help of `compare`, for a field that takes several values there.
+        no: the help of the flag --no-NAME that empties a list.
+        complete: the module whose names() a shell completes: "gemminer.methods".
+        listed: whether the help says these names.
+        commands: the commands that take the field, and the flag's name there where it is another.
+        shortcuts: flags of their own for names of a field that holds options.
+    """
+
+    name: str = ""
+    short: str = ""
+    unset: str = ""
+    axis: str = ""
+    no: str = ""
+    complete: str = ""
+    listed: bool = False
+    commands: Mapping[str, str] = dataclasses.field(default_factory=lambda: MINE)
+    shortcuts: tuple[Shortcut, ...] = ()
 
 
 class Recipe(BaseModel):
     """One run: find a ticket, train it, check it. Its identity is the hash of the fields that are not the default.
+
+    A field added here is a flag of `gemminer mine` and `compare` and a key of recipe files; a `Flag` in its annotation
+    says what its name, type, default and bounds do not.
 
     `options` are the method's own (see `gemminer methods NAME`), `train` those of
     `gemminer.training.settings.Settings`, `model_options` those of `gemminer.models.build`. Epochs left at None are
@@ -32,32 +77,89 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    method: str = Field("gem-miner", description="pruning method")
-    density: float = Field(0.05, gt=0, le=1, description="fraction of prunable weights kept")
-    model: str = Field("resnet20", description="network")
-    data: str = Field("digits", description="data set")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, scores, batches and checks")
-    epochs: int | None = Field(None, ge=1, description="epochs of the search")
-    train_epochs: int | None = Field(
-        None, ge=1, description="epochs of training the ticket; as the search if not given"
+    method: Annotated[
+        str,
+        Flag(
+            short="-m",
+            complete="gemminer.methods",
+            axis="methods: NAME or NAME:OPTION=VALUE, a,b or repeated; all",
+        ),
+    ] = Field("gem-miner", description="pruning method (see 'gemminer methods')")
+    density: Annotated[float, Flag(short="-d", axis="densities, as 0.05,0.01; or repeated")] = Field(
+        0.05, gt=0, le=1, description="fraction of prunable weights kept"
     )
-    budget: str | None = Field(
-        None, description="length of the search instead of epochs: 120s, or a part of the dense training: 0.5"
+    model: Annotated[
+        str,
+        Flag(complete="gemminer.models", axis="networks; a,b or repeated", commands=MINE | TICKET),
+    ] = Field("resnet20", description="network (see 'gemminer models')")
+    data: Annotated[
+        str,
+        Flag(complete="gemminer.data", axis="data sets; a,b or repeated", commands=MINE | TICKET),
+    ] = Field("digits", description="data set (see 'gemminer data')")
+    seed: Annotated[int, Flag(axis="seeds, as 0,1,2 or 0-2; or repeated", commands=MINE | TICKET)] = Field(
+        0, ge=0, lt=2**63, description="seed of weights, scores, batches and checks"
     )
-    batch_size: int | None = Field(None, ge=1, description="examples in a training batch")
-    limit_train: int | None = Field(None, ge=2, description="use only the first N training images")
-    validation: float = Field(0.1, ge=0, lt=1, description="fraction of the training data held out")
-    augment: str = Field("default", description="crop4+flip and the like, or none")
-    initialiser: str | None = Field(
-        None, description="distribution of the initial weights; the method's own if not given"
+    epochs: Annotated[int | None, Flag(unset="by data size: 5 to 40")] = Field(
+        None, ge=1, description="epochs of the search"
     )
-    model_options: dict[str, Any] = Field(default_factory=dict, description="options of the network")
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
-    train: dict[str, Any] = Field(default_factory=dict, description="optimiser and schedule of the training")
-    checks: tuple[str, ...] = Field(DEFAULT_CHECKS, description="sanity checks")
-    check_seeds: int = Field(3, ge=1, description="training seeds of the ticket and of each check")
+    budget: Annotated[str | None, Flag(commands={"mine": ""})] = Field(
+        None, description="length of the search instead of epochs: 120s, or a part of the training: 0.5"
+    )
+    train_epochs: Annotated[
+        int | None, Flag(unset="as the search", commands=MINE | dict.fromkeys(TICKET, "--epochs"))
+    ] = Field(None, ge=1, description="epochs of training the ticket")
+    batch_size: Annotated[int | None, Flag(unset="128", commands=MINE | TICKET)] = Field(
+        None, ge=1, description="examples in a training batch"
+    )
+    limit_train: Annotated[int | None, Flag(unset="all", commands=MINE | TICKET)] = Field(
+        None, ge=2, description="use only the first N training images"
+    )
+    validation: Annotated[float, Flag(commands=MINE | TICKET)] = Field(
+        0.1, ge=0, lt=1, description="fraction of the training data held out"
+    )
+    augment: Annotated[str, Flag(unset="the data set's own", commands=MINE | TICKET)] = Field(
+        "default", description="crop4+flip and the like, or none"
+    )
+    initialiser: Annotated[str | None, Flag(unset="the method's own")] = Field(
+        None, description="distribution of the initial weights"
+    )
+    model_options: Annotated[dict[str, Any], Flag(name="--model-option", commands=MINE | TICKET)] = Field(
+        default_factory=dict, description="an option of the network (see 'gemminer models NAME'); repeatable"
+    )
+    options: Annotated[
+        dict[str, Any],
+        Flag(
+            name="--option",
+            short="-o",
+            commands={"mine": ""},
+            shortcuts=(
+                Shortcut("--lambda", "ridge", float, "Gem-Miner's lambda, fixed. [solved for at each step]"),
+                Shortcut(
+                    "--freeze-every",
+                    "freeze_every",
+                    int,
+                    "Freeze every E epochs, as published; 0: a little every few steps. [0]",
+                ),
+            ),
+        ),
+    ] = Field(default_factory=dict, description="an option of the method (see 'gemminer methods NAME'); repeatable")
+    train: Annotated[dict[str, Any], Flag(name="--train-option", short="-t", commands=MINE | TICKET)] = Field(
+        default_factory=dict, description="a setting of the training (lr, optimiser, ...); repeatable"
+    )
+    checks: Annotated[
+        tuple[str, ...],
+        Flag(
+            no="do not run the sanity checks",
+            complete="gemminer.runs.checks",
+            listed=True,
+            commands=MINE | {"check": "--check"},
+        ),
+    ] = Field(DEFAULT_CHECKS, description="sanity checks (see 'gemminer checks')")
+    check_seeds: Annotated[int, Flag(commands=MINE | {"check": "--seeds"})] = Field(
+        3, ge=1, description="training seeds of the ticket and of each check"
+    )
     dense: bool = Field(True, description="train the dense network too, as the reference")
-    exclude: tuple[str, ...] = Field((), description="weights to leave dense, as shell patterns")
+    exclude: tuple[str, ...] = Field((), description="weights to leave dense, by name, as shell patterns: conv1*,fc*")
     embeddings: bool = Field(False, description="prune embedding tables too")
 
     @model_validator(mode="after")
@@ -78,6 +180,30 @@ class Recipe(BaseModel):
         """A validated copy with other fields; those that are None are left as they are."""
         fields = self.model_dump(exclude_defaults=True)
         return make({**fields, **{k: v for k, v in changes.items() if v is not None}})
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """A validated copy with the fields `given`; of a field that holds options only the names given change.
+
+        >>> Recipe(train={"lr": 0.1}).changed({"train": {"momentum": 0}}).train
+        {'lr': 0.1, 'momentum': 0}
+        """
+        return make(on_top(self.model_dump(exclude_defaults=True), given))
+
+    @property
+    def folder(self) -> Path:
+        """Where a run of this recipe goes if no folder is named."""
+        data = self.data.replace("/", "_").replace(":", "_")
+        name = f"{self.model}-{data}-{self.density:g}-{self.method}-s{self.seed}-{self.digest[:6]}"
+        return Path("runs") / name
+
+
+def on_top(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain fields with those given; where a field holds options, those of both."""
+    both = {
+        name: {**fields.get(name, {}), **value} if isinstance(value, Mapping) else value
+        for name, value in given.items()
+    }
+    return {**fields, **both}
 
 
 def budget_of(text: str) -> tuple[float | None, float | None]:

@@ -27,12 +27,12 @@ class Settings:
 
     Args:
         epochs: T, passes over the training data.
-        optimiser: sgd, adam or adamw.
+        optimiser: what takes the steps.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
         nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
-        schedule: cosine, multistep or constant.
+        schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.
         gamma: what multistep multiplies the rate by at each milestone.
     """

@@ -1,0 +1,84 @@
+"""What a command line asks for: a recipe, or a comparison's fields, from a file and the flags that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemminer.core.errors import UsageError
+from gemminer.runs import grid
+from gemminer.runs import recipe as recipes
+from gemminer.runs.recipe import Recipe
+
+BESIDE_IDENTITY = {"seed"}  # what is another run of the same recipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe, and what it is called: "recipe digits", "recipe digits with density"; "" where it has no name."""
+
+    recipe: Recipe
+    title: str = ""
+
+    def says(self, resolved: str) -> str:
+        """The first line of a run, from what the recipe is resolved to."""
+        return f"{self.title}: {resolved}" if self.title else resolved
+
+
+def to_mine(given: Mapping[str, Any], base: str | None = None) -> Asked:
+    """The fields `given` on top of the recipe `base`; where no field but the seed is given, the recipe `digits`.
+
+    >>> to_mine({"seed": 3}).title, to_mine({"density": 0.02}).title, to_mine({"density": 0.02}, "digits").title
+    ('recipe digits', '', 'recipe digits with density 0.02')
+    """
+    changes = {name: value for name, value in given.items() if name not in BESIDE_IDENTITY}
+    if base is None and not changes:
+        base = recipes.DEFAULT
+    if base is None:
+        return Asked(Recipe().changed(given))
+    words = ", ".join(f"{name} {_in_words(value)}" for name, value in changes.items())
+    return Asked(recipes.load(base).changed(given), f"recipe {base}" + (f" with {words}" if words else ""))
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={item}" for name, item in value.items())
+    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+
+
+def ticket_of(path: Path) -> Path:
+    """The ticket's file, from its own path or its run's folder."""
+    return path / "ticket.safetensors" if path.is_dir() else path
+
+
+def of_ticket(path: Path, given: Mapping[str, Any], base: str | None = None, leave: tuple[str, ...] = ()) -> Recipe:
+    """The fields `given` on top of the recipe `base`, or of the recipe in the record beside the ticket.
+
+    Of the record the fields to `leave` are not taken. Raises UsageError where there is neither and `given` does not
+    say of which model and data the ticket is.
+    """
+    if base is not None:
+        return recipes.load(base).changed(given)
+    record = ticket_of(path).with_name("record.json")
+    start: dict[str, Any] = {}
+    if record.exists():
+        from gemminer.runs.record import read
+
+        start = {name: value for name, value in read(record).recipe.items() if name not in leave}
+    elif not {"model", "data"} <= set(given):
+        raise UsageError(f"there is no record beside {path}: say which --model and --data it is of")
+    return recipes.make(start).changed(given)
+
+
+def to_compare(given: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    """A comparison's fields for `compare.plan`: those `given` on top of each part of the file."""
+    parts = grid.parts_of(grid.load(file) if file else {})
+    return {grid.PARTS: [recipes.on_top(part, given) for part in parts]}
+
+
+def compared() -> Recipe:
+    """What a comparison's cells are where nothing is asked for; `dense` says whether there are dense cells."""
+    found = grid.make({})
+    return found.cells()[-1].recipe.replace(dense=found.dense)
