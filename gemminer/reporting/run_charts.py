@@ -23,24 +23,22 @@ from gemminer.reporting.axes import (
     new_figure,
     rows_axis,
 )
+from gemminer.runs import checks as registry
 from gemminer.runs.record import Record
 
 Phases = Mapping[str, list[dict[str, Any]]]
 
-ABOUT = {
-    "shuffle": "the mask permuted inside each layer",
-    "reinit": "the same mask, weights drawn anew from the same distribution",
-    "invert": "the method's ranking turned upside down",
-    "random": "a random mask, one draw over all layers",
-    "uniform": "a random mask, the same density in each layer",
-    "erk": "a random mask, layer densities by the Erdős-Rényi-kernel rule",
-}
 MARKS = 30  # more freezes than this are shaded as a period: single lines would merge into a block
+
+
+def about() -> dict[str, str]:
+    """What each check destroys, by name, in the order of the list of checks."""
+    return {name: registry.get(name).sentence for name in registry.names()}
 
 
 def _colours(record: Record) -> dict[str, str]:
     """One colour for a name on the whole page."""
-    names = enumerate(dict.fromkeys((*ABOUT, *record.checks)))
+    names = enumerate(dict.fromkeys((*about(), *record.checks)))
     return {"train": "var(--c0)", "dense": "var(--ink)"} | {name: f"var(--c{1 + i % 6})" for i, name in names}
 
 

@@ -17,6 +17,7 @@ import gemminer
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.reporting import aggregate
 from gemminer.reporting.page import report, write
+from gemminer.runs import checks as registry
 from gemminer.runs.record import Record
 from tests.reporting.fakes import fake_checks, fake_layers, fake_record, make_run
 from tests.reporting.grids import put
@@ -221,6 +222,7 @@ def test_the_modules_read_files_only() -> None:
     """Of our own they know what a record, a cell and a watch are, and of the others nothing that computes."""
     room = Path(gemminer.__file__).parent / "reporting"
     names = {path.stem for path in room.glob("*.py")}
+    names -= {"commands", "flags", "options"}  # the command line's
     assert names >= {"page", "tables", "sentences", "aggregate", "format", "axes", "run_charts", "comparison_charts"}
     for name in names:
         tree = ast.parse((room / f"{name}.py").read_text(encoding="utf-8"))
@@ -312,3 +314,12 @@ def test_missing_parts_leave_a_comparison(tmp_path: Path, changes: dict[str, Any
     runs = [make_run(tmp_path / name, metrics=False, **{"method": name, **changes}) for name in ("a", "b")]
     assert not re.search(r"\b(None|nan|Undefined)\b", Page(report(runs)).text)
     assert "None" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_check_that_is_registered_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_CHECKS", dict(registry._CHECKS))
+    registry.register("halve", "half of the kept weights gone")(lambda experiment, ticket, seed: ticket)
+    checks = {"halve": fake_checks()["erk"]}
+    runs = [make_run(tmp_path / str(seed), checks=checks, seed=seed, metrics=False) for seed in (0, 1)]
+    for path in (write(runs[0]), report(runs)):
+        assert "half of the kept weights gone" in Page(path).text
