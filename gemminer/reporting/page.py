@@ -201,7 +201,7 @@ def _run_page(found: Record, phases: run_charts.Phases) -> str:
         "share": is_share(found.metric),
         "verdicts": _verdicts(found),
         "costs": _costs(found),
-        "about": run_charts.ABOUT,
+        "about": run_charts.about(),
         "freezes": run_charts.freezes(phases),
         "marks": run_charts.MARKS,
         "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
@@ -222,7 +222,7 @@ def _runs_page(
     methods = aggregate.methods(fields)
     densities = sorted({asked for field in fields for asked in field.rows}, reverse=True)
     names = dict.fromkeys(check for f in fields for rows in f.rows.values() for row in rows for check in row.checks)
-    known = [name for name in run_charts.ABOUT if name in names]
+    known = [name for name in run_charts.about() if name in names]
     of = (row for field in fields for rows in field.rows.values() for row in rows)
     labels = {run.name: row.method for row in of for run in row.runs}
     context = {
@@ -236,7 +236,7 @@ def _runs_page(
         "styles": [comparison_charts.style(place) for place in range(len(methods))],
         "measures": {measure: title for measure, (title, _) in comparison_charts.UNITS.items()},
         "checks": [*known, *(name for name in names if name not in known)],
-        "about": run_charts.ABOUT,
+        "about": run_charts.about(),
         "missing": missing,
         "rows": [
             _table_row(path, run, labels.get(run.name, run.record.method), target.parent.absolute())
