@@ -149,10 +149,11 @@ def mine(
     experiment.check_density(density)
     if resolved.seconds is not None:
         chosen = dataclasses.replace(chosen, epochs=experiment.affordable(resolved.seconds))
-    ticket, _ = experiment.search(method, density, chosen, draw_of(initialiser, row, density, seed))
+    found: list[Ticket] = []
+    experiment.search(method, density, chosen, draw_of(initialiser, row, density, seed), found.append)
     if experiment.task.checkpoint:
         experiment.task.checkpoint.clear()
-    return ticket
+    return found[0]
 
 
 def train(

@@ -95,28 +95,35 @@ def load(
         raw = source.read(replace(request, limit_train=limit_train, limit_test=limit_test))
         default = source.augment
     chosen = default if augment == "default" else augment or "none"
+    common = {"batch_size": batch_size, "seed": seed, "channels_last": channels_last}
+    return _ready(name, description, _parts(raw, validation, limit_train, limit_test), raw, chosen, common)
 
+
+Parts = tuple[Part, Part | None, Part | None]
+
+
+def _parts(raw: Raw, validation: float, limit_train: int | None, limit_test: int | None) -> Parts:
+    """The training, validation and test parts, which never overlap."""
     train, test = _take(raw.train, limit_train), None if raw.test is None else _take(raw.test, limit_test)
     held = raw.validation if validation else None
     if validation and held is None:
         kept, out = split(_labels(train), validation)
         train, held = _take(train, kept), _take(train, out)
-    if not isinstance(train, tuple) and chosen != "none":
+    return train, held, test
+
+
+def _ready(name: str, description: str, parts: Parts, raw: Raw, augment: str, common: dict[str, Any]) -> Data:
+    """Batches of the parts, normalised by the training part; `common` holds what all batches are made with."""
+    train, held, test = parts
+    if not isinstance(train, tuple) and augment != "none":
         raise UsageError(f"{name} returns data sets, not tensors: augment in their own transform")
     normalise = _statistics(train[0]) if raw.scale and isinstance(train, tuple) else None
 
     def batches(part: Part, training: bool = False) -> Batches:
         if not isinstance(part, tuple):
-            return as_batches(part, batch_size=batch_size, seed=seed, shuffle=training, channels_last=channels_last)
-        return TensorBatches(
-            *part,
-            batch_size=batch_size,
-            shuffle=training,
-            seed=seed,
-            augment=augmentation(chosen) if training else None,
-            channels_last=channels_last,
-            normalise=normalise,
-        )
+            return as_batches(part, shuffle=training, **common)
+        moved = augmentation(augment) if training else None
+        return TensorBatches(*part, shuffle=training, augment=moved, normalise=normalise, **common)
 
     stream = batches(train, training=True)
     inputs, targets = next(stream.epoch(0))
@@ -135,7 +142,7 @@ def load(
         std=tuple((std / scale).tolist()),
         description=description,
         class_names=raw.class_names,
-        augment=chosen,
+        augment=augment,
     )
 
 

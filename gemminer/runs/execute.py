@@ -188,16 +188,13 @@ def run_recipe(
         affordable = step("budget", lambda lent: {"epochs": lent.affordable(seconds)})
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
-    def search(lent: Experiment) -> dict[str, Any]:
-        found, facts = lent.search(recipe.method, recipe.density, options, prepared.draw, recipe=recipe.digest)
-        found.save(out / "ticket.safetensors")
-        return {**facts, "digest": found.digest}
-
     def train(lent: Experiment, index: int) -> dict[str, Any]:
         keep = None if index else lambda model: _save_weights(model, out / "trained.safetensors")
         return lent.train(ticket, index, f"train:{index}", keep)
 
-    searched = step("search", search)
+    search = {"method": recipe.method, "density": recipe.density, "options": options, "draw": prepared.draw}
+    keep = functools.partial(Ticket.save, path=out / "ticket.safetensors")
+    searched = step("search", functools.partial(Experiment.search, **search, keep=keep, recipe=recipe.digest))
     ticket = Ticket.load(out / "ticket.safetensors")
     if ticket.digest != searched["digest"]:
         raise GemminerError(

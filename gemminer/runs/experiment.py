@@ -113,11 +113,19 @@ class Experiment:
         target(density, sum(p.numel() for p in self.task.prunable().values()))
 
     def search(
-        self, method: str, density: float, options: Any, draw: Draw | None, **facts: Any
-    ) -> tuple[Ticket, dict[str, Any]]:
-        """Search for a ticket from weights drawn by `draw` (None: the model's own); returns it, its live part and cost.
+        self,
+        method: str,
+        density: float,
+        options: Any,
+        draw: Draw | None,
+        keep: Callable[[Ticket], object],
+        **facts: Any,
+    ) -> dict[str, Any]:
+        """Search for a ticket from weights drawn by `draw` (None: the model's own); returns its digest and cost.
 
-        `facts` go into the ticket's provenance.
+        Args:
+            keep: called with the ticket.
+            facts: what the ticket's provenance should say besides.
         """
         row = methods.get(method)
         begun = time.monotonic()
@@ -152,7 +160,9 @@ class Experiment:
         ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None)
         if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
             self.note("; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))))
-        return ticket, {"live": found.live, "cost": self._cost(masks, epochs, seconds, found.rows)}
+        keep(ticket)
+        spent = self._cost(masks, epochs, seconds, found.rows)
+        return {"live": found.live, "cost": spent, "digest": ticket.digest}
 
     def affordable(self, seconds: float) -> int:
         """Epochs of a search that take about `seconds` at the pace of plain training, which is the slowest of it."""

@@ -122,18 +122,18 @@ def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
         if name not in Recipe.model_fields:
             raise unknown(f"field of the {where}", name, Recipe.model_fields)
     axes = {name: _values(name, fields.get(name, Recipe.model_fields[name].default)) for name in AXES}
-    options = fields.get("options", {})
+    by_method = fields.get("options", {})
     methods = {parse(label)[0] for label in axes["method"]}
-    if not isinstance(options, Mapping) or not all(isinstance(own, Mapping) for own in options.values()):
+    if not isinstance(by_method, Mapping) or not all(isinstance(own, Mapping) for own in by_method.values()):
         raise UsageError("the options of a comparison are by method: write options.gem-miner = {ridge = 1e-4}")
-    for name in options:
+    for name in by_method:
         if name not in methods:
             raise unknown("method in the options, which is not compared:", name, methods)
     dense = fields.get("dense", True)
     if not isinstance(dense, bool):
         raise UsageError(f"dense: must be true or false, not {dense!r}")
     common = {k: v for k, v in fields.items() if k not in (*AXES, "options", "dense")}
-    return Grid(axes, common, options, dense)
+    return Grid(axes, common, by_method, dense)
 
 
 def parts_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

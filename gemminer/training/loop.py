@@ -45,22 +45,10 @@ def fit(
         GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.
     """
     optimiser = settings.build(rule.parameters())
-    rows: list[dict[str, Any]] = []
-    start, seconds = first_epoch, 0.0
     stop = settings.epochs if last_epoch is None else last_epoch
     checkpoint = task.checkpoint
     rule.begin(optimiser)
-    if checkpoint and (state := checkpoint.load()) and state["phase"] == phase:
-        rule.load_state_dict(state["rule"])
-        own = named_state(task.model)
-        if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in state["model"].items()}:
-            start, seconds, rows = state["epoch"], state["seconds"], state["rows"]
-            optimiser.load_state_dict(state["optimiser"])
-            with torch.no_grad():
-                for name, tensor in own.items():
-                    tensor.copy_(state["model"][name])
-        else:
-            task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
+    start, seconds, rows = _resumed(task, rule, optimiser, phase) or (first_epoch, 0.0, [])
     task.monitor.begin(phase, start, stop)
     begun = time.monotonic() - seconds
     with private_randomness():
@@ -75,19 +63,41 @@ def fit(
             rows.append(row)
             task.monitor.epoch(row)
             if checkpoint and (checkpoint.due() or epoch + 1 == stop):
-                checkpoint.save(
-                    {
-                        "phase": phase,
-                        "epoch": epoch + 1,
-                        "seconds": row["seconds"],
-                        "rows": rows,
-                        "optimiser": optimiser.state_dict(),
-                        "rule": rule.state_dict(),
-                        "engine": {"asked": task.engine, "below": None if task.below is None else dict(task.below)},
-                        "model": dict(named_state(task.model)),
-                    }
-                )
+                checkpoint.save(_state(task, rule, optimiser, rows))
     return rows
+
+
+def _state(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint holds after the epoch of the last row."""
+    return {
+        "phase": rows[-1]["phase"],
+        "epoch": rows[-1]["epoch"],
+        "seconds": rows[-1]["seconds"],
+        "rows": rows,
+        "optimiser": optimiser.state_dict(),
+        "rule": rule.state_dict(),
+        "engine": {"asked": task.engine, "below": None if task.below is None else dict(task.below)},
+        "model": dict(named_state(task.model)),
+    }
+
+
+def _resumed(
+    task: Task, rule: Rule, optimiser: torch.optim.Optimizer, phase: str
+) -> tuple[int, float, list[dict[str, Any]]] | None:
+    """Put rule, optimiser and model where the checkpoint left this phase; its epoch, seconds and rows, or None."""
+    state = task.checkpoint.load() if task.checkpoint else None
+    if state is None or state["phase"] != phase:
+        return None
+    rule.load_state_dict(state["rule"])
+    own = named_state(task.model)
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state["model"].items()}:
+        task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
+        return None
+    optimiser.load_state_dict(state["optimiser"])
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state["model"][name])
+    return state["epoch"], state["seconds"], state["rows"]
 
 
 def _epoch(

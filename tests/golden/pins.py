@@ -47,20 +47,8 @@ from tests.conformance.models import MODELS, build, task_of  # noqa: E402
 
 PINS = HERE / "pins.json"
 HELP = HERE / "help"
-COMMANDS = (
-    "",
-    "mine",
-    "train",
-    "check",
-    "inspect",
-    "compare",
-    "methods",
-    "models",
-    "data",
-    "recipes",
-    "checks",
-    "bench",
-)
+COMMANDS = ("", "mine", "train", "check", "inspect", "compare")
+COMMANDS += ("methods", "models", "data", "recipes", "checks", "bench")
 
 DENSITY, EPOCHS, BATCH = 0.3, 4, 16
 # Other roads through the methods that train, on the plain model.
