@@ -47,11 +47,10 @@ class PlainMonitor(Monitor):
 
     def __init__(self, console: Console, metric: str = "accuracy", every: float = 5.0) -> None:
         self.console, self.metric, self.every = console, metric, every
-        self._last = time.monotonic()
-        self._stop = 0
+        self._last, self._stop = time.monotonic(), 0
 
     def begin(self, phase: str, start: int, stop: int) -> None:
-        self._stop = stop
+        self._last, self._stop = time.monotonic(), stop
         if start:
             self.note(f"{phase}: resumed after epoch {start} of {stop}")
 
