@@ -10,7 +10,8 @@
   asks for the same masks).
 - Recipes run in float32. Their masks may differ in 1% of the kept weights, their accuracies in a few test examples.
   What training adds to the weights is measured from the pinned masks, as the norm and three projections of each tensor:
-  two processors differ there by 6e-5 of the norm, another order of batches by 4e-2, and 1e-3 is let pass.
+  two processors differ there by 6e-5 of the norm, kernels compiled now and those of a cache by 6e-4, another order of
+  batches by 4e-2 and more, and 5e-3 is let pass.
 - Another stream of numbers, another step or another layer moves a pin by far more than that: `test_faults.py` plants
   such faults and sees each pin red.
 
@@ -262,7 +263,7 @@ def run_differs(own: Mapping[str, Any], pin: Mapping[str, Any]) -> list[str]:
     """Where a run is further from its pin than rounding can take it; empty where it is not."""
     found = masks_differ(own["masks"], pin["masks"], pin["kept"], 0.01)
     found += [f"initial {text}" for text in fingerprints_differ(own["initial"], pin["initial"], 1e-5)]
-    found += [f"learnt {text}" for text in fingerprints_differ(own["learnt"], pin["learnt"], 1e-3)]
+    found += [f"learnt {text}" for text in fingerprints_differ(own["learnt"], pin["learnt"], 5e-3)]
     return found + list(values_differ(own["record"], pin["record"], "record"))
 
 
