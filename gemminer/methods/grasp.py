@@ -43,7 +43,7 @@ class Options(DataOptions):
     Args:
         temperature: the number T by which the logits are divided.
         per_class: examples of each class that the score sees, the first in the training data; with 0, or without class
-            numbers as targets, it sees the batches that `batches` asks for.
+            numbers as targets, the number of batches decides.
     """
 
     temperature: float = 200.0

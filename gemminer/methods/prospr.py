@@ -28,8 +28,8 @@ class Options(DataOptions):
 
     Args:
         steps: the number M of SGD steps after which the loss is measured.
-        lr: the learning rate of these SGD steps.
-        momentum: the momentum of these SGD steps.
+        lr: the learning rate of those SGD steps.
+        momentum: the momentum of those SGD steps.
         detach_first: treat the first step's momentum as a constant, as the released code does.
     """
 

@@ -19,15 +19,15 @@ SCHEDULES = ("cosine", "multistep", "constant")
 class Settings:
     """Settings of a training: epochs, optimiser and learning-rate schedule.
 
-    At epoch e (a fraction, updated each step) of T the learning rate is
+    At epoch e (a fraction, updated each step) of T = `epochs` the learning rate is
 
         cosine      lr * (1 + cos(pi * e / T)) / 2
         multistep   lr * gamma^(number of milestones <= floor(e))
         constant    lr
 
     Args:
-        epochs: passes over the training data, T in the formulas of the schedules.
-        optimiser: the optimiser's name.
+        epochs: passes over the training data.
+        optimiser: the optimiser that takes the steps.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
         nesterov: Nesterov's momentum, for sgd.

@@ -49,7 +49,7 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     >>> ticket = Ticket({"0.weight": torch.eye(2, 3) > 0}, model.state_dict())
     >>> {name: p.numel() for name, p in sparsify(model, ticket, engine="sparse").named_parameters()}
-    {'net.0.bias': 2, 'net.0.values': 2}
+    {'net.0.values': 2, 'net.0.bias': 2}
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
