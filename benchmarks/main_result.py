@@ -1,14 +1,17 @@
-"""The README's picture and table from the records of `make mine`: python benchmarks/main_result.py RECORD.json ...
+"""The README's picture and table from the records of `make mine`: python benchmarks/main_result.py FILE ...
 
-Reads records only. Each seed is one run; what is shown is the mean and standard deviation over seeds.
+FILE is a record.json or a file of records, results/X/records.jsonl.gz. Each seed is one run; what is shown is the mean
+and standard deviation over seeds.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
+
+from gemminer.runs import archive, record
+from gemminer.runs.record import Record
 
 LABELS = {
     "shuffle": "mask shuffled in each layer",
@@ -19,7 +22,11 @@ LABELS = {
 }
 
 
-def rows(records: list[dict]) -> list[tuple[str, float, float, float | None, float | None]]:
+def read(path: str) -> list[Record]:
+    return list(archive.read(path).records.values()) if path.endswith(".gz") else [record.read(path)]
+
+
+def rows(records: list[Record]) -> list[tuple[str, float, float, float | None, float | None]]:
     """(label, mean, std, mean and std of ticket minus it over seeds)."""
     found: list[tuple[str, float, float, float | None, float | None]] = []
 
@@ -27,14 +34,14 @@ def rows(records: list[dict]) -> list[tuple[str, float, float, float | None, flo
         pair = (statistics.mean(differences), statistics.stdev(differences)) if differences else (None, None)
         found.append((label, statistics.mean(values), statistics.stdev(values), *pair))
 
-    add("gem, before any training", [r["accuracy"]["before"] for r in records])
-    add("gem, trained", [r["accuracy"]["after"] for r in records])
-    add("dense network, trained", [r["accuracy"]["dense"] for r in records])
+    add("gem, before any training", [r.accuracy.before for r in records])
+    add("gem, trained", [r.accuracy.after for r in records])
+    add("dense network, trained", [r.accuracy.dense for r in records])
     for name, label in LABELS.items():
         add(
             label,
-            [r["checks"][name]["mean"] for r in records],
-            [r["checks"][name]["difference"] for r in records],
+            [r.checks[name].mean for r in records],
+            [r.checks[name].difference for r in records],
         )
     return found
 
@@ -75,10 +82,10 @@ def picture(found: list[tuple[str, float, float, float | None, float | None]], t
 
 
 def main() -> None:
-    records = [json.loads(Path(path).read_text()) for path in sys.argv[1:]]
+    records = [found for path in sys.argv[1:] for found in read(path)]
     found = rows(records)
-    density = records[0]["density"]
-    title = f"ResNet-20 on digits, {density['kept']:,} of {density['prunable']:,} weights kept, {len(records)} seeds"
+    density = records[0].density
+    title = f"ResNet-20 on digits, {density.kept:,} of {density.prunable:,} weights kept, {len(records)} seeds"
     Path("docs/main-result.svg").write_text(picture(found, title), encoding="utf-8")
     print(table(found))
 

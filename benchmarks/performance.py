@@ -1,9 +1,9 @@
 """All benchmarks over networks and densities, their table and their picture: python benchmarks/performance.py
 
-Each (benchmark, network, density) is a process of its own and a file of lines in results/performance; what is there
-already is not measured again (--fresh does). Then docs/performance-data.md has a row for each line and
-docs/performance.svg shows the time of a training step against density, between what the machine's arithmetic and its
-memory allow:
+Each (benchmark, network, density) is a process of its own; its lines go to results/performance.jsonl, with one of the
+machine and those of its limits. What is there already is not measured again (--fresh does). Then
+docs/performance-data.md has a row for each line and docs/performance.svg shows the time of a training step against
+density, between what the machine's arithmetic and its memory allow:
 
     FLOP limit       3 * forward FLOPs of the kept weights / FLOP/s of a large matrix product
     bandwidth limit  5 passes over each layer's outputs / bytes/s of a = b + s * c on arrays no cache holds
@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from gemminer.bench import BENCHES, networks
+from gemminer.core.files import save_text
 from gemminer.core.prunable import prunable_weights
 from gemminer.runs import environment
 from gemminer.training import cost
@@ -48,9 +49,10 @@ LIMITS = {"flop_ms": ("FLOP limit", "#b35900"), "bandwidth_ms": ("bandwidth limi
 
 
 def measured(args: argparse.Namespace, what: str, model: str, density: float) -> None:
-    """Run one benchmark in a process of its own; its file appears when it has ended well."""
-    path = args.out / f"{what}-{model}-{density:g}.jsonl"
-    if path.exists() and not args.fresh:
+    """Run one benchmark in a process of its own; its lines are kept when it has ended well."""
+    lines = lines_of(args.out)
+    own = [line for line in lines if (line["bench"], line.get("model"), line.get("density")) == (what, model, density)]
+    if own and not args.fresh:
         return
     command = [sys.executable, "-c", "from gemminer.cli import entry; entry()", "bench", what]
     command += ["--model", model, "--density", str(density), "--threads", str(torch.get_num_threads()), "--json"]
@@ -63,14 +65,17 @@ def measured(args: argparse.Namespace, what: str, model: str, density: float) ->
     if done.returncode:
         print(f"{what} {model} {density:g} failed with exit code {done.returncode}", file=sys.stderr)
         return
-    written(path, done.stdout)
+    keep(args.out, [*(line for line in lines if line not in own), *map(json.loads, done.stdout.splitlines())])
 
 
-def written(path: Path, text: str) -> None:
-    """The file at once or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def lines_of(path: Path, *benches: str) -> list[Line]:
+    """What the file holds of these benchmarks, in their order; without any, everything."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [line for bench in benches for line in lines if line["bench"] == bench] if benches else lines
+
+
+def keep(path: Path, lines: Sequence[Line]) -> None:
+    save_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def best(call: Callable[[], object], repeats: int) -> float:
@@ -131,12 +136,11 @@ def limits(name: str, densities: Sequence[float], batch: int, able: Line) -> Ite
 
 
 def measure(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     able = machine(args.side, args.floats)
-    written(args.out / "machine.jsonl", json.dumps(able) + "\n")
     batch = max(args.batch_size or [128])
     rows = [row for model in args.models for row in limits(model, args.densities, batch, able)]
-    written(args.out / "limits.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    facts = [{"bench": "machine", **able}, *({"bench": "limits", **row} for row in rows)]
+    keep(args.out, facts + lines_of(args.out, *BENCHES))
     for what in args.benches:
         for model in args.models:
             for density in args.densities:
@@ -144,14 +148,6 @@ def measure(args: argparse.Namespace) -> None:
 
 
 # showing
-
-
-def lines_of(folder: Path, pattern: str) -> list[Line]:
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob(pattern))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
 
 
 def table(found: Sequence[Line]) -> str:
@@ -273,8 +269,8 @@ def legend(y: float, solid: Sequence[tuple[str, str]], dashed: Sequence[tuple[st
 
 
 def show(args: argparse.Namespace) -> None:
-    able, bounds = lines_of(args.out, "machine.jsonl")[0], lines_of(args.out, "limits.jsonl")
-    found = [line for what in BENCHES for line in lines_of(args.out, f"{what}-*.jsonl")]
+    able, bounds = lines_of(args.out, "machine")[0], lines_of(args.out, "limits")
+    found = lines_of(args.out, *BENCHES)
     args.docs.mkdir(parents=True, exist_ok=True)
     (args.docs / "performance-data.md").write_text(page(found, able), encoding="utf-8")
     if any(line["bench"] == "train" for line in found):
@@ -283,7 +279,7 @@ def show(args: argparse.Namespace) -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/performance"))
+    parser.add_argument("--out", type=Path, default=Path("results/performance.jsonl"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--benches", nargs="+", choices=list(BENCHES), default=list(BENCHES))
     parser.add_argument("--models", nargs="+", default=list(networks.INPUTS))

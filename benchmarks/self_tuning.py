@@ -1,44 +1,55 @@
 """Tables and traces of self-tuning: python benchmarks/self_tuning.py results/self-tuning{,-resnet,-traces}
 
-Reads records only. In each setting the best fixed lambda is the one with the highest mean *validation* accuracy after
-training; what is compared are test accuracies, means and standard deviations over seeds.
+Reads files of records only: `gemminer compare` keeps one, and `gemminer.runs.archive.from_folders` makes one with the
+rows of the searches, which the traces and the table of falls are from. In each setting the best fixed lambda is the one
+with the highest mean *validation* accuracy after training; what is compared are test accuracies, means and standard
+deviations over seeds.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from gemminer.runs import archive
+from gemminer.runs.archive import Entry
+from gemminer.runs.record import Record
+
+Row = Mapping[str, Any]
 Key = tuple[str, str, float]
 LEFT, WIDTH, TOP, HEIGHT, GAP = 60, 330, 64, 220, 70
 SERIES = {"validation": ("live network, validation", "#0b5cad"), "live": ("live weights", "#b35900")}
 
 
-def read(folder: Path) -> list[Record]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("cells/*/record.json"))]
+def read(folder: Path) -> list[Entry]:
+    """The cells that are finished, by digest."""
+    found = archive.read(folder / archive.NAME).entries
+    return [found[digest] for digest in sorted(found) if found[digest].record is not None]
+
+
+def records(entries: Iterable[Entry]) -> list[Record]:
+    return [entry.record for entry in entries if entry.record is not None]
 
 
 def label(record: Record) -> str:
     """The options that are not the default, as they are asked for."""
-    options = record["recipe"].get("options", {})
+    options = record.recipe.get("options", {})
     return " ".join(f"{name}={value}" for name, value in options.items()) or "self-tuned"
 
 
 def settings(records: Iterable[Record]) -> dict[Key, dict[str, list[Record]]]:
     found: dict[Key, dict[str, list[Record]]] = {}
     for record in records:
-        key = (record["model"], record["data"], record["density"]["asked"])
+        key = (record.model, record.data, record.density.asked)
         found.setdefault(key, {}).setdefault(label(record), []).append(record)
     return dict(sorted(found.items()))
 
 
 def values(records: Iterable[Record], name: str) -> list[float]:
-    return [100 * record["accuracy"][name] for record in records]
+    return [100 * getattr(record.accuracy, name) for record in records]
 
 
 def spread(numbers: list[float]) -> str:
@@ -91,7 +102,7 @@ def checks(found: dict[Key, dict[str, list[Record]]]) -> str:
     lines = ["| network, data, density | arm | before | after | shuffled | ticket better by | n |", "|---" * 7 + "|"]
     for (model, data, density), arms in found.items():
         for name, rows in arms.items():
-            shuffled = [100 * r["checks"]["shuffle"]["mean"] for r in rows if "shuffle" in r["checks"]]
+            shuffled = [100 * r.checks["shuffle"].mean for r in rows if "shuffle" in r.checks]
             better = [a - b for a, b in zip(values(rows, "after"), shuffled, strict=True)] if shuffled else []
             cells = [spread(values(rows, "before")), spread(values(rows, "after"))]
             cells += [spread(shuffled), spread(better)] if shuffled else ["", ""]
@@ -99,12 +110,7 @@ def checks(found: dict[Key, dict[str, list[Record]]]) -> str:
     return "\n".join(lines)
 
 
-def trace(folder: Path) -> list[Record]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["phase"] == "search"]
-
-
-def worst_fall(rows: list[Record]) -> float:
+def worst_fall(rows: Sequence[Row]) -> float:
     """The most points that validation falls below its best so far, after the first fifth of the search."""
     best = fall = 0.0
     for i, row in enumerate(rows):
@@ -114,7 +120,7 @@ def worst_fall(rows: list[Record]) -> float:
     return 100 * fall
 
 
-def picture(found: list[tuple[str, list[Record]]], title: str) -> str:
+def picture(found: Sequence[tuple[str, Sequence[Row]]], title: str) -> str:
     """A panel a search, as SVG: validation of the live network, and live weights on a scale of their own (log)."""
     width = LEFT + (WIDTH + GAP) * len(found)
     out = [
@@ -143,27 +149,24 @@ def picture(found: list[tuple[str, list[Record]]], title: str) -> str:
 
 
 def main() -> None:
-    grid, resnet = Path(sys.argv[1]), Path(sys.argv[2])
-    found = settings(read(grid))
-    print(against_fixed(found), parts(found), checks(settings(read(resnet))), sep="\n\n")
+    grid, resnet, traced = (read(Path(folder)) for folder in sys.argv[1:4])
+    found = settings(records(grid))
+    print(against_fixed(found), parts(found), checks(settings(records(resnet))), sep="\n\n")
     falls: dict[tuple[Key, str], list[float]] = {}
-    for folder in (grid, resnet):
-        for path in sorted(folder.glob("cells/*/record.json")):
-            record = json.loads(path.read_text())
-            if (path.parent / "metrics.jsonl").exists():
-                key = (record["model"], record["data"], record["density"]["asked"])
-                falls.setdefault((key, label(record)), []).append(worst_fall(trace(path.parent)))
+    for entry in (*grid, *resnet):
+        if entry.record is not None and entry.curves:
+            record = entry.record
+            key = (record.model, record.data, record.density.asked)
+            falls.setdefault((key, label(record)), []).append(worst_fall(entry.curves))
     print("\n| network, data, density | arm | worst fall after the first fifth, points | n |\n|---|---|---|---|")
     for (key, name), fall in sorted(falls.items()):
         if name == "self-tuned" or key[1] == "fashion-mnist":
             print(f"| {key[0]}, {key[1]}, {key[2]:g} | {name} | {spread(fall)} | {len(fall)} |")
-    traces = []
-    for path in sorted(Path(sys.argv[3]).glob("cells/*/record.json")):
-        record = json.loads(path.read_text())
-        if (path.parent / "metrics.jsonl").exists():
-            traces.append((label(record), trace(path.parent)))
+    traces = [(label(entry.record), entry.curves) for entry in traced if entry.record is not None and entry.curves]
     title = "ResNet-20, digits, 1.44% kept: the live network through the search"
-    Path("docs/self-tuning.svg").write_text(picture(sorted(traces), title), encoding="utf-8")
+    Path("docs/self-tuning.svg").write_text(
+        picture(sorted(traces, key=lambda trace: trace[0]), title), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

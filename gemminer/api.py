@@ -301,10 +301,11 @@ def check(
     return judge(experiment, ticket, own, names)
 
 
-def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
+def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Outcome:
     """Run every cell of a comparison that is not finished yet, then write its tables and its page in the folder `out`.
 
-    table.csv and table.md have a row a cell, summary.csv means over seeds, costs.csv the seconds, report.html the page.
+    table.csv and table.md have a row a cell, summary.csv means over seeds, costs.csv the seconds, report.html the page,
+    records.jsonl.gz the records, from which `draw` writes the others again.
 
     Args:
         asked: a grid, or what `gemminer.runs.compare.plan` makes one of: the fields of a recipe, lists for some.
@@ -319,10 +320,32 @@ def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
     from gemminer.reporting.page import report
     from gemminer.runs.compare import plan, run_cells
 
-    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, out, **how)
+    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, Path(out), **how)
     tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
     if outcome.records:
         # All of them: the page names those that failed or are missing.
         folders = [outcome.folder(cell) for cell in outcome.cells]
         report(folders, outcome.out / "report.html", table_files=tables.PAGE_FILES)
     return outcome
+
+
+def draw(file: str | Path, out: str | Path | None = None) -> Path:
+    """Write a comparison's tables and its page from its file of records, without running anything; return the page.
+
+    `gemminer.compare` keeps records.jsonl.gz in its folder. What is written from it is what the comparison wrote.
+
+    Args:
+        file: the records of a comparison, or of single runs.
+        out: the folder to write in, made where it is missing; by default the file's own.
+
+    Raises:
+        GemminerError: the file cannot be read, or it has no record.
+    """
+    from gemminer.reporting import page, tables
+    from gemminer.runs import archive
+
+    found = archive.read(file)
+    folder = Path(file).parent if out is None else Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables.write(folder, found.cells(), found.records, found.failures)
+    return page.draw(found, folder / "report.html", str(file), tables.BESIDE)

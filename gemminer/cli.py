@@ -13,7 +13,7 @@ import typer
 
 import gemminer
 from gemminer.bench import commands as bench_commands
-from gemminer.core.errors import GemminerError, Stopped
+from gemminer.core.errors import GemminerError, Stopped, UsageError
 from gemminer.reporting import commands as listing_commands
 from gemminer.reporting.flags import (
     ERR,
@@ -28,7 +28,6 @@ from gemminer.reporting.flags import (
     set_threads,
     spread,
 )
-from gemminer.reporting.tables import summary_in_words
 from gemminer.reporting.terminal import check_table, estimate_rows, print_aligned, print_estimates, print_summary
 from gemminer.runs import asked
 from gemminer.runs.recipe import Recipe
@@ -169,11 +168,17 @@ def check(
         OUT.print(f"sanity checks: {verdict.verdict}")
 
 
+# What a comparison writes beside its page.
+_BESIDE = ", table.csv, table.md, summary.csv, costs.csv"
+
+
 @app.command()
 @spread
 def compare(
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison; what is finished there stays.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the comparison; what is finished there stays.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="A TOML or JSON file of these fields, options by method.")
     ] = None,
@@ -185,15 +190,27 @@ def compare(
     backend: Annotated[str, typer.Option("--backend", help="local, or ray for a Ray cluster.")] = "local",
     place: Place,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and their cost; run nothing.")] = False,
+    draw: Annotated[
+        Path | None,
+        typer.Option("--draw", help="Draw tables and page from a comparison's records.jsonl.gz; run nothing."),
+    ] = None,
     voice: Voice,
 ) -> None:
     """Run methods x densities x networks x data sets x seeds, resume what was stopped, and report on all."""
     from gemminer import api
+    from gemminer.reporting.tables import summary_in_words
     from gemminer.runs.compare import plan
     from gemminer.runs.estimate import estimates
 
+    if draw is not None:
+        if given or recipe or dry_run:
+            raise UsageError("--draw takes what is in its file: give only --out beside it")
+        page = api.draw(draw, out)
+        return print_json({"page": str(page)}) if voice.as_json else OUT.print(f"{page}{_BESIDE}", soft_wrap=True)
     grid = plan(asked.to_compare(given, recipe))
-    if dry_run:
+    if out is None and not dry_run:
+        raise UsageError("a comparison needs a folder: add --out FOLDER, or --dry-run to see what it would cost")
+    if dry_run or out is None:
         cells = grid.cells()
         rows = estimate_rows(cells, estimates(cells, root=place.data_root, download=place.download))
         return print_json(*rows) if voice.as_json else print_estimates(OUT, rows)
@@ -208,7 +225,7 @@ def compare(
     else:
         columns = ["method", "model", "data", "density", "n", "before", "after"]
         print_aligned(OUT, summary_in_words(result.cells, result.records), columns)
-        OUT.print(f"{out / 'report.html'}, table.csv, table.md, summary.csv, costs.csv", soft_wrap=True)
+        OUT.print(f"{out / 'report.html'}{_BESIDE}", soft_wrap=True)
     if result.failures:
         ERR.print(f"gemminer: {result.sentence()}", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -7,10 +7,11 @@ every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,10 +30,12 @@ from gemminer.reporting.format import flops as _flops
 from gemminer.reporting.format import number as _number
 from gemminer.reporting.format import value as _value
 from gemminer.runs import record
+from gemminer.runs.archive import Archive
 from gemminer.runs.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLOTLY = TEMPLATES / "plotly-basic.min.js"
+_ABSENT = "no record: it has not run, or not finished"
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError)
 
 
@@ -82,10 +85,40 @@ def report(
     if len(paths) > 1 or failed:
         return _compare(paths, target, dict(failed or {}), table_files)
     found = record.read(paths[0] / "record.json")
+    return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target)
+
+
+def draw(found: Archive, target: Path, where: str, beside: Mapping[str, str]) -> Path:
+    """The page that `report` writes of a comparison's folder, from its file of records; `where` is that file's name.
+
+    Of one cell it is that run's own page, with its curves if the file has them.
+    """
+    missing = {f"{where} ends": "its last cell was cut short, and is left out"} if found.torn else {}
+    entries = {cell.digest: found.entries.get(cell.digest) for cell in found.cells()}
+    if len(entries) == 1 and not missing and (only := next(iter(entries.values()))) and only.record:
+        return _one(only.record, _by_phase(only.curves, where), where, target)
+    runs: dict[Path, aggregate.Run] = {}
+    for cell in found.cells():
+        entry = entries[cell.digest]
+        if entry is None:
+            missing[cell.digest] = _ABSENT
+        elif entry.record is None:
+            missing[f"{cell} ({cell.digest})"] = f"failed: {entry.error}"
+        else:
+            try:
+                runs[target.parent / "cells" / cell.digest] = aggregate.read(cell.digest, entry.record)
+            except _DAMAGE as error:
+                missing[cell.digest] = str(_damaged(where, error))
+    if not runs:
+        raise GemminerError(f"there is no record in {where} to draw: run its command again")
+    return _save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, beside))
+
+
+def _one(found: Record, phases: run_charts.Phases, where: str, target: Path) -> Path:
     try:
-        page = _run_page(found, _epochs(paths[0] / "metrics.jsonl"))
+        page = _run_page(found, phases)
     except _DAMAGE as error:
-        raise _damaged(paths[0], error) from error
+        raise _damaged(where, error) from error
     return _save(target, page)
 
 
@@ -99,7 +132,7 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], table_fil
         try:
             runs[path] = aggregate.read(name, record.read(path / "record.json"))
         except (GemminerError, *_DAMAGE) as error:
-            errors.append(error if isinstance(error, GemminerError) else _damaged(path, error))
+            errors.append(error if isinstance(error, GemminerError) else _damaged(str(path), error))
             missing.setdefault(*_missing(path, name, errors[-1]))
     if not runs:
         raise errors[0]
@@ -120,7 +153,7 @@ def _missing(path: Path, name: str, error: GemminerError) -> tuple[str, str]:
         said = json.loads((path / "error.json").read_text(encoding="utf-8"))
         return f"{said['cell']} ({name})", f"failed: {said['error']}"
     except (OSError, LookupError, TypeError, ValueError):
-        return name, "no record: it has not run, or not finished"
+        return name, _ABSENT
 
 
 def _folder(run: Path | str) -> Path:
@@ -129,22 +162,26 @@ def _folder(run: Path | str) -> Path:
     return (path.parent if path.is_file() else path).absolute()
 
 
-def _damaged(path: Path, error: Exception) -> GemminerError:
+def _damaged(where: str, error: Exception) -> GemminerError:
     what = f"{type(error).__name__}: {error}"
-    return GemminerError(f"the record in {path} is damaged ({what}): run its command again")
+    return GemminerError(f"the record in {where} is damaged ({what}): run its command again")
 
 
-def _epochs(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """metrics.jsonl by phase and in order; of an epoch written again after a resume, the last counts."""
+def _epochs(file: Path) -> run_charts.Phases:
+    """metrics.jsonl by phase."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError):  # a line that a kill cut short; the resumed run wrote its epoch again
+            rows.append(json.loads(line))
+    return _by_phase(rows, str(file))
+
+
+def _by_phase(rows: Iterable[Any], where: str) -> run_charts.Phases:
+    """Rows of epochs by phase and in order; of an epoch written again after a resume, the last counts."""
     phases: dict[str, dict[int, dict[str, Any]]] = {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # a line that a kill cut short; the resumed run wrote its epoch again
-            continue
+    for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-            raise GemminerError(f"{file} is damaged (a row without an epoch): run its command again")
+            raise GemminerError(f"{where} is damaged (a row without an epoch): run its command again")
         phases.setdefault(str(row.get("phase")), {})[row["epoch"]] = row
     return {name: [rows[epoch] for epoch in sorted(rows)] for name, rows in phases.items()}
 
@@ -201,7 +238,7 @@ def _run_page(found: Record, phases: run_charts.Phases) -> str:
         "share": is_share(found.metric),
         "verdicts": _verdicts(found),
         "costs": _costs(found),
-        "about": run_charts.ABOUT,
+        "about": run_charts.about(),
         "freezes": run_charts.freezes(phases),
         "marks": run_charts.MARKS,
         "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
@@ -222,7 +259,7 @@ def _runs_page(
     methods = aggregate.methods(fields)
     densities = sorted({asked for field in fields for asked in field.rows}, reverse=True)
     names = dict.fromkeys(check for f in fields for rows in f.rows.values() for row in rows for check in row.checks)
-    known = [name for name in run_charts.ABOUT if name in names]
+    known = [name for name in run_charts.about() if name in names]
     of = (row for field in fields for rows in field.rows.values() for row in rows)
     labels = {run.name: row.method for row in of for run in row.runs}
     context = {
@@ -236,7 +273,7 @@ def _runs_page(
         "styles": [comparison_charts.style(place) for place in range(len(methods))],
         "measures": {measure: title for measure, (title, _) in comparison_charts.UNITS.items()},
         "checks": [*known, *(name for name in names if name not in known)],
-        "about": run_charts.ABOUT,
+        "about": run_charts.about(),
         "missing": missing,
         "rows": [
             _table_row(path, run, labels.get(run.name, run.record.method), target.parent.absolute())

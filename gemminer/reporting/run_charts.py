@@ -23,24 +23,22 @@ from gemminer.reporting.axes import (
     new_figure,
     rows_axis,
 )
+from gemminer.runs import checks as sanity
 from gemminer.runs.record import Record
 
 Phases = Mapping[str, list[dict[str, Any]]]
 
-ABOUT = {
-    "shuffle": "the mask permuted inside each layer",
-    "reinit": "the same mask, weights drawn anew from the same distribution",
-    "invert": "the method's ranking turned upside down",
-    "random": "a random mask, one draw over all layers",
-    "uniform": "a random mask, the same density in each layer",
-    "erk": "a random mask, layer densities by the Erdős-Rényi-kernel rule",
-}
 MARKS = 30  # more freezes than this are shaded as a period: single lines would merge into a block
+
+
+def about() -> dict[str, str]:
+    """What each check destroys, by its name."""
+    return {name: sanity.get(name).sentence for name in sanity.names()}
 
 
 def _colours(record: Record) -> dict[str, str]:
     """The colour of each name, the same on the whole page."""
-    names = enumerate(dict.fromkeys((*ABOUT, *record.checks)))
+    names = enumerate(dict.fromkeys((*sanity.names(), *record.checks)))
     return {"train": "var(--c0)", "dense": "var(--ink)"} | {name: f"var(--c{1 + i % 6})" for i, name in names}
 
 

@@ -119,17 +119,17 @@ def check_names(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(get(name).name for name in asked))
 
 
-@register("shuffle", "mask permuted inside each layer")
+@register("shuffle", "the mask permuted inside each layer")
 def _shuffle(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return shuffle(ticket, seed)
 
 
-@register("reinit", "kept weights drawn anew")
+@register("reinit", "the same mask, weights drawn anew from the same distribution")
 def _reinit(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return reinit(ticket, seed)
 
 
-@register("invert", "the same search with its ranking upside down", kept_as="inverted.safetensors")
+@register("invert", "the method's ranking turned upside down", kept_as="inverted.safetensors")
 def _invert(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     facts = ticket.provenance
     method, asked = facts.get("method"), facts.get("asked", ticket.density)
@@ -137,12 +137,12 @@ def _invert(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return _found_by(experiment, ticket, "invert", method, asked, options, facts.get("seed", experiment.seed))
 
 
-@register("uniform", "random, the same density in every layer")
+@register("uniform", "a random mask, the same density in each layer")
 def _uniform(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return _found_by(experiment, ticket, "uniform", "uniform", ticket.density, {}, seed)
 
 
-@register("erk", "random, Erdos-Renyi-Kernel densities")
+@register("erk", "a random mask, layer densities by the Erdős-Rényi-kernel rule")
 def _erk(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return _found_by(experiment, ticket, "erk", "erk", ticket.density, {}, seed)
 

@@ -2,6 +2,7 @@
 
 OUT/compare.json       the grid and its cells
 OUT/cells/DIGEST/      a cell: the folder of a run, or error.json where it failed
+OUT/records.jsonl.gz   the records of all cells, which is what the tables and the page are drawn from
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import save_text
 from gemminer.core.progress import Monitor
-from gemminer.runs import checks, environment, execute, grid, record
+from gemminer.runs import archive, checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
 from gemminer.runs.folder import Busy
 from gemminer.runs.grid import Cell, Grid
@@ -128,6 +129,10 @@ class Outcome:
     records: dict[str, Record]
     failures: dict[str, str] = field(default_factory=dict)
 
+    def entry(self, cell: Cell) -> archive.Entry:
+        """What is known of a cell, for the file of records."""
+        return archive.Entry(cell.digest, cell.label, self.records.get(cell.digest), self.failures.get(cell.digest, ""))
+
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell."""
         return self.out / "cells" / cell.digest
@@ -180,6 +185,9 @@ def run_cells(
     outcome, watch = Outcome(out, cells, {}), watch or Watch()
     records = outcome.records
     records |= {c.digest: r for c in cells if (r := finished(c, outcome.folder(c))) is not None}
+    entries = {c.digest: outcome.entry(c) for c in cells if c.digest in records}
+    head = archive.Archive(environment.command(), asked.as_fields(), threads, entries)
+    keeper = archive.Keeper(out / archive.NAME, head)
     forecast, todo = Forecast(cells, expected, workers), [c for c in cells if c.digest not in records]
     for digest, result in records.items():
         forecast.finish(digest, result)
@@ -191,13 +199,13 @@ def run_cells(
                 watch.finished(cell, records[cell.digest])
         with contextlib.closing(run_all(jobs, run_cell, workers, backend=backend, threads=threads)) as events:
             for event in events:
-                _note(event, todo[event.index], outcome, forecast, watch)
+                _note(event, todo[event.index], outcome, forecast, watch, keeper)
     finally:
         watch.close()
     return outcome
 
 
-def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch) -> None:
+def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch, keeper: archive.Keeper) -> None:
     """Record an event of a cell, and pass it on to `watch`."""
     folder, failure = outcome.folder(cell), event.value
     if event.kind == "started":
@@ -210,12 +218,14 @@ def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch:
     if result is not None:
         (folder / "error.json").unlink(missing_ok=True)
         outcome.records[cell.digest] = result
+        keeper.keep(outcome.entry(cell))
         return watch.finished(cell, result)
     if event.kind == "done":
         failure = Failure(f"there is no record in {folder} on this machine", "NoRecord")
     outcome.failures[cell.digest] = failure.sentence
     if failure.kind != Busy.__name__:  # the folder is another process's
         error = {"cell": str(cell), "error": failure.sentence, "kind": failure.kind, "traceback": failure.trace}
+        keeper.keep(outcome.entry(cell))
         _save(folder / "error.json", {"schema": "gemminer.error/1", "when": environment.now(), **error})
     return watch.failed(cell, failure.sentence)
 

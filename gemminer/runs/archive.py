@@ -1,0 +1,246 @@
+"""The records of a comparison in one file, from which its tables and page can be drawn without its folder.
+
+NAME.jsonl.gz is JSON lines in gzip: first what the file is of, then a line a cell.
+
+    {"schema": "gemminer.results/1", "command": ..., "grid": ..., "threads": ...}
+    {"cell": digest, "label": method as asked for, "record": a record's fields, "curves": rows of metrics.jsonl}
+    {"cell": digest, "label": ..., "error": why there is no record}
+
+A cell that is finished later is a gzip member of its own behind those that are there; of several records of one cell
+the last counts, and any of them before an error. What a kill cut short ends the file: readers pass it over, and the
+next to write drops it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gemminer.core.errors import GemminerError
+from gemminer.core.files import atomic
+from gemminer.runs import grid, record
+from gemminer.runs import recipe as recipes
+from gemminer.runs.grid import Cell
+from gemminer.runs.record import Record
+
+SCHEMA = "gemminer.results/1"
+NAME = "records.jsonl.gz"
+
+
+class Damaged(GemminerError):
+    """The file was one of these, and cannot be read any more."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell's record or, where it has none, why; `curves` are rows of its metrics.jsonl, if they were kept."""
+
+    cell: str
+    label: str
+    record: Record | None = None
+    error: str = ""
+    curves: tuple[Mapping[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a line of the file has it."""
+        if self.record is None:
+            return {"cell": self.cell, "label": self.label, "error": self.error}
+        found = json.loads(self.record.to_json())
+        line = {"cell": self.cell, "label": self.label, "record": found}
+        return {**line, "curves": list(self.curves)} if self.curves else line
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a file of records holds.
+
+    Args:
+        command: that it was made with.
+        grid: of the comparison, as `gemminer.runs.grid.make` takes it; None for single runs.
+        threads: of each cell.
+        entries: by the cell's digest.
+        torn: whether something was cut short at its end.
+    """
+
+    command: str
+    grid: Mapping[str, Any] | None = None
+    threads: int | None = None
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    torn: bool = False
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "command": self.command, "grid": self.grid, "threads": self.threads}
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """By the cell's digest."""
+        return {digest: entry.record for digest, entry in self.entries.items() if entry.record is not None}
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """A sentence for each cell that has no record, by digest."""
+        return {digest: entry.error for digest, entry in self.entries.items() if entry.record is None}
+
+    def cells(self) -> list[Cell]:
+        """Those of the comparison's grid, in the order of its table; without one those of the file."""
+        if self.grid is not None:
+            found = grid.make(self.grid).cells()
+            if not self.entries or any(cell.digest in self.entries for cell in found):
+                return found
+        return [
+            _Kept(e.label, recipes.make(e.record.recipe), e.cell) for e in self.entries.values() if e.record is not None
+        ]
+
+
+@dataclass(frozen=True)
+class _Kept(Cell):
+    """A cell with the digest it has in the file, whatever this version makes of its recipe."""
+
+    kept: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        return self.kept
+
+
+# ---- reading ----
+
+
+def read(path: str | Path) -> Archive:
+    """What the file holds; raises GemminerError in one sentence where it cannot be read or is none of these files."""
+    try:
+        packed = Path(path).read_bytes()
+    except OSError as error:
+        raise GemminerError(f"cannot read {path}: {error.strerror}; pass a comparison's {NAME}") from None
+    text, end = _members(path, packed)
+    lines = text.decode("utf-8", errors="replace").splitlines()
+    head = _parsed(path, lines[0]) if lines else {}
+    if head.get("schema") != SCHEMA:
+        said = f"it has schema {head.get('schema')!r}; this version reads {SCHEMA!r}"
+        raise GemminerError(f"{path} is not a file of gemminer's records: {said}")
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(lines[1:], 2):
+        entry = _entry(f"line {number} of {path}", _parsed(path, line))
+        if entry.record is not None or entry.cell not in entries or entries[entry.cell].record is None:
+            entries[entry.cell] = entry
+    torn = end < len(packed)
+    return Archive(str(head.get("command") or ""), head.get("grid"), head.get("threads"), entries, torn)
+
+
+def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
+    """The text of all gzip members that are whole, and where they end."""
+    found: list[bytes] = []
+    end = 0
+    while end < len(packed):
+        member = zlib.decompressobj(wbits=31)
+        try:
+            text = member.decompress(packed[end:])
+        except zlib.error:
+            if found:  # a system that went down leaves zeros where the last member was to be
+                break
+            raise GemminerError(f"{path} is not a file of gemminer's records: it is not compressed by gzip") from None
+        if not member.eof:
+            break
+        found.append(text)
+        end = len(packed) - len(member.unused_data)
+    return b"".join(found), end
+
+
+def _parsed(path: str | Path, line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error}): run its command again") from None
+    return fields if isinstance(fields, dict) else {}
+
+
+def _entry(where: str, line: Mapping[str, Any]) -> Entry:
+    cell, label, curves = line.get("cell"), line.get("label"), line.get("curves") or []
+    if not isinstance(cell, str) or not isinstance(label, str) or not isinstance(curves, list):
+        raise Damaged(f"{where} is damaged (no cell, label or curves): run its command again")
+    if "record" in line:
+        return Entry(cell, label, record.parsed(line["record"], where), curves=tuple(curves))
+    return Entry(cell, label, error=str(line.get("error") or "no record"))
+
+
+# ---- writing ----
+
+
+def write(path: Path, found: Archive) -> Path:
+    """The whole file anew, in one step and as small as it gets."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(_packed([found.head, *(entry.as_dict() for entry in found.entries.values())]))
+    return path
+
+
+def _packed(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    return gzip.compress(text.encode(), mtime=0)  # the same lines are the same bytes
+
+
+class Keeper:
+    """Keeps a comparison's file up to date as its cells finish.
+
+    What is there stays. The file is written anew where it is of another grid or was cut short; one that is damaged is
+    replaced by `wanted`, for a comparison's cells are in their folders. Raises GemminerError where it is not ours.
+
+    Args:
+        wanted: what the file is of, with the entries of the cells that are finished.
+    """
+
+    def __init__(self, path: Path, wanted: Archive) -> None:
+        self.path, self._there = path, wanted
+        try:
+            there = read(path) if path.exists() else None
+        except Damaged:
+            there = None
+        if there is None:
+            write(path, wanted)
+            return
+        grid = json.loads(json.dumps(wanted.grid))
+        self._there = replace(there, grid=grid, threads=wanted.threads, torn=False)
+        if self._there != there:
+            write(path, self._there)
+        for entry in wanted.entries.values():
+            self.keep(entry)
+
+    def keep(self, entry: Entry) -> None:
+        """Put a cell behind those that are there, unless it is; a kill meanwhile leaves them as they were."""
+        known = self._there.entries.get(entry.cell)
+        if known is not None and replace(known, curves=()).as_dict() == entry.as_dict():
+            return
+        try:
+            with self.path.open("ab") as file:
+                file.write(_packed([entry.as_dict()]))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise GemminerError(f"cannot write {self.path}: {error.strerror}") from None
+        self._there = replace(self._there, entries={**self._there.entries, entry.cell: entry})
+
+
+def from_folders(runs: Iterable[tuple[str, Path]], command: str, curves: Collection[str] = ()) -> Archive:
+    """The records of runs, given by (label, folder); of their metrics.jsonl the rows of the phases `curves`.
+
+    Phases are "search", "train", "dense" and "check".
+    """
+    entries = {}
+    for label, folder in runs:
+        found = record.read(folder / "record.json")
+        digest = found.recipe_hash or folder.name
+        entries[digest] = Entry(digest, label, found, curves=tuple(_rows(folder / "metrics.jsonl", curves)))
+    return Archive(command, entries=entries)
+
+
+def _rows(file: Path, phases: Collection[str]) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8") if phases and file.is_file() else ""
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [row for row in rows if str(row.get("phase")).partition(":")[0] in phases]
