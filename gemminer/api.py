@@ -325,7 +325,7 @@ def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Out
     if outcome.records:
         # All of them: the page names those that failed or are missing.
         folders = [outcome.folder(cell) for cell in outcome.cells]
-        report(folders, outcome.out / "report.html", beside=tables.BESIDE)
+        report(folders, outcome.out / "report.html", table_files=tables.PAGE_FILES)
     return outcome
 
 

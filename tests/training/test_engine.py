@@ -65,11 +65,11 @@ def test_a_search_makes_its_networks_vectors_shorter_in_place() -> None:
     wide = {n: torch.rand(model.get_parameter(n).shape, generator=source) < 0.8 for n in names}
     narrow = {n: mask & (torch.rand(mask.shape, generator=source) < 0.5) for n, mask in wide.items()}
     x = torch.randn(5, 4, 4, 4, generator=source, dtype=torch.float64)
-    held, _ = engine.searching(model, wide, names)
+    held, _ = engine.search_network(model, wide, names)
     held(x).sum().backward()
     results = []
     for before in (held, None):
-        net, weights = engine.searching(model, narrow, names, before)
+        net, weights = engine.search_network(model, narrow, names, before)
         assert (net is held) == (before is held)
         for n, w in zip(names, weights, strict=True):
             w.data = model.get_parameter(n).detach()[narrow[n]]
@@ -78,7 +78,7 @@ def test_a_search_makes_its_networks_vectors_shorter_in_place() -> None:
         results.append([loss.detach(), *(w.grad for w in weights)])
     for ours, fresh in zip(*results, strict=True):
         torch.testing.assert_close(ours, fresh)
-    other, weights = engine.searching(model, {"5.weight": narrow["5.weight"]}, names, held)
+    other, weights = engine.search_network(model, {"5.weight": narrow["5.weight"]}, names, held)
     assert other is not held  # the convolutions are dense again
     assert [w.dim() for w in weights] == [4, 1]
 
