@@ -4,6 +4,7 @@ ticket = gemminer.mine(model, train_data, density=0.01)             # the model 
 ticket.save("gem.safetensors")
 result = gemminer.train(model, ticket, train_data, test_data)       # now the model holds the trained kept weights
 verdict = gemminer.check(model, ticket, train_data, test_data, seeds=3)
+page = gemminer.report(["runs/a", "runs/b"])
 
 density = fraction of prunable weights kept, everywhere.
 """
@@ -11,18 +12,28 @@ density = fraction of prunable weights kept, everywhere.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gemminer.api import check, mine, train
+from gemminer.api import check, compare, mine, train
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
-from gemminer.runs.checks import CheckResult
+from gemminer.runs.checks import CheckResult as Verdict
 
 if TYPE_CHECKING:
     from gemminer.reporting.page import report
 
-Verdict = CheckResult  # what `check` returns, by its public name
-
 __version__ = "0.1.0"
-__all__ = ["GemminerError", "Ticket", "UsageError", "Verdict", "check", "mine", "report", "train"]
+__all__ = [
+    "GemminerError",
+    "Monitor",
+    "Ticket",
+    "UsageError",
+    "Verdict",
+    "check",
+    "compare",
+    "mine",
+    "report",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

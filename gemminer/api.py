@@ -301,7 +301,7 @@ def check(
     return judge(experiment, ticket, own, names)
 
 
-def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
+def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Outcome:
     """Run every cell of a comparison that is not finished yet, then write its tables and its page in the folder `out`.
 
     table.csv and table.md have a row a cell, summary.csv means over seeds, costs.csv the seconds, report.html the page,
@@ -320,12 +320,12 @@ def compare(asked: Grid | Mapping[str, Any], out: Path, **how: Any) -> Outcome:
     from gemminer.reporting.page import report
     from gemminer.runs.compare import plan, run_cells
 
-    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, out, **how)
+    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, Path(out), **how)
     tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
     if outcome.records:
         # All of them: the page names those that failed or are missing.
         folders = [outcome.folder(cell) for cell in outcome.cells]
-        report(folders, outcome.out / "report.html", beside=tables.BESIDE)
+        report(folders, outcome.out / "report.html", table_files=tables.PAGE_FILES)
     return outcome
 
 

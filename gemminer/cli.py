@@ -28,7 +28,6 @@ from gemminer.reporting.flags import (
     set_threads,
     spread,
 )
-from gemminer.reporting.tables import summary_in_words
 from gemminer.reporting.terminal import check_table, estimate_rows, print_aligned, print_estimates, print_summary
 from gemminer.runs import asked
 from gemminer.runs.recipe import Recipe
@@ -199,6 +198,7 @@ def compare(
 ) -> None:
     """Run methods x densities x networks x data sets x seeds, resume what was stopped, and report on all."""
     from gemminer import api
+    from gemminer.reporting.tables import summary_in_words
     from gemminer.runs.compare import plan
     from gemminer.runs.estimate import estimates
 

@@ -16,7 +16,7 @@ __all__ = ["BATCHES", "BENCHES", "Measurement", "Memory", "Setup", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, when they are first asked for: what is measured takes a second to import, its flags do not."""
+    """Import the names above when first used: the benchmarks take a second to import, their flags do not."""
     if name in __all__:
         return getattr(importlib.import_module("gemminer.bench.listed"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

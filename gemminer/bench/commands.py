@@ -20,7 +20,7 @@ def mount(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured."""
+    """The setups to measure."""
 
     model: Annotated[
         list[str] | None,

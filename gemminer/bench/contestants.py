@@ -1,4 +1,4 @@
-"""What a compiled program is measured against: one network in eval mode, run by other people's engines."""
+"""The baselines of a compiled program: one network in eval mode, run by other engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reason(error: Exception) -> str:
 
 
 def eager(model: nn.Module, images: Tensor, *, channels_last: bool) -> Run:
-    """PyTorch as it is; the images are in its memory format beforehand."""
+    """The model run by plain PyTorch; the images are in its memory format beforehand."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(model).to(memory_format=layout)
     images = images.to(memory_format=layout)
@@ -34,7 +34,7 @@ def eager(model: nn.Module, images: Tensor, *, channels_last: bool) -> Run:
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
-    """Through torch.compile, for one shape of batch; nothing is compiled before the first call."""
+    """The model through torch.compile, for one shape of batch; it is compiled at the first call."""
     torch._dynamo.reset()
     return torch.compile(model, dynamic=False, options=options or None)
 
@@ -48,7 +48,7 @@ def torch_compile(model: nn.Module, images: Tensor) -> Run:
 
 
 def onnxruntime(model: nn.Module, images: Tensor) -> Run:
-    """ONNX Runtime on the dense weights, zeros and all, on as many threads; raises ImportError where it is missing."""
+    """ONNX Runtime on the dense weights, zeros included, on as many threads; raises ImportError where it is missing."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -109,7 +109,7 @@ class _CsrConv2d(nn.Module):
 
 
 def _rows(conv: nn.Conv2d) -> np.ndarray[Any, Any]:
-    """The weight as a matrix over all input channels, zero where another group's are."""
+    """The weight as a matrix over all input channels, zero for those of other groups."""
     weight = conv.weight.detach()
     o, c, kh, kw = weight.shape
     full = torch.zeros(o, conv.groups, c, kh, kw)

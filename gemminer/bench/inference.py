@@ -1,4 +1,4 @@
-"""`infer`: a compiled program against the engines people have, on one network with a realistic ticket's zeros."""
+"""`infer`: a compiled program against other engines, on one network with a realistic ticket's zeros."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def infer(setup: Setup) -> Iterator[Measurement]:
 
 
 def _others(setup: Setup, model: nn.Module, images: Tensor) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """The other engines ready to run, and why one is left out."""
+    """Calls of the other engines, and the reason for each one that is left out."""
     layouts = LAYOUTS if networks.convolutional(model) else LAYOUTS[:1]
     calls = {
         f"{EAGER} {layout}": contestants.eager(model, images, channels_last=layout == LAYOUTS[1]) for layout in layouts

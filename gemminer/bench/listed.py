@@ -21,7 +21,7 @@ BENCHES: dict[str, Callable[[Setup], Iterable[Line]]] = {
     "infer": infer,
     "end-to-end": end_to_end,
 }
-# The batch sizes of each where none are asked for: one image at a time is what inference is often for.
+# The default batch sizes of each: inference is often for one image at a time.
 BATCHES: dict[str, tuple[int, ...]] = dict.fromkeys(BENCHES, (128,)) | {"infer": (1, 128)}
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark is given and gives: contestants take turns in one process, so ratios survive a noisy machine.
+"""Setups and measurements of benchmarks: contestants take turns in one process, so ratios survive a noisy machine.
 
 ratio = time of the baseline's call / time of ours, the median over `runs` rounds of blocks
 """
@@ -30,12 +30,12 @@ SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Setup:
-    """What to measure.
+    """A network, its density and the sizes of one measurement.
 
     Args:
         batch: examples in a batch.
-        runs: rounds of blocks; None: the benchmark's own.
-        compile: whether torch.compile is a contestant (it compiles for a minute); None: the benchmark's own.
+        runs: rounds of blocks; None for the benchmark's default.
+        compile: whether torch.compile is a contestant (it compiles for a minute); None for the benchmark's default.
         memory: whether peak memory is measured too, where the benchmark does that.
         epochs, examples: the length of an end-to-end run.
     """
@@ -62,7 +62,7 @@ class Setup:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a ratio depends on, those of the baselines included."""
+    """Versions of the libraries that a ratio depends on, the baselines' included."""
     found = environment.versions()
     for package in ("scipy", "onnx", "onnxruntime"):
         try:
@@ -77,7 +77,7 @@ class Measurement:
     """One line of a benchmark: `ratio` = baseline's time / ours, the median over `runs` rounds.
 
     `low` and `high` are the 10th and 90th percentile of the rounds' ratios; milliseconds are medians, for scale.
-    `fastest` is not empty where the baseline is the fastest of several: which one that was. `left_out` says why a
+    `fastest` names the baseline, where it is the fastest of several. `left_out` says why a
     baseline is missing, by its name.
     """
 
@@ -112,7 +112,7 @@ class Measurement:
 
 
 def alternate(calls: Calls, *, runs: int, seconds: float | None = None) -> dict[str, list[float]]:
-    """Times of a call, in seconds, of each: blocks of about `seconds`, taking turns in who goes first."""
+    """Seconds per call of each contestant, a list by name: blocks of about `seconds`, in turns that begin with each."""
     seconds = SECONDS if seconds is None else seconds
     for call in (*calls.values(), *calls.values()):
         call()  # warm-up: buffers, kernel selection
@@ -122,7 +122,7 @@ def alternate(calls: Calls, *, runs: int, seconds: float | None = None) -> dict[
     for run in range(runs):
         first = run % len(names)
         for name in names[first:] + names[:first]:
-            calls[name]()  # the caches are its own then, and threads of the one before have gone to sleep
+            calls[name]()  # untimed: fills the caches while the previous contestant's threads go to sleep
             times[name].append(_time(calls[name], blocks[name]))
     return times
 
@@ -168,7 +168,7 @@ def against_each(
 ) -> Iterator[Measurement]:
     """A line for each baseline of `times`, and one against the fastest of `rivals`, those that are there.
 
-    `notes` has something to say about a baseline, by its name.
+    `notes` are remarks about baselines, by name.
     """
     notes = notes or {}
     for name in times:

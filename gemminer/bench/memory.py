@@ -31,7 +31,7 @@ from gemminer.core.errors import GemminerError
 STEPS = 3
 KINDS = ("dense NCHW", "dense channels-last", "ours")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# Freed memory goes back at once, or a step would grow into what loading has left behind.
+# Freed memory goes back to the system at once, or steps would reuse memory that loading has left behind.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -63,7 +63,7 @@ class Memory:
 
 
 def compare(setup: Setup) -> Iterator[Memory]:
-    """A line for each layout of dense training; none where the system does not tell a process's peak."""
+    """A line for each layout of dense training; none where the system does not report a process's peak."""
     if not _RESET.exists():
         return
     kinds = KINDS if networks.convolutional(networks.build(setup.model)) else (KINDS[0], KINDS[-1])
@@ -87,7 +87,7 @@ def measured(setup: Setup, kind: str) -> float:
 
 
 def child(given: str) -> None:
-    """What the fresh process does; prints bytes."""
+    """The program of the fresh process, which prints bytes."""
     fields, kind, threads = json.loads(given)
     torch.set_num_threads(threads)
     print(of_steps(Setup(**fields), kind))
@@ -111,7 +111,7 @@ def of_steps(setup: Setup, kind: str) -> int:
 
 
 def _give_back() -> None:
-    """Free memory to the system: steps must not grow into what the twin has left."""
+    """Give free memory back to the system, so that steps do not reuse the twin's."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:

@@ -68,7 +68,7 @@ def convolutional(model: nn.Module) -> bool:
 
 
 def task_of(model: nn.Module, images: Tensor, labels: Tensor, *, batch: int, channels_last: bool) -> Task:
-    """The model's training on these images; channels last, its weights are laid out like them."""
+    """The task of training the model on these images; with channels last, its weights are laid out so too."""
     if channels_last:
         model.to(memory_format=torch.channels_last)
     return Task(model, data.TensorBatches(images, labels, batch_size=batch), channels_last=channels_last)

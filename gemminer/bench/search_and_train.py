@@ -49,7 +49,7 @@ def end_to_end(setup: Setup) -> Iterator[Measurement]:
 
 
 def _warm(setup: Setup) -> str:
-    """Load and compile all that a short run needs; returns the faster of the dense layouts."""
+    """Run everything once, so that all is loaded and compiled; returns the faster of the dense layouts."""
     work = _work(setup)
     for call in work.values():
         call()
@@ -59,7 +59,7 @@ def _warm(setup: Setup) -> str:
 
 
 def _work(setup: Setup) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; the ticket trained is the one found before."""
+    """The calls to time, by name; the ticket trained is the one found before."""
     data = networks.images_of(setup.model, setup.examples)
     layouts = {"NCHW": False}
     if networks.convolutional(networks.build(setup.model)):

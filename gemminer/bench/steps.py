@@ -30,7 +30,7 @@ def stepper(task: Task, rule: Rule, settings: Settings, images: Tensor, labels: 
 
 
 def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, run: nn.Module | None = None) -> Step:
-    """A training step of all of a model's parameters; `run` is what computes it, the model itself by default."""
+    """A training step of all of a model's parameters; `run` computes it, by default the model itself."""
     images, labels = networks.images_of(setup.model, setup.batch)
     task = networks.task_of(run or model, images, labels, batch=setup.batch, channels_last=channels_last)
     return stepper(task, Dense(model), Settings(EPOCHS, weight_decay=1e-4), images, labels)

@@ -81,7 +81,7 @@ def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:
 
 @torch.no_grad()
 def _require_same(setup: Setup, model: nn.Module, net: nn.Module) -> None:
-    """Ours must compute what the masked dense network does."""
+    """Raise GemminerError unless our network computes the same as the masked dense one."""
     images, _ = networks.images_of(setup.model, setup.batch)
     masked = networks.ticket_of(setup.model, model, setup.density).apply(copy.deepcopy(model))
     require_equal(
@@ -90,7 +90,7 @@ def _require_same(setup: Setup, model: nn.Module, net: nn.Module) -> None:
 
 
 def _add_compiled(calls: dict[str, Step], model: nn.Module, setup: Setup) -> dict[str, str]:
-    """A step through torch.compile among the calls, or why it is left out."""
+    """Add a step through torch.compile to the calls; returns the reason where it is left out."""
     run = compiled(model)
     plain = plain_step(model, setup, channels_last=networks.convolutional(model), run=run)
     try:

@@ -1,1 +1,1 @@
-"""What a ticket is, and what every other room needs: this room imports no other."""
+"""The ticket, and what every other package here needs; this one imports none of them."""

@@ -1,4 +1,4 @@
-"""What gemminer raises when the caller, a file or the data is at fault: one clear sentence, saying what to do."""
+"""The errors raised when the caller, a file or the data is at fault: one sentence each, saying what to do."""
 
 from __future__ import annotations
 

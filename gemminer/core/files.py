@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one place that puts a finished file where a reader looks."""
+"""Atomic writes: a file is complete or absent, never half written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gemminer.core.errors import GemminerError
 
 
 class atomic:
-    """A temporary path beside `path` that takes its place at the end, or vanishes on an error.
+    """A temporary file in the folder of `path` that replaces it at the end, and is removed on an error.
 
-    A full disk or a missing folder becomes one sentence; what was at `path` before stays whole. What is killed
-    while it writes leaves a file of a known name, `.NAME.*`, that the next run removes; so tensors are written as
-    bytes here, for safetensors' own `save_file` makes a second temporary file of a name we do not know.
+    A full disk or a missing folder raises an error of one sentence; the old file at `path` stays whole. A process
+    killed while it writes leaves a file named `.NAME.*`, which the next run removes; so tensors are written as
+    bytes here, since safetensors' own `save_file` makes a second temporary file of a name we do not know.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""A model's state by name, and blocks that give a model back as it was.
+"""A model's state by name, and context managers that restore a model.
 
 A search and the training of a ticket move nothing but `param.data`: no parametrisation, no wrapped layers. `borrowed`
 gives a model back exactly as it was, whatever happens inside.
@@ -29,10 +29,10 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """Give `model` back as it was at the end: parameters, buffers, gradients, modes and flags, bit for bit.
+    """Restore `model` at the end: parameters, buffers, gradients, modes and flags, bit for bit.
 
-    Every parameter and buffer points at a copy meanwhile, so the lender's memory is never written and an exception
-    or Ctrl-C cannot leave a trace.
+    Inside, every parameter and buffer points at a copy, so the original memory is never written, whatever exception
+    or Ctrl-C ends the block.
     """
     parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
     buffers = [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
@@ -58,7 +58,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def modes(model: nn.Module) -> Iterator[None]:
-    """Put every module's training flag back at the end."""
+    """Restore every module's training flag at the end."""
     before = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""A monitor is told how far a search or a training is; those that print it are in `reporting.terminal`."""
+"""The interface through which a search or a training reports its progress; `reporting.terminal` prints it."""
 
 from __future__ import annotations
 

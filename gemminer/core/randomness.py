@@ -1,4 +1,4 @@
-"""Where everything random comes from: seeds from hashes, generators, and the global generators given back."""
+"""Seeds from hashes, generators, and a context manager that restores the global generators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def derive(*parts: object) -> int:
 
 @contextlib.contextmanager
 def private_randomness() -> Iterator[None]:
-    """Give torch's, numpy's and Python's global generators back as they were.
+    """Restore torch's, numpy's and Python's global generators at the end.
 
     Inside, each epoch seeds them from (seed, epoch), so dropout and a user's augmentation repeat after a resume.
     """

@@ -52,10 +52,10 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return torch.cat([under, (scores == bound).nonzero().flatten()[: count - under.numel()]])
 
 
-def highest_but(scores: Tensor, among: Tensor | None, count: int, least: float) -> float | None:
-    """The `count`-th highest of a flat vector, of those `among` says; None where no more than `count` reach `least`.
+def kth_highest(scores: Tensor, among: Tensor | None, count: int, least: float) -> float | None:
+    """The `count`-th highest of the entries where `among` is true; None unless more than `count` reach `least`.
 
-    >>> highest_but(torch.tensor([0.9, 0.1, 0.7, 0.6]), None, 2, 0.5)
+    >>> kth_highest(torch.tensor([0.9, 0.1, 0.7, 0.6]), None, 2, 0.5)
     0.699999988079071
     """
     reach = scores >= least
@@ -66,7 +66,7 @@ def highest_but(scores: Tensor, among: Tensor | None, count: int, least: float) 
         return None
     if scores.device.type != "cpu":
         return float(torch.kthvalue(scores[reach], surplus + 1).values)
-    # In a search few are over, and those are near the bound: look there first.
+    # In a search few scores exceed the bound, and by little: look near it first.
     values, reached = scores.detach().numpy(), reach.numpy()
     margin = least / 16
     while True:

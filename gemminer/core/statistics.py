@@ -1,6 +1,6 @@
-"""The rule that judges paired results: is the one better than the other, over seeds, by more than chance?
+"""A paired t-test over seeds, which judges whether one result is better than another beyond chance.
 
-Apart from `runs.checks`, which makes the altered tickets, so that a reader of records judges by it without torch.
+It is apart from `runs.checks`, which makes the altered tickets, so that reports can use it without torch.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def paired_test(
 
 
 def _quantile(level: float, freedom: int) -> float:
-    """Student's t at `level`, as `scipy.stats.t.ppf` has it, which takes half a second to import."""
+    """Student's t at `level`, equal to `scipy.stats.t.ppf`, whose import takes half a second."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, level))

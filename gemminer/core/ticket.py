@@ -1,6 +1,6 @@
 """The ticket: which weights are kept, the values they start from, and where that came from.
 
-One immutable value that every method returns and everything else takes. On disk it is one safetensors file: masks
+It is one immutable value that every method returns and everything else takes. On disk it is one safetensors file: masks
 packed eight weights to a byte, the initial state (or the seed it can be drawn from again), JSON in the metadata.
 Nothing is ever unpickled, and loading proves by checksum that what comes back is what was saved.
 """
@@ -120,7 +120,7 @@ class State(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a ticket keeps of one parameter, and a row of a record: `filters` are its output units; a dead one has no
+    """A parameter's share of a ticket, and a row of a record: `filters` are its output units; a dead one has no
     kept weight.
     """
 
@@ -221,7 +221,7 @@ class Ticket:
         return f"Ticket({method}, density {self.density:.4%}, {self.kept} of {self.prunable} weights kept)"
 
     def per_layer(self) -> list[Layer]:
-        """One row a masked parameter, in the model's order."""
+        """A row for each masked parameter, in the model's order."""
         rows = []
         for name, mask in self._masks.items():
             alive = int(mask.reshape(mask.shape[0], -1).any(dim=1).sum())
@@ -372,6 +372,6 @@ def _bits_checksum(masks: Masks) -> str:
 
 
 def _facts_checksum(header: Mapping[str, Any]) -> str:
-    """SHA-256 over what a header says of where the ticket came from."""
+    """SHA-256 over a header's facts about where the ticket came from."""
     facts = [header["drawn"], header["draw"], header["provenance"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Batches from whatever the user has, and the named data sets, `load("digits")`."""
+"""Batches from a user's data, and data sets by name: `load("digits")`."""
 
 from gemminer.data.augment import Augment, augmentation
 from gemminer.data.batches import Batches, Data, TensorBatches

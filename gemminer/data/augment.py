@@ -39,7 +39,7 @@ class Augment:
 
 
 def augmentation(name: str | None) -> Augment | None:
-    """The augmentation of a name: 'crop' with a number of pixels, 'flip', both joined by '+', or 'none'."""
+    """The augmentation with this name: 'crop' with a number of pixels, 'flip', both joined by '+', or 'none'."""
     if name in (None, "none", ""):
         return None
     match = re.fullmatch(r"crop(\d+)(\+flip)?|flip", str(name))

@@ -1,4 +1,4 @@
-"""Batches: the only thing a training loop sees of data.
+"""Batches: the interface through which a training loop reads data.
 
 A batch stream is a function of (seed, epoch) alone: the same two numbers give bit-identical batches whatever
 was drawn before, in any process. The seed orders and augments; splits and normalisation do not depend on it.
@@ -22,14 +22,14 @@ from gemminer.data.augment import Augment
 
 
 class Batches(Protocol):
-    """What training loops iterate.
+    """The batches that a training loop iterates over.
 
-    Not checkable at run time: before Python 3.12 isinstance would read `examples`, which may count a stream.
+    It is not checkable at run time: before Python 3.12 isinstance would read `examples`, which may count a stream.
     """
 
     @property
     def examples(self) -> int:
-        """Examples in an epoch (of a user's loader: as far as it says)."""
+        """Examples in an epoch (for a user's loader, the number it reports)."""
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -139,15 +139,15 @@ def _check_pair(inputs: Tensor, targets: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready to use: batches of three parts that never overlap, and what a model needs to know.
+    """A data set ready to use: batches of its three disjoint parts, and the sizes a model needs.
 
     Attributes:
         classes: outputs of a model: classes, or values to predict in a regression.
         in_channels: channels of the images (n, in_channels, image_size, image_size), or the number of features.
         image_size: height and width of the images; 1 where the inputs are (n, features).
-        mean: of each channel of the training part, where white is 1; 0 where inputs are not normalised.
-        std: as `mean`; 1 where inputs are not normalised.
-        augment: what happens to training batches, by name.
+        mean: the mean of each channel of the training part, where white is 1; 0 where inputs are not normalised.
+        std: the standard deviation of each channel; 1 where inputs are not normalised.
+        augment: the name of the augmentation of training batches.
     """
 
     name: str

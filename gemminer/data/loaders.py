@@ -1,4 +1,4 @@
-"""Batches of a user's own: a DataLoader, a data set, or a pair of tensors."""
+"""Batches from a user's DataLoader, data set, or pair of tensors."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ENDLESS = 1_000_000  # batches after which a stream without a length is taken to
 
 
 class _Streams:
-    """Random streams of a loader's own, swapped in for torch's, NumPy's and Python's while the loader works.
+    """Random streams for a loader alone, swapped in for torch's, NumPy's and Python's while it works.
 
     Samplers, transforms and collate functions draw from global generators, at times lazily; so the streams
-    are swapped in around each `next`, never across a `yield`: the caller's own come back bit-identical.
+    are swapped in around each `next`, never across a `yield`, and the caller's streams are restored bit for bit.
     """
 
     def __init__(self, seed: int, index: int, generators: list[Any]) -> None:
@@ -58,12 +58,12 @@ class LoaderBatches:
     """A DataLoader, or any object that can be iterated again and again over pairs (inputs, targets).
 
     Epoch `index` is a function of (seed, index): while the loader works, its own generator if it has one, and
-    the global ones of torch, NumPy and Python, run streams seeded from the two; whenever the caller's code
-    runs, all are as they were. Workers that would live on (`persistent_workers`) are started anew each epoch,
+    the global generators of torch, NumPy and Python, are seeded from these two; whenever the caller's code
+    runs, all of them are restored. Workers that would live on (`persistent_workers`) are started anew each epoch,
     as their streams cannot be set otherwise. `set_epoch(index)` is called where a sampler or data set has it.
-    A data set with a random generator of its own making is beyond reach: its epochs are not reproducible.
+    The epochs of a data set that makes a random generator of its own are not reproducible.
 
-    A stream without a length is gone through once to count it. Batches must be pairs; dictionaries, as
+    A stream without a length is read once to count it. Batches must be pairs; dictionaries, as
     Hugging Face's, need a `collate_fn` that returns (inputs, targets). Raises UsageError for anything else.
 
     >>> loader = DataLoader([(0.0, 0), (0.1, 0), (0.2, 1)], batch_size=2, shuffle=True)
@@ -95,7 +95,7 @@ class LoaderBatches:
 
     @cached_property
     def _counted(self) -> tuple[int, int]:
-        """(steps, examples) of an epoch, by going through it."""
+        """(steps, examples) of an epoch, counted by reading it."""
         steps = examples = 0
         for _, targets in self.epoch(0):
             steps += 1
@@ -130,7 +130,7 @@ class LoaderBatches:
 
 
 def _parts(loader: Any) -> list[Any]:
-    """The loader and what it may draw its order from, each once."""
+    """The loader, and the objects it may draw its order from, each once."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     inner = [getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)]
     parts = [loader, batch_sampler, *inner, getattr(loader, "dataset", None)]
@@ -159,7 +159,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 def as_batches(
     data: Any, *, batch_size: int = 128, seed: int = 0, shuffle: bool = True, channels_last: bool = False
 ) -> Batches:
-    """Batches of whatever holds pairs (inputs, targets).
+    """Batches from any container of pairs (inputs, targets).
 
     A pair of tensors or NumPy arrays, a TensorDataset of two tensors or a Subset of one: whole batches by
     index (float64 arrays become torch's default float type). Another map-style Dataset: a DataLoader around

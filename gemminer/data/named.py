@@ -57,10 +57,10 @@ def load(
             same for every seed. 0 for none. folder:PATH with both PATH/val and PATH/test holds PATH/val out.
         limit_train: take the first n training examples, before the validation split. Folders of images, which
             come sorted by class, are put into a fixed stratified order first.
-        limit_test: the same for the test part.
+        limit_test: take the first n test examples.
         augment: 'crop4+flip' and the like, 'none', or 'default': crop4+flip for cifar10, cifar100,
             tiny-imagenet and caltech101, none for the others. Training batches only.
-        seed: of the order and the augmentation of the training batches, nothing else.
+        seed: seeds the order and the augmentation of the training batches, nothing else.
         download: fetch what is missing; without it, nothing touches the network.
 
     Images are held as uint8 and normalised batch by batch with the mean and standard deviation of each
@@ -113,7 +113,7 @@ def _parts(raw: Raw, validation: float, limit_train: int | None, limit_test: int
 
 
 def _ready(name: str, description: str, parts: Parts, raw: Raw, augment: str, common: dict[str, Any]) -> Data:
-    """Batches of the parts, normalised by the training part; `common` holds what all batches are made with."""
+    """The data set in batches, normalised by the training part; `common` holds the arguments of all its batches."""
     train, held, test = parts
     if not isinstance(train, tuple) and augment != "none":
         raise UsageError(f"{name} returns data sets, not tensors: augment in their own transform")
@@ -158,7 +158,7 @@ def _take(part: Part, chosen: Tensor | int | None) -> Part:
 
 
 def _labels(part: Part) -> Tensor:
-    """The targets of a part; a data set that keeps none in `targets` is gone through once."""
+    """The targets of a part; a data set without the attribute `targets` is read once."""
     if isinstance(part, tuple):
         return part[1]
     if type(part) is Subset:
@@ -171,7 +171,7 @@ def _labels(part: Part) -> Tensor:
 
 
 def _outputs(train: Part, targets: Tensor) -> int:
-    """Outputs a model needs: the classes seen in training, or the values of a regression."""
+    """The number of outputs a model needs: the classes seen in training, or the values of a regression."""
     if targets.is_floating_point():
         return int(targets.shape[-1]) if targets.dim() > 1 else 1
     return int(_labels(train).max()) + 1

@@ -46,7 +46,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for; `limit_*` spares a reader of files the decoding of what is not wanted."""
+    """The data set that a reader is asked for; `limit_*` spares it the decoding of images that nobody will use."""
 
     name: str
     path: str = ""
@@ -70,7 +70,7 @@ class Source:
 
 
 def _home() -> Path:
-    """Where downloads go, and files are looked for, if the caller names no root."""
+    """The folder for downloads and files if the caller names no root."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Path(os.environ.get("GEMMINER_DATA") or cache / "gemminer").expanduser()
 
@@ -92,7 +92,7 @@ def _missing(request: Request, put: str, place: str, apt: str = "", download: bo
 
 
 def _torchvision(request: Request, name: str, root: Path, **options: Any) -> Any:
-    """An instance of torchvision.datasets.`name`; its many ways to fail as one sentence."""
+    """An instance of torchvision.datasets.`name`; any failure is raised as one sentence."""
     import torchvision.datasets
 
     try:
@@ -196,7 +196,7 @@ Listed = list[tuple[str, str]]  # file, class name
 
 
 def _listing(folder: Path, leave_out: str = "") -> Listed:
-    """The images below folder/CLASS/, CLASS being sorted by name; folders without images are no classes."""
+    """The images below folder/CLASS/, sorted by class name; a folder without images is no class."""
     from torchvision.datasets import ImageFolder
 
     try:
@@ -242,7 +242,7 @@ def _images(listed: Listed, labels: Tensor, order: Tensor, size: int) -> Pair:
 
 
 def _tree(request: Request, path: Path, leave_out: str = "") -> Raw:
-    """path/train, path/test and path/val as they are there; else one tree, its last fifth the test set."""
+    """The images of path/train, path/test and path/val, if there; without path/test the last fifth is the test set."""
     has_parts = (path / "train").is_dir()
     train = _listing(path / "train" if has_parts else path, leave_out)
     classes = sorted({name for _, name in train})
@@ -361,7 +361,7 @@ FUNCTION = "your own function: without arguments, returns (train, test) data set
 
 
 def find_source(name: str) -> tuple[Source, Request]:
-    """The registry row of a name, and the request its text makes (path and @SIZE of 'folder:PATH@96')."""
+    """The registry row of a name, and the request it stands for (with the path and @SIZE of 'folder:PATH@96')."""
     base, path = name, ""
     if name.startswith("folder:"):
         base, path = "folder", name.removeprefix("folder:")
@@ -388,7 +388,7 @@ def is_function(name: str) -> bool:
 
 
 def call(name: str) -> tuple[Any, str]:
-    """What `package.module:function` returns, and the first line of its documentation.
+    """The value `package.module:function` returns, and the first line of its documentation.
 
     Modules in the current folder are found, as by `python -m`. Errors in the function itself pass through.
     """

@@ -1,4 +1,4 @@
-"""What a user's data is: tensors, arrays, or a data set by index."""
+"""Recognise a user's data: tensors, arrays, or a data set by index."""
 
 from __future__ import annotations
 

@@ -39,11 +39,11 @@ class Options(Settings):
         rung: "layer" ranks scores in each layer, all of the same density (Edge-Popup as published); "global" ranks
             all together; "gradual" also freezes the lowest on Gem-Miner's schedule; "ridge" also penalises them.
         ridge: lambda of the penalty lambda * |s|^2, in the rung "ridge" only; weight_decay holds in every rung.
-        freeze_every: as Gem-Miner's: 0 freezes a little every few steps, E > 0 at the end of epochs E, 2E, ... (5 in
-            table 3).
-        repair: as Gem-Miner's: the last fraction of a continuous search in which nothing is frozen.
-        clip: the largest norm of each layer's score gradient; 0, as published, sets no limit. Batch norm divides what
-            a filter without kept weights gives (zeros) by sqrt(eps), so that its scores get a gradient some 300 times
+        freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ... (5 in table 3 of
+            Rare Gems).
+        repair: the last fraction of the search in which nothing is frozen, with freeze_every 0.
+        clip: the largest norm of each layer's score gradient; 0, as published, sets no limit. Batch norm divides
+            the zeros of a filter without kept weights by sqrt(eps), so that its scores get a gradient some 300 times
             too large: at low densities one such step sends all the weights of the rung "global" into one layer.
         invert: keep the lowest |s| instead, the sanity check.
     """
@@ -70,7 +70,7 @@ class Options(Settings):
             schedules.check_time(self.epochs, self.freeze_every)
 
     def freeze_schedule(self, steps: int, density: float, total: int) -> dict[int, int]:
-        """Gem-Miner's, in the rungs that freeze; `steps` are those of an epoch."""
+        """Gem-Miner's freezing schedule, in the rungs that freeze; `steps` are those of an epoch."""
         if self.rung not in ("gradual", "ridge"):
             return {}
         return schedules.freeze_schedule(
@@ -83,8 +83,8 @@ class Popup:
 
         w_eff = w * top_k(|s|);   ds := dL/dw_eff * w * sign(s) (straight-through)
 
-    k is round(density * d), or, with a freezing schedule, what the next freeze will leave (as in the released code):
-    |s| is ranked among the unfrozen, and a freeze closes all that are below.
+    k is round(density * d) or, with a freezing schedule, the number that the next freeze will leave (as in the released
+    code): |s| is ranked among the unfrozen weights, and a freeze closes all those below the k highest.
 
     Args:
         parameters: the prunable weights, at their initial values; their data are replaced.
@@ -142,7 +142,7 @@ class Popup:
 
     @torch.no_grad()
     def _write(self, step: int) -> None:
-        """w_eff of the step after `step` into the model."""
+        """Write w_eff of the step after `step` into the model."""
         self.step = step
         self.on = self._top(self.counts[bisect.bisect_right(self.ends, step)])
         for name, p in self.weights.items():
@@ -183,7 +183,7 @@ def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
     trains=True,
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
-    """Train scores and keep the highest |s|: exactly round(density * d), in each layer its share or over all."""
+    """Train scores and keep the highest |s|: exactly round(density * d), by layer or over all layers."""
     parameters = task.prunable()
     total = sum(p.numel() for p in parameters.values())
     schedule = options.freeze_schedule(len(task.train), density, total)

@@ -41,9 +41,9 @@ class Options(DataOptions):
     """GraSP's settings.
 
     Args:
-        temperature: T, which the logits are divided by.
-        per_class: examples of each class the score sees, the first in a pass over the training data; 0, or targets
-            that are not class numbers (n,), leave it to `batches`.
+        temperature: the number T by which the logits are divided.
+        per_class: examples of each class that the score sees, the first in the training data; with 0, or without class
+            numbers as targets, the number of batches decides.
     """
 
     temperature: float = 200.0
@@ -75,7 +75,7 @@ def of_each_class(task: Task, count: int) -> Seen:
                 taken[label] += 1
                 chosen.append(i)
         examples += [(tree_map(lambda t, i=i: t[i], inputs), targets[i]) for i in chosen]
-    parts = math.ceil(len(examples) / size)  # even ones: batch norm cannot train on one left over
+    parts = math.ceil(len(examples) / size)  # of even sizes: batch norm cannot train on one example left over
     bounds = [len(examples) * i // parts for i in range(parts + 1)]
     return [_batch(examples[a:b]) for a, b in itertools.pairwise(bounds)]
 
@@ -88,8 +88,8 @@ def _batch(examples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 def hessian_gradient(task: Task, seen: Seen, weights: Sequence[Tensor]) -> list[Tensor]:
     """H g of the mean loss over the batches, g its gradient, H its Hessian: d<g(w), g>/dw with the second g fixed.
 
-    Adds it to the `.grad` of the borrowed weights. A whole backward pass, as `torch.autograd.grad` would take a
-    function without a second derivative for a constant.
+    Adds it to the `.grad` of the borrowed weights. It runs a whole backward pass, as `torch.autograd.grad` would
+    treat a function without a second derivative as a constant.
     """
     fixed = gradient(task, seen, weights)
     for (inputs, targets), share in zip(seen, shares(seen), strict=True):

@@ -37,12 +37,15 @@ class Options(Settings):
     """IMP's settings: those of `training.settings.Settings` for each round's training, and its own.
 
     Args:
-        epochs: of each round.
-        schedule: multistep without milestones drops the rate at 8/15 and 12/15 of the epochs (80 and 120 of 150).
-        rewind: where weights go back to after a round: "cold" to step 0, "warm" to step k, "lr" nowhere.
-        rewind_steps: k for warm; 0 takes 1.7% of the training (1000 of 58,650 steps in the source), at least one.
-        rate: the fraction of the kept weights each round removes; the last removes what reaches the exact count.
-        invert: remove the largest instead, the sanity check.
+        epochs: passes over the training data in each round.
+        schedule: how the learning rate falls in a round; multistep without milestones drops it at 8/15 and 12/15 of the
+            epochs (80 and 120 of 150).
+        rewind: the weights after each round are those of step 0 ("cold"), those of step k ("warm") or left as trained
+            ("lr").
+        rewind_steps: the step k to which "warm" rewinds; 0 takes 1.7% of the training (1000 of 58,650 steps in the
+            source), at least one.
+        rate: the fraction of the kept weights that each round removes; the last removes as many as the density asks.
+        invert: remove the largest weights instead, the sanity check.
     """
 
     schedule: Literal["cosine", "multistep", "constant"] = "multistep"
@@ -84,10 +87,10 @@ def prune(
 
 
 class _Round(KeepMask):
-    """A round's training: what is masked stays zero, and the state after step k of the first round is kept.
+    """The rule of one round: masked weights stay zero, and the state after step k of the first round is kept.
 
-    `history` is all that earlier rounds leave to later ones. It goes into every checkpoint, so that a search that is
-    killed need not repeat a finished round; `_resumed` reads it back.
+    `history` holds what later rounds need of earlier ones. It goes into every checkpoint, so that a resumed search
+    repeats no finished round; `_resumed` reads it back.
     """
 
     def __init__(self, model: nn.Module, history: dict[str, Any], capture: int) -> None:
@@ -165,7 +168,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Rounds of training and removing the smallest |w| until round(density * d) are left.
 
     The ticket starts from the initial weights (cold), from those after step k (warm) or from the trained ones (lr);
-    only the first is at initialisation.
+    only a cold ticket is at initialisation.
     """
     initial = copied(task.model)
     steps, settings = len(task.train), _training(options)

@@ -24,13 +24,13 @@ from gemminer.training.task import Task
 
 @dataclass(frozen=True)
 class Options(DataOptions):
-    """ProsPr's settings; `batches` is how many each step, and the loss after the steps, is averaged over.
+    """ProsPr's settings; each step, and the loss after the steps, is averaged over `batches` batches.
 
     Args:
-        steps: M, the SGD steps looked ahead.
-        lr: of these steps.
-        momentum: of these steps.
-        detach_first: take the first step's momentum for a constant, as the released code does.
+        steps: the number M of SGD steps after which the loss is measured.
+        lr: the learning rate of those SGD steps.
+        momentum: the momentum of those SGD steps.
+        detach_first: treat the first step's momentum as a constant, as the released code does.
     """
 
     steps: int = 3
@@ -101,7 +101,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         masks = {name: torch.ones_like(w, requires_grad=True) for name, w in weights.items()}
         with twice_differentiable("prospr"):
-            # A whole pass: autograd.grad would take a function without a second derivative for a constant.
+            # A whole pass: autograd.grad would treat a function without a second derivative as a constant.
             loss_after(task, masks, seen, options).backward()
         return {name: torch.zeros_like(m) if m.grad is None else m.grad.abs() for name, m in masks.items()}
 

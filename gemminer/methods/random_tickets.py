@@ -15,10 +15,10 @@ from gemminer.training.task import Task
 
 @dataclass(frozen=True)
 class Options:
-    """Random tickets have nothing to set; `invert` is accepted so that the inversion check is the same call.
+    """Random tickets' settings: `invert` alone, so that the inversion check is the same call for every method.
 
     Args:
-        invert: turn the ranking upside down, which for an even draw is another even draw.
+        invert: draw another ticket instead, since a random ranking turned upside down is another random ranking.
     """
 
     invert: bool = False

@@ -15,17 +15,17 @@ from gemminer.training.task import Task
 
 @dataclass(frozen=True)
 class Found:
-    """What a method found, and what the rest of the package must know of the search.
+    """The result of a search: masks, the state to start from, and the facts that the rest of the package needs.
 
     Args:
         masks: parameter name -> boolean tensor of its shape (True = kept), round(density * d) ones in all.
         start: the state the ticket starts from, parameters and buffers; None is the state before the search.
-        rows: what was logged, a row an epoch: `seconds` since the search began, `layers_kept` (weights kept of each
+        rows: the log, a row for each epoch: `seconds` since the search began, `layers_kept` (weights kept of each
             layer), and the `fraction` of an epoch that the row covers, 1 where it is not given.
-        live: the part of the prunable weights that is kept and switched on in the end; None where that means nothing.
+        live: the fraction of the prunable weights that is kept and on in the end; None if that has no meaning.
         epochs: passes over the training data; None is one for each row.
         draw_holds: whether the ticket starts from the weights that were drawn; False after rewinding to later ones.
-        facts: what else the ticket's provenance should say, as JSON has it.
+        facts: further JSON-serialisable facts for the ticket's provenance.
     """
 
     masks: Mapping[str, Tensor]
@@ -38,7 +38,7 @@ class Found:
 
 
 class Find(Protocol):
-    """A pruning method: it sees the task and gives back what it found.
+    """A pruning method: a function of the task that returns what it found.
 
     The caller lends it the task's model at its initial weights (`core.model_state.borrowed`), so that a method may
     change values, gradients and modes as it likes: all are put back afterwards.
@@ -68,7 +68,7 @@ class Method:
         fan_scaled: it draws them for the kept weights alone, with fan_in times the density (`Draw.fan_scale`).
         trains: it passes over the training data for `options.epochs` epochs, once or several times.
         cost: (options, density, prunable weights) -> the epochs a search will take in all.
-        remedy: what to do where a layer keeps nothing, for the warning that says so.
+        remedy: advice for the warning that a layer keeps nothing.
     """
 
     name: str
@@ -98,7 +98,7 @@ def register(
     cost: Cost | None = None,
     remedy: str = "",
 ) -> Callable[[Find], Find]:
-    """Decorator that adds a method under `name`; the conformance suite and the command line list what is registered.
+    """Decorator that registers a method as `name`; the conformance suite and the command line list all of them.
 
     `cost` is by default `options.epochs` for a method that trains, and nothing for one that does not. Raises TypeError
     where a method trains and its options have no `epochs`.

@@ -1,7 +1,7 @@
 """Smart-Ratio: random tickets whose layer densities fall with depth.
 
 Source: Su et al., "Sanity-Checking Pruning Methods: Random Tickets can Win the Jackpot", NeurIPS 2020. Where we
-differ from the released code on purpose: what a full layer cannot take is shared by the others in proportion (there:
+differ from the released code on purpose: the excess of a full layer is shared by the others in proportion (there:
 by the first that have room); 0.3 is for the classifier, the last layer if it is linear (there: for every linear
 layer, which would leave a network of linear layers no say in its density).
 """
@@ -31,8 +31,8 @@ class Options:
     Args:
         shape: "resnet" keeps in layer l of L in proportion to (L-l+1)^2 + (L-l+1); "vgg", for networks without
             shortcuts, divides that by l^2.
-        classifier: the density of a last layer that is linear; 0 gives it its share like any other.
-        invert: densities that rise with depth instead, the source's own "ascending" check.
+        classifier: the density of a last layer that is linear; 0 gives it the same share as any other layer.
+        invert: make densities rise with depth instead, the source's own "ascending" check.
     """
 
     shape: Literal["resnet", "vgg"] = "resnet"

@@ -1,4 +1,4 @@
-"""SynFlow: prune in many small rounds by a score that every layer's sum of is the same, and without any data.
+"""SynFlow: prune in many small rounds, without data, by a score whose sum is the same in every layer.
 
 Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", NeurIPS
 2020. As there: batch norm in evaluation mode, float64 (float32 overflows on deep nets), 100 rounds. Where we differ
@@ -6,7 +6,7 @@ on purpose: the buffers of the model are left as they are (the released code tak
 the same at initialisation).
 
 Token models: an embedding is a linear layer on one-hot vectors, so an input of all ones is the sum of its rows. That
-is what every `nn.Embedding` gives while the score is computed; whole-number inputs lend only their shape.
+sum is the output of every `nn.Embedding` while the score is computed; whole-number inputs lend only their shape.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Options(ScoreOptions):
     """SynFlow's settings.
 
     Args:
-        rounds: n; after round k round(d * density^(k/n)) weights remain.
+        rounds: the number n of rounds; after round k round(d * density^(k/n)) of d weights remain.
     """
 
     rounds: int = 100
@@ -44,7 +44,7 @@ class Options(ScoreOptions):
 
 
 def ones_like_first(value: Any) -> Any:
-    """One example of the same shape, all ones in float64; of whole numbers the first example as it is."""
+    """One example of the same shape, all ones in float64; for whole numbers the first example itself."""
     if not isinstance(value, Tensor):
         return value
     first = value[:1]
@@ -104,7 +104,7 @@ def flow(task: Task, inputs: Any, weights: Mapping[str, nn.Parameter]) -> dict[s
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """In each of n rounds keep the highest s = |w| * dR/d|w|, R the sum of the outputs for an input of ones.
 
-    What a round removes stays removed.
+    A weight that a round removes stays removed.
     """
     inputs, _ = next(iter(task.train.epoch(0)))
     ones = tree_map(ones_like_first, inputs)

@@ -1,4 +1,4 @@
-"""What the networks are made of: layers with the chosen norm, width and biases."""
+"""The layers of all networks, with the chosen norm, width and biases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Shape(NamedTuple):
-    """What the data asks of a network."""
+    """The sizes of a network's inputs and outputs."""
 
     in_channels: int
     classes: int
@@ -20,7 +20,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Layers:
-    """How a network makes its layers, in one place.
+    """Makes a network's layers with its norm, width and biases.
 
     A convolution gets a bias only where no norm would cancel it.
     """

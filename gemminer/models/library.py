@@ -46,8 +46,8 @@ _SENTENCES = {
 }
 
 
-class Option(NamedTuple):
-    """An option of a network, in a sentence: its default, and what it may be, one of several or a number in a range."""
+class ModelOption(NamedTuple):
+    """An option of a network: its default, a sentence about it, and its choices or range."""
 
     name: str
     default: Any
@@ -131,7 +131,7 @@ def describe(name: str) -> str:
     return f"{network.text}; options: {', '.join(network.options())}"
 
 
-def options(name: str) -> tuple[Option, ...]:
+def options(name: str) -> tuple[ModelOption, ...]:
     """The options that `build` takes for a network, with their defaults; UsageError for an unknown name.
 
     >>> [(option.name, option.default) for option in options("conv-2")]
@@ -143,7 +143,7 @@ def options(name: str) -> tuple[Option, ...]:
     choices = _CHOICES | dict.fromkeys(_SWITCHES, (True, False))
     ranges = dict.fromkeys(choices, "") | {"width": "above 0"}
     return tuple(
-        Option(key, defaults[key], _SENTENCES[key], choices.get(key, ()), ranges.get(key, "1 or more"))
+        ModelOption(key, defaults[key], _SENTENCES[key], choices.get(key, ()), ranges.get(key, "1 or more"))
         for key in network.options()
     )
 

@@ -20,7 +20,7 @@ from gemminer.runs.record import PerClass, Record
 
 MEASURES = ("epochs", "seconds", "flops_dense", "flops_sparse")
 PHASES = ("search", "train")
-# Fields of a recipe that do not change how a ticket is found and trained, or that stand elsewhere in the record.
+# Fields of a recipe that do not change how a ticket is found and trained, or that the record has elsewhere.
 _ELSEWHERE = {"method", "density", "model", "data", "seed", "epochs", "limit_train", "validation", "augment"}
 _ELSEWHERE |= {"batch_size", "model_options", "options", "checks", "check_seeds", "dense"}
 
@@ -48,7 +48,7 @@ class MeanLayer:
 
 @dataclass(frozen=True)
 class Run:
-    """What a comparison reads from a record."""
+    """A run as a comparison sees it, from its record."""
 
     name: str
     record: Record
@@ -175,7 +175,7 @@ def _classes(found: PerClass | None) -> dict[str, float]:
 
 
 def fields(runs: Iterable[Run]) -> list[Field]:
-    """All that can be compared with each other, in the order it was first met."""
+    """The runs grouped into fields of comparable runs, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(_text(getattr(run.record, key)) for key in _FIELD), []).append(run)
@@ -193,7 +193,7 @@ def _text(x: Any) -> str:
 
 
 def _labels(records: Mapping[Any, Record], part: str) -> dict[Any, str]:
-    """The name of each record's model (or data), with those of its options that tell it from others of that name."""
+    """The name of each record's model (or data), with the options in which it differs from others of that name."""
     options = {key: (getattr(r, part), getattr(r, f"{part}_options")) for key, r in records.items()}
     said = {key: _differing(own, [o for name, o in options.values() if name == n]) for key, (n, own) in options.items()}
     return {
@@ -229,13 +229,13 @@ def _field(runs: list[Run], model: str, data: str) -> Field:
 
 
 def _asked(run: Run) -> dict[str, Any]:
-    """What was asked of the method and the training beyond their defaults."""
+    """The options of the method and the training that are not the defaults."""
     recipe = run.record.recipe
     return dict(recipe.get("options") or {}) | {key: x for key, x in recipe.items() if key not in _ELSEWHERE}
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """All that may make two runs of one method different: the method's options and the training's."""
+    """All options that can make two runs of one method differ: the method's and the training's."""
     return _asked(run) | run.record.options
 
 
@@ -248,7 +248,7 @@ def _methods(runs: list[Run]) -> dict[int, str]:
         if len(variants) == len({run.asked for run in own}):
             labels |= {id(run): method for run in own}
             continue
-        for options in (_asked, _settings):  # as asked if that tells them apart: it is shorter
+        for options in (_asked, _settings):  # the options asked for, if they tell the runs apart: they are fewer
             others = [options(run) for run in own]
             named = {id(run): ":".join([method, *_differing(options(run), others)]) for run in own}
             if len({(run.asked, named[id(run)]) for run in own}) == len(variants):
@@ -358,7 +358,7 @@ def _dense(full: list[Run], pruned: list[Run]) -> Stat | None:
 
 
 def _gaps(rows: Mapping[float, tuple[Row, ...]], methods: list[str]) -> list[str]:
-    """What the grid lacks, in words: methods without a run at a density, seeds that others have, no test result."""
+    """Sentences about gaps in the grid: methods without a run at a density, missing seeds, no test result."""
     said = []
     for asked, own in rows.items():
         at, present = f"{format.density(asked)} density", {row.method: row for row in own}
@@ -382,7 +382,7 @@ def _gaps(rows: Mapping[float, tuple[Row, ...]], methods: list[str]) -> list[str
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which of (cost, result) no other beats: none costs as little and is as good, and better in one of them.
+    """Whether each (cost, result) is on the Pareto front: no other costs as little, is as good, and is better in one.
 
     >>> pareto([(1, 0.9), (2, 0.95), (3, 0.94), (1, 0.8)])
     [True, True, False, False]

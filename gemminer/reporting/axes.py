@@ -1,4 +1,4 @@
-"""What all charts share: figures, axes, lines and text. Margins, fonts and grids are in report.js.j2.
+"""Figures, axes, lines and text for all charts. Margins, fonts and grids are in report.js.j2.
 
 A figure is the JSON that plotly.js draws: {"data": traces, "layout": axes, shapes, annotations and the rest}.
 
@@ -19,7 +19,7 @@ Figure = dict[str, Any]
 
 
 def escaped(x: object) -> str:
-    """Plotly reads text as a little HTML: a name from a record must not be markup there either."""
+    """Text escaped for Plotly, which reads some HTML: a name from a record must not become markup."""
     return html.escape(str(x))
 
 
@@ -83,7 +83,7 @@ def add_text(figure: Figure, text: str, **place: Any) -> None:
 
 
 def to_json(figure: Figure) -> str:
-    """As JSON has it: a number that is none is null."""
+    """The figure as JSON; NaN and infinities become null."""
     return json.dumps(_finite(figure), allow_nan=False, separators=(",", ":"))
 
 

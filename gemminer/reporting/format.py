@@ -27,7 +27,7 @@ def value(x: Any, metric: str, signed: bool = False) -> str:
 
 
 def deviation(x: Any, metric: str) -> str:
-    """A standard deviation behind its mean: accuracies in points; nothing where there is none."""
+    """A standard deviation to print after its mean, accuracies in points; "" where it is unknown."""
     return "" if number(x) is None else f" ± {value(x, metric, True).lstrip('+')}"
 
 

@@ -1,8 +1,7 @@
 """Options for a person: the name, default, values and one sentence of each, from where they are defined.
 
-The sentence is the option's line under "Args:" in the docstring; of a dataclass that inherits options, its own line
-or the one of the class it has them from. What a number may be is found by asking: an option that refuses -1 and takes
-0 is "0 or more".
+The sentence is the option's line under "Args:" in the docstring of its dataclass, or of the class it is inherited from.
+The bounds of a number are found by trying: an option that refuses -1 and takes 0 is "0 or more".
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Option:
     values: str
     sentence: str
     choices: tuple[Any, ...] = ()
-    unset: str = "not set"  # what None stands for
+    unset: str = "not set"  # the default in words, if it is None
 
     @property
     def said(self) -> str:
@@ -75,7 +74,7 @@ def _inherited(kind: type[Any]) -> dict[str, str]:
 
 
 def arguments(documented: type[Any] | Callable[..., Any]) -> dict[str, str]:
-    """The first sentence of each name under "Args:" in a docstring of its own, without names of Python."""
+    """The first sentence of each name under "Args:" in the object's docstring, without names of Python."""
     lines = inspect.cleandoc(documented.__doc__ or "").splitlines()
     if "Args:" not in lines:
         return {}
@@ -93,7 +92,7 @@ def arguments(documented: type[Any] | Callable[..., Any]) -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """Without what only a programmer reads: names in backticks go where they stand in brackets, else their quotes do.
+    """A sentence for a user of the command line: names in backticks are dropped if in brackets, else unquoted.
 
     >>> plain("scaled to one size (`rule.RATE`), so that `lr` need not be tuned")
     'scaled to one size, so that lr need not be tuned'
@@ -102,7 +101,7 @@ def plain(text: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """With a capital and a full stop.
+    """The first sentence of a text, with a capital and a full stop.
 
     >>> first_sentence("0 freezes nothing. Not given, 5 is meant.")
     '0 freezes nothing.'
@@ -138,7 +137,7 @@ def one_of(values: Iterable[Any]) -> str:
 
 
 def _taken(kind: type[Any], name: str, number: type) -> Iterator[float]:
-    """Which of the probes the option takes, whichever choice the others have: some matter with one choice only."""
+    """The probes that the option accepts with every choice of the other options: some matter with one choice only."""
     names = {n: get_args(h) for n, h in get_type_hints(kind).items() if get_origin(h) is Literal}
     choices = [{}, *({n: c} for n, values in names.items() for c in values)]
     possible = [choice for choice in choices if _can_be(kind, choice)]
@@ -154,7 +153,7 @@ def _can_be(kind: type[Any], fields: dict[str, Any]) -> bool:
 
 
 def interval(number: type, taken: Iterable[float]) -> str:
-    """The bounds that the probes taken say, in words.
+    """The bounds of a number in words, from the probes that were accepted.
 
     >>> interval(float, (0.0, 1e-6, 0.5, 1 - 1e-6)), interval(int, (1, 2)), interval(float, (1e-6, 0.5, 1 - 1e-6, 1.0))
     ('0 to below 1', '1 or more', 'above 0, at most 1')

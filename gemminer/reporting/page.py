@@ -1,4 +1,4 @@
-"""Records -> one HTML page: what was found, in the order a reader asks. Reads files only, never a model.
+"""Records -> one HTML page: the result, in the order of a reader's questions. It reads files only, never a model.
 
 One page is one file: plotly's script (its basic bundle, in templates) is inside and a Content-Security-Policy forbids
 every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on a page, `run_charts` and
@@ -55,7 +55,7 @@ def report(
     out: Path | str | None = None,
     *,
     failed: Mapping[str, str] | None = None,
-    beside: Mapping[str, str] | None = None,
+    table_files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one page for one or many run folders, and return its path. The file is replaced whole.
 
@@ -67,7 +67,7 @@ def report(
         out: a file or an existing folder; by default report.html in the run's folder, or in the folder that holds
             all of the runs.
         failed: runs to list as failed, a reason by name.
-        beside: tables that are written already, a file by label: {"CSV": "table.csv"}. None are written then.
+        table_files: tables to link to instead of writing some, a file by label: {"CSV": "table.csv"}.
 
     Raises:
         UsageError: there are no runs.
@@ -83,7 +83,7 @@ def report(
         out = Path(os.path.commonpath(paths)) / "report.html"
     target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
     if len(paths) > 1 or failed:
-        return _compare(paths, target, dict(failed or {}), beside)
+        return _compare(paths, target, dict(failed or {}), table_files)
     found = record.read(paths[0] / "record.json")
     return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target)
 
@@ -122,8 +122,8 @@ def _one(found: Record, phases: run_charts.Phases, where: str, target: Path) -> 
     return _save(target, page)
 
 
-def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: Mapping[str, str] | None) -> Path:
-    """The page of many runs and, beside it, its CSV and Markdown if nobody else has written such."""
+def _compare(paths: list[Path], target: Path, missing: dict[str, str], table_files: Mapping[str, str] | None) -> Path:
+    """The page of many runs; also writes its CSV and Markdown unless `table_files` are given."""
     root = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
     runs: dict[Path, aggregate.Run] = {}
     errors: list[GemminerError] = []
@@ -137,11 +137,11 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], beside: M
     if not runs:
         raise errors[0]
     fields = aggregate.fields(runs.values())
-    if beside is None:
+    if table_files is None:
         _save(target.with_suffix(".csv"), tables.fields_csv(fields))
         _save(target.with_suffix(".md"), tables.fields_markdown(fields, missing))
-        beside = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
-    page = _runs_page(runs, fields, missing, target, beside)
+        table_files = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
+    page = _runs_page(runs, fields, missing, target, table_files)
     return _save(target, page)
 
 
@@ -186,7 +186,7 @@ def _by_phase(rows: Iterable[Any], where: str) -> run_charts.Phases:
     return {name: [rows[epoch] for epoch in sorted(rows)] for name, rows in phases.items()}
 
 
-# ---- what a page says ----
+# ---- the contents of a page ----
 
 
 def _verdicts(found: Record) -> dict[str, list[str]]:
@@ -254,7 +254,7 @@ def _runs_page(
     fields: list[aggregate.Field],
     missing: Mapping[str, str],
     target: Path,
-    beside: Mapping[str, str],
+    table_files: Mapping[str, str],
 ) -> str:
     methods = aggregate.methods(fields)
     densities = sorted({asked for field in fields for asked in field.rows}, reverse=True)
@@ -265,7 +265,7 @@ def _runs_page(
     context = {
         "headline": sentences.summary(fields),
         "headlines": [sentences.headline(field) for field in fields],
-        "leads": [sentences.leads(field) for field in fields],
+        "leads": [sentences.lead_beyond_chance(field) for field in fields],
         "answers": [[sentences.answer(field, asked) for asked in field.rows] for field in fields],
         "fields": fields,
         "densities": densities,
@@ -279,7 +279,7 @@ def _runs_page(
             _table_row(path, run, labels.get(run.name, run.record.method), target.parent.absolute())
             for path, run in runs.items()
         ],
-        "beside": beside,
+        "beside": table_files,
     }
     drawn = dict(_many_charts(fields, densities, methods))
     return _render("runs.html.j2", f"{len(runs)} runs side by side", drawn, context)

@@ -23,7 +23,7 @@ from gemminer.reporting.axes import (
     new_figure,
     rows_axis,
 )
-from gemminer.runs import checks as registry
+from gemminer.runs import checks as sanity
 from gemminer.runs.record import Record
 
 Phases = Mapping[str, list[dict[str, Any]]]
@@ -32,13 +32,13 @@ MARKS = 30  # more freezes than this are shaded as a period: single lines would 
 
 
 def about() -> dict[str, str]:
-    """What each check destroys, by name, in the order of the list of checks."""
-    return {name: registry.get(name).sentence for name in registry.names()}
+    """What each check destroys, by its name."""
+    return {name: sanity.get(name).sentence for name in sanity.names()}
 
 
 def _colours(record: Record) -> dict[str, str]:
-    """One colour for a name on the whole page."""
-    names = enumerate(dict.fromkeys((*about(), *record.checks)))
+    """The colour of each name, the same on the whole page."""
+    names = enumerate(dict.fromkeys((*sanity.names(), *record.checks)))
     return {"train": "var(--c0)", "dense": "var(--ink)"} | {name: f"var(--c{1 + i % 6})" for i, name in names}
 
 
@@ -137,7 +137,7 @@ def layers(record: Record) -> Figure | None:
 
 
 class _Result(NamedTuple):
-    """Of the ticket or of a check: what is drawn in its row."""
+    """The numbers drawn in the row of the ticket or of a check."""
 
     mean: float
     std: float | None
@@ -178,9 +178,9 @@ def checks(record: Record) -> Figure | None:
 
 
 def _zoom(figure: Figure, rows: Mapping[str, _Result], after: float, metric: str) -> None:
-    """Put a check that ends far from the others (`invert`, at chance) off the scale, with an arrow to it.
+    """Leave a check that ends far from the others (`invert`, at chance) off the scale, with an arrow towards it.
 
-    Far: its distance to the ticket is over four times the checks' median.
+    It is far if its distance to the ticket is over four times the checks' median.
     """
     gaps = {name: abs(row.mean - after) for name, row in rows.items() if name != "train"}
     far = [name for name, gap in gaps.items() if gap > 4 * statistics.median(gaps.values()) > 0]

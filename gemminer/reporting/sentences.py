@@ -34,7 +34,7 @@ def spread(found: Stat | None, metric: str) -> str:
 
 
 def answer(field: Field, asked: float) -> Answer:
-    """What the rows of a density say, best method first."""
+    """The answer at one density, from its rows, best method first."""
     rows, metric = field.rows[asked], field.metric
     best = rows[0]
     result = f"after training (n = {best.after.n})" if best.after else "before training, no result after it"
@@ -116,8 +116,8 @@ def headline(field: Field) -> str:
     return f"{field.title}: {', '.join(parts)}"
 
 
-def leads(field: Field) -> str:
-    """Where the best method's lead is more than chance."""
+def lead_beyond_chance(field: Field) -> str:
+    """A sentence about the densities where the best method's lead is beyond chance."""
     rivals = {asked: rows for asked, rows in field.rows.items() if len(rows) > 1 and rows[0].after}
     sure = [asked for asked, rows in rivals.items() if not tied(rows)]
     if not rivals:

@@ -22,14 +22,14 @@ from gemminer.runs.grid import Cell
 from gemminer.runs.record import Record
 
 Line = dict[str, Any]
-BESIDE = {"CSV": "table.csv", "over seeds": "summary.csv", "Markdown": "table.md"}  # what the page links to
+PAGE_FILES = {"CSV": "table.csv", "over seeds": "summary.csv", "Markdown": "table.md"}  # what a page links to
 _GROUP = ("data", "model", "density", "method")
 
 
 def row(cell: Cell, found: Record | None, status: str = "finished") -> Line:
-    """A cell's line of table.csv; of one that is not finished only what was asked for.
+    """A cell's line of table.csv; an unfinished cell has only the fields asked for.
 
-    CHECK is the metric after training from what check CHECK leaves, CHECK_difference the ticket's minus that.
+    CHECK is the metric after training from the check's altered ticket, CHECK_difference the ticket's minus that.
     """
     r = cell.recipe
     asked = {"data": r.data, "model": r.model, "density": r.density, "method": cell.label, "seed": r.seed}
@@ -134,7 +134,7 @@ def _short(value: Any) -> str:
 
 
 def _columns(rows: Sequence[Line]) -> list[str]:
-    """All names; where rows have different ones, each behind the one it follows in its own row."""
+    """The names of all columns; where rows differ, each name stands after the one it follows in its own row."""
     names: list[str] = []
     for line in rows:
         at = 0
@@ -146,7 +146,7 @@ def _columns(rows: Sequence[Line]) -> list[str]:
 
 
 def csv_text(rows: Sequence[Line]) -> str:
-    """Rows as CSV: floats in full, nothing for None and for what a row does not have."""
+    """Rows as CSV: floats in full, empty cells for None and for missing columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
@@ -205,7 +205,7 @@ def fields_markdown(found: Sequence[Field], missing: Mapping[str, str]) -> str:
     for field in found:
         lines += [f"## {_cell(sentences.headline(field) if len(found) > 1 else field.title)}", ""]
         lines += [f"- {_cell(sentences.answer(field, asked).sentence)}" for asked in field.rows]
-        lines += ["", sentences.leads(field), ""] if field.rows else []
+        lines += ["", sentences.lead_beyond_chance(field), ""] if field.rows else []
         for asked, rows in field.rows.items():
             lines += [f"### {_cell(field.title)}, {format.density(asked)} density", "", _markdown_of(field, rows)]
         lines += [f"- Note: {_cell(note)}" for note in field.notes] + ([""] if field.notes else [])
@@ -242,7 +242,7 @@ def _markdown_of(field: Field, rows: Sequence[Row]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown takes as it is: a name from a record is no markup, and one line."""
+    """Text escaped for a Markdown table, on one line: a name from a record must not become markup."""
     text = " ".join(text.split())
     return "".join(f"\\{char}" if char in "\\|<>*_`[]" else char for char in text)
 

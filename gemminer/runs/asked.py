@@ -1,4 +1,4 @@
-"""What a command line asks for: a recipe, or a comparison's fields, from a file and the flags that were given."""
+"""The recipe, or the comparison's fields, that a command line asks for by a file and flags."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gemminer.runs import grid
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
-BESIDE_IDENTITY = {"seed"}  # what is another run of the same recipe
+BESIDE_IDENTITY = {"seed"}  # fields that make another run of the same recipe
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A recipe, and what it is called: "recipe digits", "recipe digits with density"; "" where it has no name."""
+    """A recipe and its title: "recipe digits", "recipe digits with density 0.02", or "" where it has no name."""
 
     recipe: Recipe
     title: str = ""
 
     def says(self, resolved: str) -> str:
-        """The first line of a run, from what the recipe is resolved to."""
+        """The first line that a run prints, from a sentence about the resolved recipe."""
         return f"{self.title}: {resolved}" if self.title else resolved
 
 
@@ -56,8 +56,8 @@ def ticket_of(path: Path) -> Path:
 def of_ticket(path: Path, given: Mapping[str, Any], base: str | None = None, leave: tuple[str, ...] = ()) -> Recipe:
     """The fields `given` on top of the recipe `base`, or of the recipe in the record beside the ticket.
 
-    Of the record the fields to `leave` are not taken. Raises UsageError where there is neither and `given` does not
-    say of which model and data the ticket is.
+    The fields in `leave` are not taken from the record. Raises UsageError where there is neither, and `given` names no
+    model and data for the ticket.
     """
     if base is not None:
         return recipes.load(base).changed(given)
@@ -79,6 +79,6 @@ def to_compare(given: Mapping[str, Any], file: Path | None = None) -> dict[str, 
 
 
 def compared() -> Recipe:
-    """What a comparison's cells are where nothing is asked for; `dense` says whether there are dense cells."""
+    """The recipe of a comparison's cells without any flags; `dense` says whether there are dense cells."""
     found = grid.make({})
     return found.cells()[-1].recipe.replace(dense=found.dense)

@@ -2,7 +2,7 @@
 
 Shuffle and reinit turn a ticket into another with one thing destroyed (Frankle et al. 2021; Su et al. 2020); the
 inverted and random tickets come from the methods themselves. A ticket passes a check when training from it beats
-training from the destroyed one, over seeds, by more than chance.
+training from the altered one, over seeds, by more than chance.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class SanityCheck:
     """One row of the list of checks.
 
     Args:
-        sentence: what is destroyed, for pages, tables and the command line.
-        make: (experiment, ticket, seed) -> what is left of the ticket: as many weights kept, the same start.
-        kept_as: the file in which a run keeps what `make` gives, for a check that searches: it does so once, for all
-            training seeds, and a resumed run need not do it again.
+        sentence: a sentence about what is destroyed, for pages, tables and the command line.
+        make: (experiment, ticket, seed) -> the altered ticket, which keeps as many weights.
+        kept_as: the file in which a run keeps the altered ticket of a check that searches: it searches once, for all
+            training seeds, and a resumed run does not search again.
     """
 
     name: str
@@ -93,7 +93,7 @@ _CHECKS: dict[str, SanityCheck] = {}
 
 
 def register(name: str, sentence: str, *, kept_as: str | None = None) -> Callable[[Make], Make]:
-    """Decorator that adds a check under `name`; the command line, recipes and pages list what is registered."""
+    """Decorator that registers a check as `name`; the command line, recipes and pages list all of them."""
 
     def add(make: Make) -> Make:
         _CHECKS[name] = SanityCheck(name, sentence, make, kept_as)
@@ -156,7 +156,7 @@ def _found_by(
     options: Mapping[str, Any],
     seed: int,
 ) -> Ticket:
-    """The ticket with the masks that a method finds from where the ticket starts."""
+    """The ticket with the masks that a method finds from the ticket's initial weights."""
     if method not in methods.names():
         raise UsageError(f"the check {check!r} needs to know the ticket's method, which is {method!r}")
     row = methods.get(method)
@@ -169,7 +169,7 @@ def _found_by(
 
 
 def altered_ticket(experiment: Experiment, name: str, ticket: Ticket, index: int) -> Ticket:
-    """What the ticket is compared with in check `name`, for training seed `index`: as many weights, same start."""
+    """The altered ticket of check `name` for training seed `index`, which keeps as many weights."""
     return get(name).make(experiment, ticket, mixed(experiment.seed, "check", index))
 
 
@@ -209,7 +209,7 @@ def judge(
 
     Args:
         own: the ticket's metrics, one for each training seed.
-        step: runs a piece of work under a name, or gives what it gave before; by default just runs it.
+        step: runs a piece of work under a name, or returns its result from an earlier run; by default just runs it.
         folder: where the ticket of a check that searches is kept for a resumed run.
     """
     step = step or (lambda name, work: work(experiment))
@@ -225,13 +225,13 @@ def judge(
 
 
 def _train(experiment: Experiment, name: str, ticket: Ticket, index: int, searched: Ticket | None) -> dict[str, Any]:
-    """Train from what the check leaves of the ticket, with the training seed of this index."""
+    """Train from the altered ticket of a check, with the training seed of this index."""
     other = searched or altered_ticket(experiment, name, ticket, index)
     return experiment.train(other, index, f"check:{name}:{index}")
 
 
 def _search_once(name: str, ticket: Ticket, step: Step, folder: Path | None) -> Ticket:
-    """The ticket of a check that searches: found now, or by the run that is resumed."""
+    """The altered ticket of a check that searches: found now, or by the run that is resumed."""
     path = None if folder is None else folder / str(get(name).kept_as)
     found: list[Ticket] = []
 

@@ -35,11 +35,11 @@ from gemminer.training import engine as engines
 SCHEMA = "gemminer.compare/1"
 
 
-# --- what is asked for -------------------------------------------------------------------------------------------
+# --- the grid ----------------------------------------------------------------------------------------------------
 
 
 def plan(fields: Mapping[str, Any]) -> Grid:
-    """A grid from plain fields (see `grid.make`); the method "all" stands for every method there is.
+    """A grid from plain fields (see `grid.make`); the method "all" stands for all methods.
 
     Raises UsageError for an unknown name or an option that cannot be, in any of its cells.
     """
@@ -68,7 +68,7 @@ def _all_methods(fields: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell for a worker: everything it needs, picklable."""
+    """A cell with all that a worker needs to run it, picklable."""
 
     recipe: Recipe
     folder: Path
@@ -79,7 +79,7 @@ class Job:
 
 
 class _Telling(Monitor):
-    """Tells the parent the phase and epoch, at most twice a second."""
+    """A monitor that tells the parent process the phase and epoch, at most twice a second."""
 
     def __init__(self, tell: Tell) -> None:
         self.tell, self.stop, self.last = tell, 0, 0.0
@@ -94,7 +94,7 @@ class _Telling(Monitor):
 
 
 def run_cell(job: Job, tell: Tell) -> None:
-    """Run or resume a cell in its folder; its record is what is left of it."""
+    """Run or resume a cell in its folder, which then holds its record."""
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
@@ -122,7 +122,7 @@ def finished(cell: Cell, folder: Path) -> Record | None:
 
 @dataclass
 class Outcome:
-    """What a comparison came to: records by digest, and a sentence for each cell that has none."""
+    """The result of a comparison: records by digest, and a sentence for each cell that failed."""
 
     out: Path
     cells: list[Cell]
@@ -134,11 +134,11 @@ class Outcome:
         return archive.Entry(cell.digest, cell.label, self.records.get(cell.digest), self.failures.get(cell.digest, ""))
 
     def folder(self, cell: Cell) -> Path:
-        """A cell's own."""
+        """The folder of a cell."""
         return self.out / "cells" / cell.digest
 
     def sentence(self) -> str:
-        """How many cells there are of each kind, and what to do about the failed."""
+        """How many cells are finished and failed, and what to do about the failed ones."""
         text = f"{len(self.records)} of {len(self.cells)} cells are finished"
         if not self.failures:
             return text
@@ -169,7 +169,7 @@ def run_cells(
         threads: CPU threads of each cell; by default those the folder's first comparison was given, at first the
             cores shared out among the workers. The last bits of a result depend on them, and not on `workers`.
         root, download: of the data sets, as for `gemminer.data.load`.
-        watch: told how it goes.
+        watch: receives the comparison's progress.
 
     Raises:
         UsageError: what cannot be in any cell; nothing has been run.
@@ -206,7 +206,7 @@ def run_cells(
 
 
 def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch, keeper: archive.Keeper) -> None:
-    """Take in what happened to a cell."""
+    """Record an event of a cell, and pass it on to `watch`."""
     folder, failure = outcome.folder(cell), event.value
     if event.kind == "started":
         forecast.start(cell.digest)

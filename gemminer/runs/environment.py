@@ -14,7 +14,7 @@ from typing import Any
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the libraries a result depends on."""
     found = {"python": platform.python_version()}
     for package in ("gemminer", "torch", "torchvision", "numpy", "scikit-learn", "numba"):
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str = "cpu", threads: int = 1) -> dict[str, Any]:
-    """The machine, as far as it tells."""
+    """The processor, cores, memory and device, where the system reports them."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -56,9 +56,9 @@ def now() -> str:
 
 
 def command() -> str:
-    """The command line of this process: the program's name, and paths as they are from this folder.
+    """The command line of this process: the program's name, and paths relative to the current folder.
 
-    A record is shown to others, whom an absolute path tells about somebody's machine and nothing about the run.
+    A record is shown to others; an absolute path would tell them about somebody's machine, not about the run.
     """
     program, *arguments = sys.argv
     name = Path(program).name
@@ -73,7 +73,7 @@ _ARGUMENT = re.compile(r"((?:[\w.-]+=)?(?:[a-z][\w-]+:)?)(.*?)((?:@\d+)?)", re.D
 def without_places(argument: str, folder: Path | None = None) -> str:
     """An argument with its absolute paths, if any, relative to `folder`, by default the current one.
 
-    What lies in the folder above is ../NAME; of what is further away the name is left.
+    A path in the folder above becomes ../NAME; of one further away only the name is left.
 
     >>> without_places("--data=folder:/home/jane/lottery/images@32", Path("/home/jane/lottery"))
     '--data=folder:images@32'

@@ -1,4 +1,4 @@
-"""What the cells of a comparison will cost, and how much time is left."""
+"""The cost of a comparison's cells, and the time left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gemminer.training import cost
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a network on a data set: training examples, prunable weights, forward FLOPs of an example."""
+    """Sizes of a network on a data set: training examples, prunable weights, forward FLOPs of an example."""
 
     examples: int
     prunable: int
@@ -28,9 +28,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Epochs of a cell before it is run, and the dense FLOPs of them all.
+    """The epochs that a cell will take, and the dense FLOPs of them all.
 
-    `search` is the method's, `training` that of the ticket and of its checks, `checks` that of inverted searches.
+    `search` counts the search's epochs, `training` those of the ticket and its checks, `checks` those of searches by
+    checks.
     Methods that score a few batches count as no epochs.
     """
 
@@ -45,7 +46,7 @@ class Estimate:
 
 
 def facts(recipe: Recipe, **where: Any) -> Facts:
-    """What a cell's cost depends on, from one forward pass of a batch; `where` goes to `execute.prepare`."""
+    """The sizes that a cell's cost depends on, from a forward pass of one batch; `where` goes to `execute.prepare`."""
     bare = recipe.replace(method="uniform", density=1.0, options={}, checks=())
     experiment = execute.prepare(bare, device="cpu", **where).experiment
     prunable = sum(p.numel() for p in experiment.task.prunable().values())
@@ -64,9 +65,9 @@ def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
 
 
 def estimates(cells: Sequence[Cell], **where: Any) -> dict[str, Estimate]:
-    """By cell's digest, without the cells that cannot be estimated, as they will say when they are run.
+    """Estimates by a cell's digest, without the cells that cannot be estimated, whose run will raise the error.
 
-    Raises the error of the first where there is none that can.
+    Raises the first error where no cell can be estimated.
     """
     known: dict[tuple[str, str], Facts | GemminerError] = {}
     found, errors = {}, []
@@ -111,7 +112,7 @@ class Forecast:
             speed[1] += sum(c.seconds for c in result.cost.values())
 
     def seconds(self) -> float | None:
-        """None before the first cell is finished."""
+        """The seconds left; None before the first cell is finished."""
         every = [sum(part) for part in zip(*self._speeds.values(), strict=True)] if self._speeds else [0.0, 0.0]
         if every[0] <= 0 or every[1] <= 0:
             return None

@@ -42,7 +42,7 @@ class Prepared:
 
     Args:
         resolved: the options of the search and the settings of the training, epochs included.
-        draw: of the initial weights; None keeps the model's own.
+        draw: the distribution of the initial weights; None keeps the model's own.
     """
 
     experiment: Experiment
@@ -118,7 +118,7 @@ def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
 
 
 def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[Ticket, Experiment]:
-    """A ticket and the experiment it fits; layers are computed as the record beside it says, if there is one."""
+    """A ticket and its experiment, with the choice of engine in the record beside the ticket, if there is one."""
     ticket = Ticket.load(path)
     experiment = prepare(recipe, **where).experiment
     ticket.check_fits(experiment.task.model)
@@ -135,7 +135,7 @@ def _save_weights(model: nn.Module, path: Path) -> None:
 
 
 class _Logged(Monitor):
-    """Passes everything on, and writes each epoch to the run's metrics.jsonl."""
+    """A monitor that writes each epoch to the run's metrics.jsonl and passes everything on."""
 
     def __init__(self, inner: Monitor, folder: Folder) -> None:
         self.inner, self.folder = inner, folder
@@ -170,8 +170,9 @@ def run_recipe(
 ) -> Record:
     """Run a recipe in the folder `out`: search, measure, train, check. Returns the record it wrote.
 
-    Raises UsageError for what cannot be, before anything is computed or written; GemminerError for a disk or data at
-    fault. Killed at any point, the same call with `resume` ends with the same ticket and weights, bit for bit on a CPU.
+    Raises UsageError for an invalid recipe, before anything is computed or written; GemminerError for a disk or data
+    at fault. After a kill at any point the same call with `resume` ends with the same ticket and weights, bit for bit
+    on a CPU.
     """
     prepared = prepare(recipe, device=device, engine=engine, root=root, download=download, monitor=monitor)
     folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
@@ -184,7 +185,7 @@ def run_recipe(
 
     options = prepared.resolved.options
     if (seconds := prepared.resolved.seconds) is not None:
-        # Measured once, also if resumed.
+        # Measured once, even if resumed.
         affordable = step("budget", lambda lent: {"epochs": lent.affordable(seconds)})
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
@@ -214,7 +215,7 @@ def run_recipe(
 
 
 def _meant(recipe: Recipe, resolved: Resolved) -> str:
-    """What is about to be run, in a sentence."""
+    """A sentence about the run that a recipe stands for."""
     search, training = getattr(resolved.options, "epochs", None), resolved.settings.epochs
     if resolved.seconds is not None:
         lengths = f"{resolved.seconds:g} seconds of search, {training} epochs of training"
@@ -233,7 +234,7 @@ class _Steps:
         self.experiment, self.folder = experiment, folder
 
     def __call__(self, name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
-        """What the step gave: now, or when it was run before."""
+        """The step's result: computed now, or read from an earlier run."""
         checkpoint = self.folder.checkpoint(name)
         if name not in self.folder.steps:
             noted = len(self.experiment.notes)
@@ -244,9 +245,9 @@ class _Steps:
 
 
 def _engine(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
-    """Which layers compute kept weights only, below which density: as the run that is resumed chose, or as is best now.
+    """The density below which each layer computes kept weights only: the resumed run's choice, or a new one.
 
-    What another engine chose is forgotten: a resumed run may be asked for one.
+    A choice made for another engine is dropped, since a resumed run may ask for another.
     """
     before = folder.steps.get("engine", {})
     if before.get("asked") != experiment.task.engine:

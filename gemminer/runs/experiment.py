@@ -1,6 +1,6 @@
 """An experiment: a model and its data, with the steps of a run (find, before, train) as functions.
 
-Each step leaves the model as it was. Recipes and users' own models share them; `checks` has those of the checks.
+Each step leaves the model as it was. Recipes and users' own models share these steps; those of checks are in `checks`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
 
-# Examples in a training batch where nobody says otherwise: of recipes, of calls, of the papers' CIFAR settings.
+# Default batch size of recipes and calls, as in the papers' CIFAR settings.
 BATCH_SIZE = 128
 
 
 def wants_channels_last(task: Task) -> bool:
     """Whether batches of images should be laid out channels-last: up to 1.7x faster convolutions on a CPU.
 
-    Tried forwards and backwards on a borrowed model, for one that flattens with `view` cannot take it: on eight
-    examples, and on the whole first batch if that fails, since a model may take batches of one size only.
+    It is tried forwards and backwards on a borrowed model, since one that flattens with `view` cannot take it: on eight
+    examples, and on the whole first batch if that fails, as a model may take batches of one size only.
     """
     if not any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
         return False
@@ -79,17 +79,17 @@ def require_test(batches: Batches | None) -> Batches:
 class Experiment:
     """A model and its data, with the steps of a run as functions: each leaves the model as it was.
 
-    `build` makes one. It never changes; what differs from step to step (a checkpoint, a monitor) is another
-    experiment's, from `with_task`.
+    `build` makes one. It never changes; a step with another checkpoint or monitor has another experiment, from
+    `with_task`.
 
     Args:
-        task: what methods may see.
+        task: the model, the data and the loss that methods may see.
         test: the test batches; only `before` and `train` read them.
-        settings: how a ticket is trained.
-        seed: the run's; training seed i is derived from it.
-        classes: their names, if the data has any.
-        flops: of a forward pass of one example, counted once, by every parameter that takes part in products.
-        notes: what a person should read, in the order it was said.
+        settings: the settings of a ticket's training.
+        seed: the seed of the run; training seed i is derived from it.
+        classes: the names of the classes, if the data has any.
+        flops: FLOPs of a forward pass of one example, counted once, by parameter.
+        notes: warnings and remarks for a person, in order.
     """
 
     task: Task
@@ -101,7 +101,7 @@ class Experiment:
     notes: list[str] = field(default_factory=list)
 
     def with_task(self, **changes: Any) -> Experiment:
-        """The same experiment with other fields of its task; what is noted in one is noted in both."""
+        """The same experiment with other fields of its task; both share their notes."""
         return dataclasses.replace(self, task=dataclasses.replace(self.task, **changes))
 
     def note(self, text: str) -> None:
@@ -109,7 +109,7 @@ class Experiment:
         self.task.monitor.note(text)
 
     def check_density(self, density: float) -> None:
-        """Raise UsageError for a density that is none, or that keeps no weight."""
+        """Raise UsageError for an invalid density, or one that keeps no weight."""
         target(density, sum(p.numel() for p in self.task.prunable().values()))
 
     def search(
@@ -125,7 +125,7 @@ class Experiment:
 
         Args:
             keep: called with the ticket.
-            facts: what the ticket's provenance should say besides.
+            facts: further facts for the ticket's provenance.
         """
         row = methods.get(method)
         begun = time.monotonic()
@@ -165,7 +165,7 @@ class Experiment:
         return {"live": found.live, "cost": spent, "digest": ticket.digest}
 
     def affordable(self, seconds: float) -> int:
-        """Epochs of a search that take about `seconds` at the pace of plain training, which is the slowest of it."""
+        """Epochs of a search that fit in about `seconds` at the pace of plain training, a search's slowest."""
         task, rule = self.task, Dense(self.task.model)
         batch = next(iter(task.train.epoch(0)))
         times = []
@@ -194,7 +194,7 @@ class Experiment:
     ) -> dict[str, Any]:
         """Train from a ticket (None: the dense network) with training seed `index`; test once, at the end.
 
-        `keep` is called with the trained model before it is given back.
+        `keep` is called with the trained model, before the model is restored.
         """
         model = self.task.model
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
@@ -218,9 +218,9 @@ class Experiment:
         return result
 
     def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """FLOPs of `epochs` epochs of training steps; counting zeros with the weights each row's epoch kept.
+        """Cost of `epochs` epochs: FLOPs of all weights, and FLOPs of the weights that each row's epoch kept.
 
-        A row may be a `fraction` of an epoch; what no row with kept weights covers counts as dense.
+        A row may be a `fraction` of an epoch; epochs without a row of kept weights count as dense.
         """
         passes = cost.TRAINING_PASSES * self.task.train.examples
         dense = passes * self.flops.dense
@@ -252,12 +252,12 @@ def build(
 ) -> Experiment:
     """The experiment of a model and its data, for recipes and for users alike; its training has default settings.
 
-    The order of the training batches is the seed's, also of a named data set's: mine(seed=1) orders them otherwise than
-    mine(seed=0) does, and `gemminer mine --seed 1` orders them like mine(seed=1).
+    The seed orders the training batches, also those of a named data set: mine(seed=1) and mine(seed=0) order them
+    differently, and `gemminer mine --seed 1` orders them like mine(seed=1).
 
     Args:
-        train, validation, test: what `gemminer.data.as_batches` takes.
-        batch_size: of data sets and tensors; a DataLoader has its own.
+        train, validation, test: data that `gemminer.data.as_batches` takes.
+        batch_size: the batch size for data sets and tensors; a DataLoader has its own.
         task: other fields of `Task`: loss, metric, exclude, embeddings, engine, checkpoint, monitor.
 
     Raises:

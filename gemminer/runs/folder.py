@@ -25,7 +25,7 @@ from gemminer.core.files import save_text
 from gemminer.training.checkpoint import Checkpoint
 
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
-# What a file system without locks says, or one whose server for them is not there.
+# Errors of a file system without locks, or without its lock server.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
 
 
@@ -36,9 +36,9 @@ class Busy(UsageError):
 def _locked(folder: Path, wait: float = 3.0) -> FileLock:
     """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going.
 
-    One lock a process and file, which each Folder takes once more and releases once, so that a process does not lock
-    itself out; the system lets go of it when the process ends, however it ends. Where the file system knows no locks,
-    nobody waits.
+    A process has one lock for each file, which every Folder acquires and releases once more, so that it does not lock
+    itself out; the system releases it when the process ends, however it ends. On a file system without locks there is
+    no waiting.
     """
     path = (folder / "state" / "lock").resolve()
     lock = FileLock(path, timeout=wait, thread_local=False, is_singleton=True, fallback_to_soft=False)
@@ -83,7 +83,7 @@ class Folder:
             if held and overwrite:
                 self._wipe()
             for stale in [*self.state.glob(".*"), *(f for name in FILES for f in path.glob(f".{name}.*"))]:
-                stale.unlink()  # what a kill left of an atomic write
+                stale.unlink()  # left by a process that was killed in an atomic write
         except OSError as error:
             raise GemminerError(f"cannot use the folder {path}: {error.strerror}") from None
         save_text(existing, recipe_hash)
@@ -103,14 +103,14 @@ class Folder:
         return self.steps[step]
 
     def checkpoint(self, step: str) -> Checkpoint:
-        """Where `step` keeps its state while it runs."""
+        """The checkpoint of a step while it runs."""
         return Checkpoint(self.state / f"{step.replace(':', '-')}.pt")
 
     def log(self, row: Mapping[str, Any]) -> None:
         _append(self._metrics_file, row)
 
     def forget_after(self, phase: str, epoch: int) -> None:
-        """Drop rows of `phase` behind `epoch`: a resumed run writes them again."""
+        """Drop rows of `phase` after `epoch`, which a resumed run writes again."""
         rows = _lines(self._metrics_file)
         kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
         if len(kept) < len(rows) or not _whole(self._metrics_file):

@@ -15,7 +15,7 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
-# From the outermost to the innermost, as the rows of a table are read.
+# Axes from the outermost loop to the innermost, the order of a table's rows.
 AXES = ("data", "model", "density", "method", "seed")
 # The cells' seeds are the pairs of a comparison, so that a cell trains once from its ticket and once a check; random
 # tickets are methods of their own, and dense networks cells of their own.
@@ -42,10 +42,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared: the values of each axis, the fields all cells share, the options by method.
+    """A comparison: the values of each axis, the fields that all cells share, the options by method.
 
     With `dense`, each (data, model, seed) has a reference: the method "uniform" at density 1, which keeps every weight.
-    `others` are grids compared with this one, as more seeds at one of the densities.
+    `others` are grids compared with this one, for instance more seeds at one of the densities.
     """
 
     axes: Mapping[str, tuple[Any, ...]]
@@ -56,7 +56,7 @@ class Grid:
 
     @property
     def parts(self) -> tuple[Grid, ...]:
-        """This grid, and those compared with it."""
+        """This grid and the `others`."""
         return (self, *self.others)
 
     def cells(self) -> list[Cell]:
@@ -88,7 +88,7 @@ class Grid:
         return Cell(label, chosen)
 
     def as_fields(self) -> dict[str, Any]:
-        """What `make` takes, as JSON has it."""
+        """The fields from which `make` makes this grid, as JSON values."""
         axes = {name: list(values) for name, values in self.axes.items()}
         own = {**axes, **self.common, "options": {k: dict(v) for k, v in self.options.items()}, "dense": self.dense}
         return {PARTS: [own, *(other.as_fields() for other in self.others)]} if self.others else own
@@ -137,7 +137,7 @@ def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
 
 
 def parts_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fields of each part; of a grid without parts its own."""
+    """The fields of each part, or the grid's own if it has no parts."""
     parts = fields.get(PARTS, [{}])
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         raise UsageError("the parts of a comparison are a list of fields: write [[parts]] before those of each")

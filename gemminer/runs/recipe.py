@@ -1,4 +1,4 @@
-"""What to run: validated, serialisable, hashed; the paper's settings by name. Imports nothing heavy."""
+"""Recipes: the validated, serialisable, hashed description of a run. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gemminer.core.errors import UsageError, unknown
 from gemminer.runs.paper import NAMED
 
-# A recipe's identity leaves out what is the default: another list would make other recipes of all that were ever run.
+# The default checks are left out of a recipe's identity: another list would change the identity of every old run.
 DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
 MINE = {"mine": "", "compare": ""}
@@ -25,8 +25,8 @@ TICKET = {"train": "", "check": ""}
 
 
 @dataclass(frozen=True)
-class Shortcut:
-    """A flag of its own for one name of a field that holds options."""
+class OptionFlag:
+    """A command-line flag for one option in a field that holds options."""
 
     flag: str
     option: str
@@ -36,18 +36,18 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Flag:
-    """How the command line takes a field. The field's name, type, description, default and bounds say the rest.
+    """The command-line flag of a field, as far as the field's name, type, description and default do not say it.
 
     Args:
-        name: the flag, where it is not the field's name: "--option" for `options`.
+        name: the flag's name if it is not the field's: "--option" for `options`.
         short: the flag's one letter, "-m".
-        unset: what holds where the flag is not given, if the default does not say it: "as the search".
-        axis: the help of `compare`, for a field that takes several values there.
+        unset: the default in words, if the field's default does not say it: "as the search".
+        axis: the flag's help in `compare`, where the field takes several values.
         no: the help of the flag --no-NAME that empties a list.
         complete: the module whose names() a shell completes: "gemminer.methods".
-        listed: whether the help says these names.
-        commands: the commands that take the field, and the flag's name there where it is another.
-        shortcuts: flags of their own for names of a field that holds options.
+        listed: whether the help lists the names of `complete`.
+        commands: the commands that take the field -> the flag's name there, or "" for the same.
+        shortcuts: further flags for single options of a field that holds options.
     """
 
     name: str = ""
@@ -58,7 +58,7 @@ class Flag:
     complete: str = ""
     listed: bool = False
     commands: Mapping[str, str] = dataclasses.field(default_factory=lambda: MINE)
-    shortcuts: tuple[Shortcut, ...] = ()
+    shortcuts: tuple[OptionFlag, ...] = ()
 
 
 class Recipe(BaseModel):
@@ -133,8 +133,8 @@ class Recipe(BaseModel):
             short="-o",
             commands={"mine": ""},
             shortcuts=(
-                Shortcut("--lambda", "ridge", float, "Gem-Miner's lambda, fixed. [solved for at each step]"),
-                Shortcut(
+                OptionFlag("--lambda", "ridge", float, "Gem-Miner's lambda, fixed. [solved for at each step]"),
+                OptionFlag(
                     "--freeze-every",
                     "freeze_every",
                     int,
@@ -191,14 +191,14 @@ class Recipe(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where a run of this recipe goes if no folder is named."""
+        """The folder of a run of this recipe if none is named."""
         data = self.data.replace("/", "_").replace(":", "_")
         name = f"{self.model}-{data}-{self.density:g}-{self.method}-s{self.seed}-{self.digest[:6]}"
         return Path("runs") / name
 
 
 def on_top(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain fields with those given; where a field holds options, those of both."""
+    """Plain fields updated by those given; a field that holds options keeps its other options."""
     both = {
         name: {**fields.get(name, {}), **value} if isinstance(value, Mapping) else value
         for name, value in given.items()
@@ -207,7 +207,7 @@ def on_top(fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def budget_of(text: str) -> tuple[float | None, float | None]:
-    """Seconds, or a part of the dense training's epochs, from what a budget is written as; the other is None.
+    """(seconds, fraction of the training's epochs) from a budget's text; one of the two is None.
 
     >>> budget_of("120s"), budget_of("0.5")
     ((120.0, None), (None, 0.5))
@@ -264,7 +264,7 @@ def setting(text: str, complaint: str) -> tuple[str, Any]:
 
 
 def fields_of(path: Path) -> dict[str, Any]:
-    """What a TOML or JSON file holds by name; raises UsageError with one sentence where it holds something else."""
+    """The fields in a TOML or JSON file; raises UsageError with one sentence where it holds something else."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,7 @@
-"""A run's record: what record.json says, and the one reader of it.
+"""A run's record: the contents of record.json, and its reader.
 
-`gemminer.core.ticket.Layer` and `gemminer.core.statistics.Check` are its rows. A reader takes a record that lacks what
-is optional, as one of another version may: a number nobody wrote is not a number there, a verdict nobody knows is
-"not decided".
+`gemminer.core.ticket.Layer` and `gemminer.core.statistics.Check` are its rows. The reader accepts a record that lacks
+optional fields, as one of another version may: a missing number is NaN or None, an unknown verdict "not decided".
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ SCHEMA = "gemminer.record/1"
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, so that what nobody knows has its default."""
+    """The fields that are not null; the others take their defaults."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _optional(**defaults: Any) -> BeforeValidator:
-    """Fields that a row read from a file may lack."""
+    """A validator that gives defaults to fields a row in a file may lack."""
     return BeforeValidator(lambda row: {**defaults, **_known(row)} if isinstance(row, dict) else row)
 
 
@@ -87,13 +86,13 @@ class PerClass(_Part):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, fields: Any) -> Any:
-        """{"after": {NAME: x}} says the same."""
+        """Also accept {"after": {NAME: x}}."""
         after = fields.get("after") if isinstance(fields, dict) else None
         return {"after": tuple(after.values()), "names": tuple(after)} if isinstance(after, dict) else fields
 
 
 class Cost(_Part):
-    """Of one search or one training: FLOPs of all its steps, dense and counting zeros."""
+    """Cost of one search or one training: FLOPs of all its steps, of all weights and of the kept weights."""
 
     epochs: float = math.nan
     seconds: float = math.nan
@@ -102,7 +101,7 @@ class Cost(_Part):
 
 
 class Engine(_Part):
-    """Which engine was asked for, and by weight's name the density below which its layer computed kept weights only."""
+    """The engine asked for, and by weight name the density below which its layer computed kept weights only."""
 
     asked: str = ""
     below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")

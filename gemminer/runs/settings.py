@@ -1,4 +1,4 @@
-"""What a recipe or a call leaves open: the options, epochs, device and initial draw that are meant."""
+"""Resolve the defaults of a recipe or a call: options, epochs, device and initial draw."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
 
 
 def default_epochs(examples: int) -> int:
-    """Epochs where none are asked for: 40 on small data, fewer as it grows (11 on 54,000 examples), at least 5."""
+    """The default number of epochs: 40 on small data, fewer on larger (11 on 54,000 examples), at least 5."""
     return max(5, min(40, round(600_000 / max(1, examples))))
 
 
@@ -52,7 +52,7 @@ def device_of(name: str) -> torch.device:
 
 
 def draw_of(name: str | None, method: methods.Method, density: float, seed: int) -> Draw | None:
-    """The draw of an initialiser's name: "default" (or None) is the method's own, "keep" none at all."""
+    """The draw for an initialiser's name: "default" (or None) is the method's own, "keep" is None."""
     if name == "keep":
         return None
     if name in (None, "default"):
@@ -62,12 +62,12 @@ def draw_of(name: str | None, method: methods.Method, density: float, seed: int)
 
 @dataclass(frozen=True)
 class Resolved:
-    """What is meant where a recipe or call leaves something open.
+    """The options and settings of a run, with the defaults of a recipe or call filled in.
 
     Args:
-        options: of the method; where `seconds` is given, its epochs are still the usual ones.
-        settings: of the ticket's training.
-        seconds: how long the search may take, where that is how its length was given.
+        options: the method's options; where `seconds` is given, their epochs are still the default.
+        settings: the settings of the ticket's training.
+        seconds: the time the search may take, if its budget is a time.
     """
 
     options: Any
@@ -88,9 +88,9 @@ def resolve(
     """The settings of a search and of the training of its ticket, for data of so many examples.
 
         training   train_epochs, else epochs, else `default_epochs(examples)`
-        search     epochs, else the part of the training that `budget` says, else `default_epochs(examples)`
+        search     epochs, else `budget` times the training's, else `default_epochs(examples)`
 
-    Raises UsageError, with one sentence that names it, for a setting that cannot be.
+    Raises UsageError, with one sentence that names it, for an invalid setting.
     """
     row = methods.get(method)
     if epochs is not None and budget is not None:
@@ -108,7 +108,7 @@ def resolve(
 
 
 def resolve_recipe(recipe: Recipe, examples: int) -> Resolved:
-    """What a recipe means on data of so many examples."""
+    """The settings of a recipe on data of so many examples."""
     return resolve(
         recipe.method,
         examples,

@@ -1,4 +1,4 @@
-"""Who is told how a comparison goes."""
+"""Progress of a comparison."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from gemminer.runs.record import Record
 
 
 class Watch:
-    """Told how a comparison goes; this one keeps it to itself."""
+    """Receives the progress of a comparison; this base class ignores it."""
 
     def begin(self, cells: Sequence[Cell], done: int, time_left: Callable[[], float | None]) -> None:
-        """`done` of the cells were finished before; `time_left` gives the seconds left, as soon as they are known."""
+        """`done` of the cells were finished before; `time_left` returns the seconds left, or None if not known yet."""
 
     def started(self, cell: Cell) -> None:
-        """A worker has taken it."""
+        """A worker started the cell."""
 
     def told(self, cell: Cell, text: str) -> None:
-        """How far it is."""
+        """The cell's progress."""
 
     def finished(self, cell: Cell, record: Record) -> None:
-        """It is done, with this record; also told of cells that were done before."""
+        """The cell is finished, with this record; also called for cells that were finished before."""
 
     def failed(self, cell: Cell, sentence: str) -> None:
-        """It is not, and why."""
+        """The cell failed, with the reason."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """The comparison is over; called last."""

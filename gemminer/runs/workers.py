@@ -1,7 +1,7 @@
-"""Many jobs on several processes, or on the machines of a Ray cluster. Nothing else knows of processes.
+"""Many jobs on several processes, or on the machines of a Ray cluster. No other module starts processes.
 
-A worker takes one job after another and dies with its parent, whatever kills that; a job that fails, or takes its
-worker with it, is an outcome like any other, and the rest goes on.
+A worker takes one job after another and dies with its parent, whatever kills the parent; a job that fails, or kills
+its worker, is an outcome like any other, and the other jobs go on.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from gemminer.core.errors import GemminerError, UsageError, unknown
 BACKENDS = ("local", "ray")
 
 Tell = Callable[[Any], None]
-# What a worker is given: a job, and a function that passes a value on to whoever waits.
+# work(job, tell): does a job; `tell` passes a value on to the parent meanwhile.
 Work = Callable[[Any, Tell], Any]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something about job number `index`: it was started, told something, is done (with its value) or failed."""
+    """An event of job number `index`: it was started, told something, is done (with its value) or failed."""
 
     index: int
     kind: Literal["started", "told", "done", "failed"]
@@ -41,7 +41,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: a sentence, the kind of error, and for one that is nobody's sentence the traceback."""
+    """Why a job failed: a sentence, the kind of error, and the traceback of an error that is no GemminerError."""
 
     sentence: str
     kind: str
@@ -68,8 +68,8 @@ def run_all(
 
     Args:
         workers: processes; 0 runs the jobs in this one.
-        backend: "local", or "ray" for a Ray cluster that shares this machine's files (tells nothing in between).
-        threads: cores that Ray sets aside for a job; elsewhere a job looks after its own.
+        backend: "local", or "ray" for a Ray cluster that shares this machine's files (values told in between are lost).
+        threads: cores that Ray sets aside for a job; with other backends a job sets its own threads.
 
     Raises:
         UsageError: an unknown backend, fewer than 0 workers, no Ray.
@@ -147,13 +147,13 @@ def _serve(pipe: Connection, parent: int, work: Work) -> None:
         outcome = _outcome(work, job[0], lambda value: pipe.send(("told", value)))
         try:
             pipe.send(outcome)
-        except (TypeError, AttributeError, ValueError) as error:  # what pickle says of a value it cannot take
+        except (TypeError, AttributeError, ValueError) as error:  # raised by pickle for a value it cannot take
             pipe.send(("failed", Failure(f"the result cannot be sent: {error}", type(error).__name__)))
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started meanwhile never sees it, from its first instruction on."""
+    """Hold Ctrl-C back; a process started inside never receives it, from its first instruction on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -165,7 +165,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Worker:
-    """A process and the job it is at. Spawned, not forked: a fork of a process with threads may hang."""
+    """A process and its current job. It is spawned, not forked: a fork of a process with threads may hang."""
 
     def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
@@ -182,7 +182,7 @@ class _Worker:
             self.pipe.send((job,))
 
     def receive(self) -> tuple[Any, Any]:
-        """What the worker sends; where it has died, that."""
+        """The worker's next message, or a failure if it has died."""
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
@@ -245,7 +245,7 @@ def _next(worker: _Worker, waiting: deque[tuple[int, Any]]) -> Event:
 
 
 def _silent(value: Any) -> None:
-    """Nobody listens."""
+    """Ignore what a job tells."""
 
 
 def _on_ray(jobs: Sequence[Any], work: Work, workers: int, threads: int) -> Generator[Event, None, None]:

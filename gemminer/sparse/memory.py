@@ -1,4 +1,4 @@
-"""Buffers that are used again: fresh memory costs a page fault every 4 KB, as much as a sparse layer's arithmetic."""
+"""A pool of reusable buffers: fresh memory costs a page fault every 4 KB, as much as a sparse layer's arithmetic."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 64
-# A map of a large batch lies on whole huge pages of this size, where there are any: a 512th of the address look-ups.
+# A large buffer lies on whole huge pages of this size, if there are any: a 512th of the address look-ups.
 HUGE = 1 << 21
 
 
 class _Loan(weakref.ref[Array]):
-    """What is remembered of an array that is out: a third of the cost of `weakref.finalize`."""
+    """A weak reference to an array that is lent out, at a third of the cost of `weakref.finalize`."""
 
     __slots__ = ("array", "key")
     key: tuple[int, Any]
     array: Array
 
 
-class Pool:
-    """Lends arrays and takes each back when its borrower lets go of it.
+class BufferPool:
+    """Lends arrays, and takes each back when nothing refers to it any more.
 
     Only the array lent counts: a view of it does not keep it out. A copy or an unpickled pool starts empty.
     """
@@ -39,7 +39,7 @@ class Pool:
         self._returned: list[_Loan] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array with whatever was in it, on a 64-byte boundary."""
+        """An uninitialised array on a 64-byte boundary."""
         key = (math.prod(shape), np.dtype(dtype))
         with self._lock:
             while self._returned:
@@ -48,17 +48,17 @@ class Pool:
                 self._free.setdefault(back.key, []).append(back.array)
             free = self._free.get(key)
             array = free.pop() if free else _aligned(*key)
-            lent = array.reshape(shape)  # a new array object: the one whose end is noticed
+            lent = array.reshape(shape)  # a new array object, whose deletion is noticed
             loan = _Loan(lent, self._returned.append)
             loan.key, loan.array = key, array
             self._lent[id(loan)] = loan
         return lent
 
-    def __deepcopy__(self, memo: Any) -> Pool:
-        return Pool()
+    def __deepcopy__(self, memo: Any) -> BufferPool:
+        return BufferPool()
 
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
-        return Pool, ()
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:

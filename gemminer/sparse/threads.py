@@ -20,8 +20,8 @@ _Task = tuple[Callable[[int], None], int, "SimpleQueue[BaseException | None]"]
 _SOFT = 1  # omp_pause_soft: end the waiting threads, keep what OpenMP knows
 
 
-def together(work: Callable[[int], None], threads: int) -> None:
-    """work(0), ..., work(threads - 1) at the same time, the first on the caller's thread; raises what one raises.
+def run_on_threads(work: Callable[[int], None], threads: int) -> None:
+    """Run work(0), ..., work(threads - 1) at the same time, the first on the caller's thread; raises what one raises.
 
     PyTorch's own threads are ended first. After each parallel operation they spin for up to five milliseconds
     waiting for the next, on the very cores a kernel is to run on: with two cores, a third of a ResNet-20 step. The
@@ -45,7 +45,7 @@ def together(work: Callable[[int], None], threads: int) -> None:
 
 @functools.cache
 def _tasks(process: int, number: int) -> SimpleQueue[_Task]:
-    """What the thread of this number takes its work from; a forked child starts its own."""
+    """The queue from which the thread of this number takes its work; a forked child starts threads of its own."""
     tasks: SimpleQueue[_Task] = SimpleQueue()
     threading.Thread(target=_serve, args=(tasks,), name=f"gemminer-sparse-{number}", daemon=True).start()
     return tasks

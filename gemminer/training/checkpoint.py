@@ -1,4 +1,4 @@
-"""Where a loop keeps its state, so that a killed one goes on."""
+"""Checkpoints, from which a killed training loop is resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checkpoint_seconds() -> float:
 
 @dataclass
 class Checkpoint:
-    """Where a loop keeps its state, and how often (seconds) it may spend time on it."""
+    """A loop's checkpoint file, written at most every `every` seconds."""
 
     path: Path
     every: float = field(default_factory=checkpoint_seconds)

@@ -1,4 +1,4 @@
-"""What a training costs in floating-point operations, dense and counting zeros."""
+"""The cost of a training in floating-point operations: of all weights, and of the kept weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TRAINING_PASSES = 3
 
 @dataclass(frozen=True)
 class Flops:
-    """Forward FLOPs of one example (a multiply-add is two): by masked parameter, and the rest.
+    """Forward FLOPs of one example (a multiply-add is two), by masked parameter, and the rest.
 
-    `rest` is what no mask changes, as attention scores; `examples` are those of the batch that was counted.
+    `rest` are FLOPs that no mask changes, as of attention scores; `examples` is the size of the batch counted.
     """
 
     by_parameter: Mapping[str, float]
@@ -34,7 +34,7 @@ class Flops:
         return sum(self.by_parameter.values()) + self.rest
 
     def sparse(self, densities: Mapping[str, float]) -> float:
-        """Counting zeros: each parameter's share times its density."""
+        """FLOPs of the kept weights: each parameter's share times its density."""
         return sum(f * densities.get(name, 1.0) for name, f in self.by_parameter.items()) + self.rest
 
 
@@ -73,7 +73,7 @@ def _memory(tensor: Tensor) -> int:
 def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
     """Forward FLOPs of an example of the task's first batch, from the operations really run.
 
-    Counted are the kinds PyTorch has formulas for: convolutions, matrix products, attention.
+    It counts the operations PyTorch has formulas for: convolutions, matrix products, attention.
     """
     inputs, targets = next(iter(task.train.epoch(0)))
     examples = len(targets) if hasattr(targets, "__len__") else 1

@@ -12,8 +12,8 @@ from gemminer.training import cost
 from gemminer.training.task import Task
 
 ENGINES = ("auto", "dense", "sparse")
-# FLOPs of a dense training step below which `auto` stays dense: five to ten milliseconds of one core. There a
-# launch, and loading the compiled kernels (a second), cost what kept weights save.
+# FLOPs of a dense training step below which `auto` stays dense: five to ten milliseconds of one core. Launching a
+# kernel, and loading the compiled kernels (a second), would cost what kept weights save.
 WORTH = 5e8
 
 
@@ -27,13 +27,13 @@ def checked(engine: str, device: torch.device) -> str:
 
 
 def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
-    """By parameter name the density below which its layer computes kept weights only; a layer not named is dense.
+    """The density below which a layer computes kept weights only, by parameter name; a layer not named is dense.
 
     An experiment chooses once and writes it into its record and checkpoints, since with "auto" the densities are
     timings of this machine: a run that is resumed or repeated takes them from there, and rounds the same way.
 
     Args:
-        flops: of the task's forward pass, if they have been counted.
+        flops: the FLOPs of the task's forward pass, if they have been counted.
     """
     if checked(task.engine, task.device) == "dense" or task.device.type != "cpu":
         return {}
@@ -47,7 +47,7 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
 
 
 def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
-    """What the task's checkpoint says was chosen, if it is of the same engine; else what is chosen now."""
+    """The choice in the task's checkpoint, if made with the same engine; else a new choice."""
     state = task.checkpoint.load() if task.checkpoint else None
     before = (state or {}).get("engine", {})
     if before.get("asked") == task.engine and before.get("below") is not None:
@@ -57,12 +57,12 @@ def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
 
 
 def chosen(task: Task) -> Mapping[str, float]:
-    """What was chosen for the task's experiment or, for a task of no experiment, what is chosen now."""
+    """The choice made for the task's experiment; for a task without an experiment, a new choice."""
     return choose(task) if task.below is None else task.below
 
 
 def kept_only(task: Task, masks: Mapping[str, Tensor]) -> nn.Module | None:
-    """`task.model` as `sparse.sparsify` makes it; None where every layer is to be dense."""
+    """A sparse network of `task.model` and its masks, as from `sparse.sparsify`; None if every layer is to be dense."""
     below = chosen(task)
     if not below:
         return None
@@ -73,7 +73,7 @@ def kept_only(task: Task, masks: Mapping[str, Tensor]) -> nn.Module | None:
 
 
 def write_back(net: nn.Module | None, model: nn.Module) -> None:
-    """The state of what `kept_only` gave into the plain model, zeros where pruned."""
+    """Copy a sparse network's state into the plain model, zeros where pruned."""
     if net is not None:
         from gemminer.sparse.training.convert import densify
 
@@ -87,9 +87,10 @@ def layers_worth_sparse(
     below: Mapping[str, float],
     live: Mapping[str, Tensor],
 ) -> set[str]:
-    """The weights whose layers are faster on what their masks keep, or, with the engine sparse, can be computed so.
+    """Names of the weights whose layers run faster on kept weights or, with the engine sparse, can run so at all.
 
-    Of a step's three passes two, the sums and the input's gradient, compute `live` weights only, the third all kept.
+    Two of a step's three passes, the outputs and the input gradients, compute only `live` weights; the third, the
+    weight gradients, computes all kept weights.
     """
     from gemminer.sparse.training.convert import held_as_vectors
 
@@ -97,17 +98,17 @@ def layers_worth_sparse(
     return held_as_vectors(model, masks, engine, below, computed)
 
 
-def searching(
+def search_network(
     model: nn.Module, masks: Mapping[str, Tensor], names: Sequence[str], net: nn.Module | None = None
 ) -> tuple[nn.Module, list[nn.Parameter]]:
-    """A network that holds of the weights in `masks` the kept ones only, and the parameters a search puts in `names`.
+    """A network for a search, which holds only the kept weights of those in `masks`; and its parameters for `names`.
 
-    Those of kept weights are vectors; where one is zero the network's sums leave it out, and its gradient is still
-    that of the loss. Weights that are not in `masks` stay what they are.
+    The parameter of a weight in `masks` is a vector of its kept values; the network skips the zeros in it, but their
+    gradients are still those of the loss. Weights that are not in `masks` stay as they are.
 
     Args:
-        net: what the search has run so far, if not `model`. Where the same layers hold vectors in it, it is returned
-            with shorter ones, which spares a trace and a copy.
+        net: the network that the search has run so far, if not `model`. If the same layers hold vectors in it, it is
+            returned with shorter vectors, which spares a trace and a copy.
     """
     from gemminer.sparse.training.convert import converted, layers
 

@@ -33,13 +33,14 @@ def fit(
     killed and resumed from `task.checkpoint` in between.
 
     Args:
-        task: model (changed in place), batches, loss; its `monitor` is told of every step and epoch.
-        rule: what may move (`rules.Dense`, `rules.KeepMask`, a search's scores).
+        task: the model (changed in place), batches and loss; its `monitor` is told of every step and epoch.
+        rule: decides which tensors the optimiser moves (`rules.Dense`, `rules.KeepMask`, a search's rule); it may
+            exchange `task.model` between steps.
         seed: seeds dropout and the order of a user's DataLoader; a named data set's order is its own.
-        phase: the name rows and checkpoints go by.
+        phase: the name of this training in rows and checkpoints.
         settings: epochs, optimiser and learning-rate schedule.
-        first_epoch: where in the schedule to begin (rewinding methods start at step k).
-        last_epoch: where in the schedule to end; by default after the last epoch.
+        first_epoch: the epoch of the schedule to begin with (rewinding methods start at step k).
+        last_epoch: the epoch of the schedule to end with; by default the last.
 
     Raises:
         GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.
@@ -68,7 +69,7 @@ def fit(
 
 
 def _state(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint holds after the epoch of the last row."""
+    """The contents of a checkpoint after the epoch of the last row."""
     return {
         "phase": rows[-1]["phase"],
         "epoch": rows[-1]["epoch"],
@@ -84,7 +85,7 @@ def _state(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[
 def _resumed(
     task: Task, rule: Rule, optimiser: torch.optim.Optimizer, phase: str
 ) -> tuple[int, float, list[dict[str, Any]]] | None:
-    """Put rule, optimiser and model where the checkpoint left this phase; its epoch, seconds and rows, or None."""
+    """Restore rule, optimiser and model from this phase's checkpoint; returns its epoch, seconds and rows, or None."""
     state = task.checkpoint.load() if task.checkpoint else None
     if state is None or state["phase"] != phase:
         return None

@@ -1,4 +1,4 @@
-"""Rules: what a training step may move, and what must hold after it."""
+"""Rules: which tensors a training step may change, and which conditions must hold after it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 class Rule(Protocol):
-    """What a training step may change, and what must hold after it. A search and a ticket's training differ in it.
+    """The part in which a search and a ticket's training differ: which tensors a step moves, and what holds after it.
 
-    `fit` calls it after each backward pass and after each step. `settle` is the number of batches from which
-    batch-norm statistics are estimated anew before a validation, where those of the loop lag behind; 0 keeps the
-    loop's.
+    `fit` calls the rule after each backward pass and after each step. A rule may exchange the network of the task it
+    was made with, `task.model`, as `GemMinerRule` does in `after_step` and `load_state_dict`; `fit` therefore looks up
+    `task.model` anew for each step. `settle` is the number of batches from which batch-norm statistics are estimated
+    anew before a validation, where those of the loop lag behind; 0 keeps the loop's.
     """
 
     settle: int
@@ -35,7 +36,7 @@ class Rule(Protocol):
         """What to log at the end of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the rule that a resumed run needs and the model's own state does not hold."""
+        """The rule's state for a resumed run, without what the model's own state holds."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -85,7 +86,7 @@ class KeepMask(Dense):
         super().__init__(model)
         named = dict(model.named_parameters())
         self._masked: list[Tensor] = [named[name] for name in masks]
-        # The weight's own type, device and strides, so that a multiplication is all it takes.
+        # Masks of each weight's type, device and strides, so that one multiplication masks its gradient.
         self._masks = [torch.empty_like(named[name], requires_grad=False).copy_(mask) for name, mask in masks.items()]
 
     def after_backward(self) -> None:

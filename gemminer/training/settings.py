@@ -1,4 +1,4 @@
-"""How something is trained: epochs, optimiser and learning-rate schedule."""
+"""Settings of a training: epochs, optimiser and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ SCHEDULES = ("cosine", "multistep", "constant")
 
 @dataclass(frozen=True)
 class Settings:
-    """How something is trained: optimiser and learning-rate schedule by name.
+    """Settings of a training: epochs, optimiser and learning-rate schedule.
 
-    At epoch e (a fraction, updated each step) of T the learning rate is
+    At epoch e (a fraction, updated each step) of T = `epochs` the learning rate is
 
         cosine      lr * (1 + cos(pi * e / T)) / 2
         multistep   lr * gamma^(number of milestones <= floor(e))
         constant    lr
 
     Args:
-        epochs: T, passes over the training data.
-        optimiser: what takes the steps.
+        epochs: passes over the training data.
+        optimiser: the optimiser that takes the steps.
         lr: the initial learning rate.
         momentum: SGD's momentum, or Adam's beta_1.
         nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
         schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.
-        gamma: what multistep multiplies the rate by at each milestone.
+        gamma: the factor by which multistep multiplies the rate at each milestone.
     """
 
     epochs: int = 40

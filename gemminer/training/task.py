@@ -1,4 +1,4 @@
-"""Task: everything a method may see, and nothing else. The test set is not in it."""
+"""Task: everything that a pruning method may see. The test set is not in it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _classes_second(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Task:
-    """What a method may see: the network at its initial weights, training batches, and what good means.
+    """The network at its initial weights, the training batches, the loss and the metric: all that a method may see.
 
     Args:
         model: the network, its parameters at their initial values; a method leaves it as it was.
@@ -47,15 +47,15 @@ class Task:
         validation: held-out training data for methods that choose something; never the test set.
         loss: (output, target) -> scalar to minimise.
         metric: (output, target) -> tensor whose mean over examples is reported; higher is better.
-        metric_name: what reports call it.
+        metric_name: the metric's name in reports.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
         engine: "dense" computes every weight, "sparse" the kept ones only, "auto" (on a CPU) what is faster.
         below: parameter name -> the density below which its layer computes kept weights only, as `training.engine`
             chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
-        phase: the name a search's epochs are logged by.
-        checkpoint: where a long method keeps what it has done so far, and finds it again when resumed.
+        phase: the name under which a search's epochs are logged.
+        checkpoint: the file from which a killed search is resumed.
         monitor: told of every step and epoch.
     """
 
@@ -101,7 +101,7 @@ class Task:
         return self.model(self.place(inputs))
 
     def loss_of(self, inputs: Any, targets: Any) -> Tensor:
-        """The loss of one batch, one sentence instead of a traceback where output and target do not fit."""
+        """The loss of one batch; raises an error of one sentence where output and target do not fit."""
         output = self.forward(inputs)
         try:
             return self.loss(output, self.place(targets))

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gemminer.core.errors import UsageError
-from gemminer.core.selection import highest_but, keep_highest, lowest, target
+from gemminer.core.selection import keep_highest, kth_highest, lowest, target
 
 # Few values, so that most scores tie, as scores clipped to 0 and 1 do.
 CLIPPED = st.lists(st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.0]), min_size=1, max_size=60)
@@ -90,7 +90,7 @@ def test_keep_highest_refuses() -> None:
 
 
 @given(data=st.data())
-def test_the_highest_but_some_is_that_of_a_sort(data: st.DataObject) -> None:
+def test_the_kth_highest_is_that_of_a_sort(data: st.DataObject) -> None:
     values = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5625, 0.75, 1.0]), min_size=1, max_size=30))
     among = data.draw(st.none() | st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
     count = data.draw(st.integers(0, 30))
@@ -98,4 +98,4 @@ def test_the_highest_but_some_is_that_of_a_sort(data: st.DataObject) -> None:
     expected = None if len(reach) <= count else reach[max(count, 1) - 1]
     if count:
         mask = None if among is None else torch.tensor(among)
-        assert highest_but(torch.tensor(values), mask, count, 0.5) == expected
+        assert kth_highest(torch.tensor(values), mask, count, 0.5) == expected

@@ -8,9 +8,12 @@
 - Tickets of the conformance models are searched for in float64. Rounding differs there by 1e-16, so the masks are the
   same bit for bit unless two scores tie to ten digits (`tests/golden/test_tickets.py` disturbs the weights by 1e-9 and
   asks for the same masks).
-- Recipes run in float32. Their masks may differ in 1% of the kept weights, their trained weights in 2% of each tensor's
-  fingerprint (norm and three projections), their accuracies in a few test examples. Another stream of numbers, another
-  step or another layer moves them by far more: each pin is shown red by a planted fault in `test_faults.py`.
+- Recipes run in float32. Their masks may differ in 1% of the kept weights, their accuracies in a few test examples.
+  What training adds to the weights is measured from the pinned masks, as the norm and three projections of each tensor:
+  two processors differ there by 6e-5 of the norm, kernels compiled now and those of a cache by 6e-4, another order of
+  batches by 4e-2 and more, and 5e-3 is let pass.
+- Another stream of numbers, another step or another layer moves a pin by far more than that: `test_faults.py` plants
+  such faults and sees each pin red.
 
 `--digests` is for a change that must not change a bit: run it before and after on one machine, and diff.
 """
@@ -56,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gem-miner:lr=2:ridge=0.001:freeze_every=1": {"lr": 2.0, "ridge": 0.001, "freeze_every": 1},
     "gem-miner:lr=2:ridge=0.001": {"lr": 2.0, "ridge": 0.001},
     "gem-miner:optimiser=adam:floor=2": {"optimiser": "adam", "lr": 0.02, "floor": 2},
+    "gem-miner:lr=2:slack=1": {"lr": 2.0, "slack": 1.0},
     "edge-popup:rung=global": {"rung": "global"},
     "edge-popup:rung=ridge:clip=0.1": {"rung": "ridge", "clip": 0.1},
     "imp:rewind=warm": {"rewind": "warm", "rewind_steps": 2},
@@ -63,16 +67,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "snip:scope=layer": {"scope": "layer"},
 }
 
-_SHORT = ["--data", "digits", "--limit-train", "400", "--batch-size", "64", "--device", "cpu", "--threads", "1"]
+_SHORT = ["--data", "digits", "--limit-train", "400", "--device", "cpu", "--threads", "1"]
 _LENET = ["mine", "--model", "lenet-300-100", "--density", "0.05", "--epochs", "4", "--train-epochs", "3"]
 _RESNET = ["mine", "--model", "resnet20", "--density", "0.02", "--epochs", "2", "--train-epochs", "2"]
 RUNS: dict[str, list[str]] = {
-    "lenet-300-100, batch 64, engine dense": [*_LENET, *_SHORT, "--check-seeds", "2", "--engine", "dense"],
-    "resnet20, batch 64, engine sparse": [*_RESNET, *_SHORT, "--no-checks", "--no-dense", "--engine", "sparse"],
+    "lenet-300-100, batch 16, engine dense": [
+        *[*_LENET, *_SHORT, "--batch-size", "16", "--check-seeds", "2", "--engine", "dense"]
+    ],
+    "resnet20, batch 64, engine sparse": [
+        *[*_RESNET, *_SHORT, "--batch-size", "64", "--no-checks", "--no-dense", "--engine", "sparse"]
+    ],
 }
 COMPARISON = [
     *["compare", "-m", "gem-miner,snip", "-d", "0.1,0.02", "--model", "lenet-300-100", "--seed", "0", "--epochs", "2"],
-    *[*_SHORT, "--checks", "shuffle", "--no-dense", "--engine", "dense", "--workers", "0"],
+    *[*_SHORT, "--batch-size", "64", "--checks", "shuffle", "--no-dense", "--engine", "dense", "--workers", "0"],
 ]
 TABLES = ("table.csv", "table.md", "summary.csv")
 # Of a record: what depends on the time, the machine or the call rather than on what was asked for.
@@ -191,22 +199,35 @@ def command(argv: list[str]) -> None:
         raise RuntimeError(f"{' '.join(argv)} ended with code {code}")
 
 
-def run(label: str, out: Path) -> dict[str, Any]:
-    """A recipe's ticket, trained weights and record."""
+def run(label: str, out: Path, pinned: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A recipe's ticket, trained weights and record; what training adds to the weights from the `pinned` masks."""
     from safetensors.torch import load_file
 
     command([*RUNS[label], "--out", str(out)])
     ticket = gemminer.Ticket.load(out / "ticket.safetensors")
     trained = load_file(out / "trained.safetensors")
     record = json.loads((out / "record.json").read_text())
+    masks = {name: _unpacked(text, ticket.masks.shape(name)) for name, text in (pinned or packed(ticket.masks)).items()}
+    fixed = gemminer.Ticket(masks, ticket.initial, ticket.provenance, ticket.draw)
+    fixed.save(out / "pinned.safetensors")
+    engine = RUNS[label][RUNS[label].index("--engine") + 1]
+    place = ["--engine", engine, "--device", "cpu", "--threads", "1"]
+    command(["train", str(out / "pinned.safetensors"), "--out", str(out / "again.safetensors"), *place])
+    again = {n: t for n, t in load_file(out / "again.safetensors").items() if t.is_floating_point()}
+    start = {n: ticket.initial[n] * masks[n] if n in masks else ticket.initial[n] for n in again}
     return {
         "masks": packed(ticket.masks),
         "kept": ticket.kept,
         "initial": fingerprint(ticket.initial),
-        "trained": fingerprint({n: t for n, t in trained.items() if t.is_floating_point()}),
+        "learnt": fingerprint({n: again[n] - start[n] for n in again}),
         "record": without_times(record),
         "exact": {"ticket": ticket.digest, "trained": bytes_digest(trained)},
     }
+
+
+def _unpacked(text: str, shape: tuple[int, ...]) -> Tensor:
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=math.prod(shape))
+    return torch.from_numpy(bits.astype(bool)).reshape(shape)
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +263,7 @@ def run_differs(own: Mapping[str, Any], pin: Mapping[str, Any]) -> list[str]:
     """Where a run is further from its pin than rounding can take it; empty where it is not."""
     found = masks_differ(own["masks"], pin["masks"], pin["kept"], 0.01)
     found += [f"initial {text}" for text in fingerprints_differ(own["initial"], pin["initial"], 1e-5)]
-    found += [f"trained {text}" for text in fingerprints_differ(own["trained"], pin["trained"], 0.02)]
+    found += [f"learnt {text}" for text in fingerprints_differ(own["learnt"], pin["learnt"], 5e-3)]
     return found + list(values_differ(own["record"], pin["record"], "record"))
 
 

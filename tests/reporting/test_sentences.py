@@ -20,7 +20,7 @@ def test_the_answer_says_how_good_how_sure_and_at_what_cost() -> None:
     )
     alone = only([*gem, *erk])
     assert sentences.answer(alone, 0.01).standing == "ahead of every other method beyond chance (next: erk, 80.3%)"
-    assert sentences.leads(alone) == "The lead is beyond chance at 1% density."
+    assert sentences.lead_beyond_chance(alone) == "The lead is beyond chance at 1% density."
     best = [small("imp", s, [x], **dear) for s, x in ((1, 0.99), (2, 0.97), (3, 0.98))]
     assert sentences.answer(only([*gem, *best]), 0.01).cost == "its search takes 600 epochs, gem's 40 (1/15 of that)"
     assert sentences.answer(only([*erk, *imp]), 0.01).cost == "its search takes 600 epochs, erk's none"

@@ -1,4 +1,4 @@
-"""What a Gem-Miner search can be told."""
+"""Options of a Gem-Miner search."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Options(Settings):
 
     Args:
         lr: the scores' learning rate.
-        ridge: lambda of the penalty lambda * |p|^2 on the scores p. Not given, it is solved for after every step so
-            that the number of live weights follows a schedule of its own (`live_count`).
+        ridge: lambda of the penalty lambda * |p|^2 on the scores p; not set, it is solved for after every step so that
+            the number of live weights follows a schedule of its own (`live_count`).
         scale: scale the scores' gradient to one size for every network (`rule.RATE`), so that `lr` need not be tuned;
-            by default where lambda is solved for.
+            not set, this is done where lambda is solved for.
         start: the fraction of weights live at the first step, where lambda is solved for.
-        slack: where lambda is solved for, unfrozen weights for each that is live; what is not among them never returns.
+        slack: unfrozen weights for each live one, where lambda is solved for; a frozen weight never returns.
         freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ..., as published.
-        repair: the last fraction of a continuous search in which nothing is frozen.
+        repair: the last fraction of the search in which nothing is frozen, with freeze_every 0.
         scores: the distribution scores start from, on [0, 1]: uniform, bernoulli (0 or 1, evenly), beta (2, 2).
-        threshold: a weight is on where its score is above it.
+        threshold: a weight is on where its score is above this.
         mask: "q" keeps what was never frozen, exactly the asked count; "live" only what is also on, maybe fewer.
-        floor: weights each layer keeps unfrozen at least.
+        floor: the least number of weights that stay unfrozen in each layer.
         invert: freeze the highest scores instead, the sanity check.
     """
 
-    # Chosen by cross-validation inside the training part of digits (docs/design.md); neutral on Fashion-MNIST.
+    # Chosen by cross-validation inside the training part of digits (docs/results.md); neutral on Fashion-MNIST.
     lr: float = 0.2
     ridge: float | None = None
     scale: bool | None = None

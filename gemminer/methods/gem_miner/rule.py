@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError
 from gemminer.core.randomness import generator
-from gemminer.core.selection import highest_but, lowest
+from gemminer.core.selection import kth_highest, lowest
 from gemminer.methods.gem_miner.options import Options
 from gemminer.training import engine
 from gemminer.training.task import Task
 
 # Root mean square of the gradient all scores get when steps are scaled: at lr 0.2 a step moves a score by 0.003.
 RATE = 0.015
-# A layer's mean gradient counts, and moves its scores, at most this many times the median of all layers. Batch norm
-# divides what a filter without live weights gives by sqrt(eps), which lifts its scores some 300 times too fast.
+# A layer's mean gradient is capped at this many times the median of all layers. Batch norm divides the outputs of a
+# filter without live weights by sqrt(eps), so that its scores would rise some 300 times too fast.
 CAP = 3.0
-# Which layers compute kept weights only is asked anew whenever a step's work has fallen to this part of what it was.
+# The layers that compute kept weights only are chosen anew once a step's work has fallen to this part of what it was.
 COMPACT = 0.85
-# Batches that validation's batch-norm statistics are taken from.
+# Batches from which batch-norm statistics are estimated before a validation.
 SETTLE = 8
 
 
@@ -36,16 +36,16 @@ class GemMinerRule:
 
         w_eff = w * q * r(p),  r(p) = 1[p > threshold];   dL/dp := dL/dw_eff * w * q (straight-through)
 
-    With a fixed ridge its gradient, 2 * lambda * p, is the optimiser's L2 term. Without one lambda is solved for after
-    each step, so that `live_at` of it weights are live: the shrinking factor and what lambda it stands for are
+    With a fixed ridge its gradient, 2 * lambda * p, is the optimiser's L2 term. Without one, lambda is solved for after
+    each step, so that `live_at(step)` weights are live. The scores are multiplied by f, which stands for this lambda:
 
         f = min(1, 1/2 / p_(n)),  p_(n) the n-th highest score;   lambda = (1 - f) / (2 lr)
 
     Args:
         parameters: the prunable weights of `task.model`, at their initial values; their data are replaced.
-        schedule: how many weights remain unfrozen after which step.
-        live_at: how many may be live after a step; None leaves that to the fixed ridge.
-        task: its model is exchanged for one of kept weights only where that is faster.
+        schedule: step -> weights unfrozen after it.
+        live_at: step -> weights live after it; None with a fixed ridge.
+        task: `task.model` is exchanged for a network of kept weights only, where that is faster.
     """
 
     settle = SETTLE
@@ -68,7 +68,7 @@ class GemMinerRule:
         device = self.weights[0].device
         if any(p.device != device for p in self.weights):
             raise UsageError("the model is spread over several devices; Gem-Miner needs its weights on one")
-        # Where each entry of the vectors stands among all prunable weights; None: they hold all of them.
+        # Index among all prunable weights of each entry of the vectors; None: the vectors hold all of them.
         self.index: Tensor | None = None
         self.initial = torch.cat([p.detach().reshape(-1).to(dtype) for p in self.weights])  # w
         scores = [_first_scores(options.scores, p, generator(seed, "scores", n)) for n, p in parameters.items()]
@@ -80,7 +80,7 @@ class GemMinerRule:
         self._plain = None if task is None else task.model
         self._below = {} if task is None else engine.chosen(task)  # by layer, the density at which sparse pays
         self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
-        self._work = 3 * self.total  # of a step, when it was last asked where that pays
+        self._work = 3 * self.total  # weights computed in a step, when layers were last chosen
         self._last = max(schedule, default=0)  # the step that leaves the ticket
         self._lambdas: list[float] = []
         self.frozen_in_epoch = 0
@@ -115,7 +115,7 @@ class GemMinerRule:
         if step in self.schedule:
             self._freeze(self.remaining - self.schedule[step])
         if self._below and step < self._last:
-            # Two passes of three compute what is live, the third, the weights' gradient, all that is unfrozen.
+            # Two passes of three compute live weights only; the third, the weight gradients, all unfrozen ones.
             work = 2 * int(self._on().sum()) + self.remaining
             if work <= COMPACT * self._work:
                 self._work = work
@@ -150,10 +150,10 @@ class GemMinerRule:
         self._lay_out()
         self._write()
 
-    # --- what it comes to ------------------------------------------------------------------------------------
+    # --- the result ------------------------------------------------------------------------------------------
 
     def live(self) -> Tensor:
-        """q * r(p) as booleans, over all prunable weights: what the network computes with."""
+        """q * r(p) as booleans over all prunable weights: the weights the network computes with."""
         return self._spread(self._on())
 
     def masks(self) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ class GemMinerRule:
         return self.q & (self.p > self.threshold)
 
     def _spread(self, own: Tensor) -> Tensor:
-        """Booleans of the vectors' entries, put where they stand among all prunable weights."""
+        """The vectors' booleans `own` over all prunable weights, False elsewhere."""
         if self.index is None:
             return own
         flat = torch.zeros(self.total, dtype=torch.bool, device=own.device)
@@ -176,11 +176,11 @@ class GemMinerRule:
     # --- the vectors -----------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
-        """Vectors that go with p and q, and the model's parameters as views of one of them."""
+        """Make the vectors that go with p and q, and the model's parameters views of one of them."""
         self.effective, self.gradient = torch.zeros_like(self.initial), torch.zeros_like(self.initial)
         self.p.grad = self.gradient
         self.kept_initial = self.initial * self.q  # w * q
-        # Infinity where q = 0: added to a ranking, it takes the frozen out.
+        # Infinity where q = 0: added to a ranking, it excludes frozen weights.
         self.closed = torch.zeros_like(self.initial).masked_fill_(~self.q, math.inf)
         self._gradients = list(self.gradient.split(self.sizes))
         self._unfrozen = torch.stack([part.sum() for part in self.q.split(self.sizes)])
@@ -195,7 +195,7 @@ class GemMinerRule:
             self._products.append((p, kept.view(p.shape), gradient.view(p.shape)))
 
     def _write(self) -> None:
-        """w_eff into the model."""
+        """Write w_eff into the model."""
         # Ones and zeros in the weights' own type: six times faster than a product with booleans.
         torch.gt(self.p, self.threshold, out=self.effective)
         self.effective.mul_(self.kept_initial)
@@ -203,9 +203,9 @@ class GemMinerRule:
             p.data.copy_(weight)
 
     def _scale(self) -> None:
-        """Score gradients of root mean square `RATE` over all that are unfrozen, so lr means the same everywhere.
+        """Scale the gradients of unfrozen scores to root mean square `RATE`, so that lr suits every network.
 
-        r_l, the root mean square of layer l, counts and moves as min(r_l, CAP * median of r).
+        Before that r_l, the root mean square of layer l, is capped to min(r_l, CAP * median of r).
         """
         count = self._unfrozen.clamp(min=1).to(self.gradient.dtype)
         own = torch.stack(torch._foreach_norm(self._gradients)) / count.sqrt()
@@ -216,8 +216,8 @@ class GemMinerRule:
         torch._foreach_mul_(self._gradients, factors.tolist())
 
     def _shrink(self, count: int) -> None:
-        """Multiply all scores by what leaves `count` of the unfrozen live, ties beside; never by more than one."""
-        bound = highest_but(self.p, self.q if self.remaining < self.p.numel() else None, count, 0.5)
+        """Multiply scores by the largest factor up to 1 that leaves `count` unfrozen weights live (more if tied)."""
+        bound = kth_highest(self.p, self.q if self.remaining < self.p.numel() else None, count, 0.5)
         factor = 1.0 if bound is None else 0.5 / bound
         if factor < 1:
             self.p.mul_(factor)
@@ -225,7 +225,7 @@ class GemMinerRule:
         self._lambdas.append((1 - factor) / (2 * lr) if lr > 0 else 0.0)
 
     def _freeze(self, count: int) -> None:
-        """Take the `count` lowest scores among the unfrozen out of q for good, ties by index."""
+        """Remove the `count` lowest scores among the unfrozen from q for good, ties by index."""
         if count <= 0:
             return
         ranking = self.closed - self.p if self.options.invert else self.closed + self.p
@@ -251,14 +251,13 @@ class GemMinerRule:
     # --- kept weights only -----------------------------------------------------------------------------------
 
     def _compact(self) -> None:
-        """Let go of what is frozen in layers that are now faster without it."""
+        """Drop the frozen weights of layers that now run faster on kept weights."""
         own, live = self._spread(self.q), dict(self._by_layer(self.live()))
         assert self.task is not None
         assert self._plain is not None
         masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
-        worth = engine.layers_worth_sparse(self._plain, masks, self.task.engine, self._below, live)
-        # A layer whose frozen weights have been let go of stays as it is: it may have more live weights than then.
-        worth |= self._vectors
+        # A layer that runs on kept weights stays so: its frozen weights are gone, though more may be live by now.
+        worth = self._vectors | engine.layers_worth_sparse(self._plain, masks, self.task.engine, self._below, live)
         if worth:
             keep = [own_l if name in worth else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
             self._keep_only(torch.cat(keep).nonzero().flatten(), worth)
@@ -268,9 +267,9 @@ class GemMinerRule:
         return list(zip(self.names, flat.split(self.full_sizes), strict=True))
 
     def _keep_only(self, index: Tensor, vectors: set[str]) -> None:
-        """Exchange the network for one that holds of `vectors` what `index` names, and shrink the scores to that.
+        """Exchange the network for one with only the weights at `index` in `vectors`, and shrink the scores to those.
 
-        What has been frozen in a layer that stays dense is still held there, as zeros.
+        A layer that stays dense still holds its frozen weights, as zeros.
         """
         assert self.task is not None
         assert self._plain is not None
@@ -280,7 +279,7 @@ class GemMinerRule:
         masks = {name: part.view(shape) for (name, part), shape in parts if name in vectors}
         self._vectors = vectors
         net = None if self.task.model is self._plain else self.task.model
-        self.task.model, self.weights = engine.searching(self._plain, masks, self.names, net)
+        self.task.model, self.weights = engine.search_network(self._plain, masks, self.names, net)
         before = torch.full((self.total,), -1)
         before[torch.arange(self.total) if self.index is None else self.index] = torch.arange(self.p.numel())
         at = before[index]

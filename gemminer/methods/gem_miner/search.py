@@ -49,7 +49,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     live_at = None
     if options.ridge is None:
         live_at = functools.partial(options.live_count, steps=steps, density=density, total=total)
-    task = dataclasses.replace(task)  # its model is the rule's to exchange
+    task = dataclasses.replace(task)  # the rule exchanges its model
     rule = GemMinerRule(parameters, options, schedule, seed, live_at, task)
     settings = Settings(
         options.epochs,

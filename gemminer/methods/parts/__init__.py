@@ -1,1 +1,1 @@
-"""What pruning methods share: one-shot scores, layer allocations, freezing schedules."""
+"""Parts that pruning methods share: one-shot scores, layer allocations, freezing schedules."""

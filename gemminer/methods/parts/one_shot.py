@@ -1,4 +1,4 @@
-"""What the score methods share: a score for each weight -> a scope -> an exact number kept -> a ticket.
+"""Parts of the score methods: a score for each weight -> a scope -> an exact number kept -> a ticket.
 
 A method's cost is counted in training steps: an epoch is as many gradients as there are training examples, and a
 gradient through a gradient counts as two more.
@@ -30,10 +30,10 @@ Score = Callable[[dict[str, nn.Parameter]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What every score method can be told.
+    """Options of every score method.
 
     Args:
-        scope: "global" ranks all weights together; "layer" ranks in each layer, which all keep the same density.
+        scope: "global" ranks all weights together; "layer" ranks within each layer, all of the same density.
         invert: keep the lowest scores instead, the sanity check.
     """
 
@@ -47,10 +47,10 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class DataOptions(ScoreOptions):
-    """What score methods that see data can be told besides.
+    """Options of a score method that sees data.
 
     Args:
-        batches: training batches the score is averaged over.
+        batches: the number of training batches over which the score is averaged.
     """
 
     batches: int = 1
@@ -62,7 +62,7 @@ class DataOptions(ScoreOptions):
 
 
 def keep(scores: Mapping[str, Tensor], count: int, scope: str) -> dict[str, Tensor]:
-    """Masks of exactly `count` highest scores: over all layers together, or of each layer its even share.
+    """Masks of exactly `count` highest scores: over all layers together, or an equal density of each layer.
 
     >>> keep({"a": torch.tensor([9.0, 8.0]), "b": torch.tensor([1.0, 2.0])}, 2, "layer")
     {'a': tensor([ True, False]), 'b': tensor([False,  True])}
@@ -75,7 +75,7 @@ def keep(scores: Mapping[str, Tensor], count: int, scope: str) -> dict[str, Tens
 
 @contextlib.contextmanager
 def scoring(task: Task, seed: int) -> Iterator[dict[str, nn.Parameter]]:
-    """Lend out the prunable weights in training mode, global generators seeded (dropout) and put back after."""
+    """Lend out the prunable weights in training mode; global generators are seeded (for dropout) and restored."""
     with private_randomness():
         seed_globals(mixed(seed, "score"))
         task.model.train()
@@ -97,7 +97,7 @@ def prune_once(task: Task, density: float, options: ScoreOptions, seed: int, sco
 
 
 def scored(task: Task, masks: Mapping[str, Tensor], steps: float) -> Found:
-    """Masks at initialisation that cost `steps` training steps; every weight kept is on."""
+    """The result of a score method: masks that cost `steps` training steps, with every kept weight on."""
     live = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
     return Found(masks, live=live, epochs=steps / len(task.train))
 

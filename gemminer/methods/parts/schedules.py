@@ -56,15 +56,15 @@ def freeze_schedule(
 
         count after fraction t of the freezing period = round(d * density^t),   the last = round(d * density)
 
-    With `slack` it is that many times what may be live (`live_count`), and the last step leaves the ticket.
+    With `slack` the count is `slack` times the live weights (`live_count`), and the last step leaves the ticket.
 
     Args:
-        epochs: those of the search.
+        epochs: the epochs of the search.
         steps: optimiser steps in an epoch.
         density: the asked fraction of weights kept.
         total: d, the number of prunable weights.
         freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ...
-        repair: the last fraction of a continuous search in which nothing is frozen.
+        repair: the last fraction of the search in which nothing is frozen, with `freeze_every` 0.
         start: with `slack`, the fraction of weights live at the first step.
         slack: unfrozen weights for each that is live, where lambda is solved for; None where it is fixed.
     """

@@ -1,1 +1,1 @@
-"""Programs that infer with kept weights only."""
+"""Compiled programs for inference, which compute with kept weights only."""

@@ -1,4 +1,4 @@
-"""A module into a program for inference: traced by `torch.fx`, one run of it for the shapes, layer by layer."""
+"""Compile a module for inference: trace it with `torch.fx`, run it once for the shapes, translate its layers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def compile(
 ) -> Program:
     """The model in eval mode as a program that computes with its non-zero weights only; the model is left as it was.
 
-    Outputs equal the model's within float rounding (1e-5 relative). Apply a ticket first, or train with one: what
-    is compiled are the weights that are not exactly zero.
+    Outputs equal the model's within float rounding (1e-5 relative). Apply a ticket first, or train with one:
+    only the weights that are not exactly zero are compiled.
 
     Args:
         model: convolutions, linear layers, batch norm, clamping activations, pools, adds, concatenation.
@@ -44,7 +44,7 @@ def compile(
     try:
         # A layer by itself is traced as one layer, not as what its forward does.
         graph = fx.symbolic_trace(nn.Sequential(model) if type(model) in MODULES else model)
-    except Exception as error:  # whatever the forward does with a proxy
+    except Exception as error:  # anything that a forward may raise on a proxy
         what = f"cannot trace {type(model).__name__} ({_reason(error)})"
         raise UsageError(f"{what}: its forward must not branch on data") from None
     builder = Builder(shape)
@@ -58,7 +58,7 @@ def _reason(error: Exception) -> str:
 
 
 def _walk(graph: fx.GraphModule, example: Tensor, builder: Builder) -> tuple[int, ...]:
-    """Translate every node; the shape of the result."""
+    """Translate every node; returns the shape of the result."""
     real: dict[fx.Node, Any] = {}
     refs: dict[fx.Node, Ref] = {}
     run = fx.Interpreter(graph)
@@ -94,7 +94,7 @@ def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _overwrite(refs: dict[fx.Node, Ref], node: fx.Node, builder: Builder) -> None:
-    """Every name of the changed value means the result from here on."""
+    """Let every node that stood for the changed value stand for the result from here on."""
     changed, new = node.args[0], refs[node]
     if not isinstance(changed, fx.Node) or changed not in refs or refs[changed].value == new.value:
         return

@@ -1,4 +1,4 @@
-"""What a compiled program runs: an interpreter for a group of images, and the vector loops it calls.
+"""Kernels of a compiled program: an interpreter for a group of images, and the vector loops it calls.
 
 Memory is one scratch array. A plane is a zero-padded map, flattened, `lanes` images innermost:
 float[(y * pitch + x) * lanes + image]. The right padding of a row is the left padding of the next, and the lower
@@ -25,7 +25,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 VECTOR = 16  # floats; one AVX-512 register, two of AVX2, four of NEON
-INPUT, ROWS, SPLIT, OUTPUT = range(4)  # what an instruction does
+INPUT, ROWS, SPLIT, OUTPUT = range(4)  # kinds of instruction
 FIELDS = 20
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
@@ -255,8 +255,8 @@ def _write(f, logits, first, count, lanes, scratch):  # type: ignore[no-untyped-
 def _split(f, table, lanes, fill, scratch):  # type: ignore[no-untyped-def]
     """Every stride-th row and column of some channels into planes of their own; `fill` outside the map.
 
-    table[p]: offset of the channel, first row, first column. Whole vectors are written: what one writes too much, the
-    next of the row, the next row or the next plane overwrites.
+    table[p]: offset of the channel, first row, first column. Whole vectors are written: the excess of one is
+    overwritten by the next of the row, the next row or the next plane.
     """
     height, width, pitch, step_y, step_x = f[1], f[2], f[3], f[4], f[5]
     base, plane, to_pitch, top, left, rows, columns = f[6], f[7], f[8], f[9], f[10], f[11], f[12]

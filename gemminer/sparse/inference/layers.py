@@ -1,4 +1,4 @@
-"""Each layer a compiled network may have, as Sums and Pools: MODULES by type, FUNCTIONS by function or method name.
+"""Translations of layers to Sums and Pools: MODULES by type, FUNCTIONS by function or method name.
 
 A rule takes the builder, the shape of the result of one image, and the call's own arguments with values as Refs.
 """
@@ -29,7 +29,7 @@ class Ref:
 
 
 class Builder:
-    """Operations as they are traced, values in float64 until they are final."""
+    """Collects the operations of a network as it is traced; their weights are float64 until they are final."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.operations: list[Operation] = []
@@ -87,7 +87,7 @@ def _conv(
     groups: int = 1,
 ) -> Ref:
     stride, dilation = _pair(stride), _pair(dilation)
-    if padding == "same":  # PyTorch puts the odd pixel behind
+    if padding == "same":  # PyTorch pads the odd pixel after the map
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, weight.shape[2:], strict=True))
     py, px = _pair(0 if padding == "valid" else padding)
     w = weight.detach().double().numpy()
@@ -259,7 +259,7 @@ def _same(b: Builder, shape: Any, x: Ref, *_: Any, **__: Any) -> Ref:
 
 
 def _reshape(b: Builder, shape: Any, x: Ref, *_: Any, **__: Any) -> Ref:
-    """Flattening, or a shape that stays; others are refused where shapes are compared."""
+    """A flattening, or a reshape to the same shape; others are refused where shapes are compared."""
     return Ref(x.value, len(shape) == 1)
 
 

@@ -2,12 +2,12 @@
 
 Everything linear is a Sum: out[o, y, x] = clamp(bias[o] + sum over its entries of value * in[channel, y * s + dy,
 x * s + dx]), zero outside the map. Convolutions, linear layers, folded batch norm, residual adds, strided slices
-and concatenation are all entries. A program is a list of Sums and Pools; value 0 is the input and value i + 1 what
-operation i gives.
+and concatenation are all entries. A program is a list of Sums and Pools; value 0 is the input and value i + 1 the
+result of operation i.
 
-A Layout places the values in one scratch array for groups of `lanes` images (inference_kernels says how), reusing
-what is no longer needed. Entries read a value where it lies if output and value have one size and the stride is
-1, or if the output is 1x1; else they read planes split off by stride.
+A Layout places the values in one scratch array for groups of `lanes` images (see `kernels`), reusing the memory
+of values no longer needed. Entries read a value where it lies if output and value have one size and the stride is 1,
+or if the output is 1x1; else they read planes split off by stride.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Entries:
         return len(self.value)
 
     def take(self, which: Array) -> Entries:
-        """Some of them, by index or flags."""
+        """A part of the entries, by index or flags."""
         parts = (self.row, self.channel, self.dy, self.dx, self.value)
         return Entries(self.source, self.stride, *(part[which] for part in parts))
 
@@ -121,7 +121,7 @@ def _direct(op: Operation, source: Shape, stride: tuple[int, int]) -> bool:
 
 
 class Plan:
-    """What is the same for every number of lanes: paddings of each map size, splits, lifetimes."""
+    """The part of a layout that every number of lanes shares: paddings of each map size, splits, lifetimes."""
 
     def __init__(self, shape: Shape, operations: tuple[Operation, ...]) -> None:
         self.shapes = [shape, *(op.shape for op in operations)]
@@ -191,12 +191,12 @@ class Plan:
             pitch = width + pw
             lead, plane = _up((ph * pitch + pw) * lanes), _up((height + ph) * pitch * lanes)
             maps.append(_Maps(space.take(lead + channels * plane, time, self.last[which]) + lead, plane, pitch, lead))
-            end = max(end, (ph * pitch + pw) * lanes)  # what the last vectors may read behind the last plane
+            end = max(end, (ph * pitch + pw) * lanes)  # the last vectors may read past the last plane
         return maps, space.size + end + 2 * kernels.WIDEST * VECTOR
 
 
 class _Space:
-    """First fit, by lifetime."""
+    """Allocates floats of the scratch array, first fit by lifetime."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, int, int]] = []  # begin, end, last use
@@ -290,7 +290,7 @@ class Layout:
     def _at(
         self, i: int, op: Operation, source: int, stride: tuple[int, int], channel: Array, dy: Array, dx: Array
     ) -> Array:
-        """Offsets of what entries read for the output at (0, 0)."""
+        """Offsets that entries read for the output at (0, 0)."""
         channel = channel.astype(np.int64)
         if _direct(op, self.plan.shapes[source], stride):
             maps = self.maps[source]

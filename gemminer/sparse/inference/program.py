@@ -26,14 +26,14 @@ from torch import Tensor
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import atomic
 from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Shape, Sum
-from gemminer.sparse.threads import together
+from gemminer.sparse.threads import run_on_threads
 
 Images = TypeVar("Images", Tensor, Array)
 
 FORMAT = "gemminer.program/1"
 LANES = (64, 32, 16, 8, 4, 2, 1)
-# What the maps of a group may take: most of a second-level cache of a megabyte; or, as each group reads the weights
-# again, four times what they take (VGG-16 at 1.4%: 8 images instead of 1, twice as fast).
+# Bytes that the maps of a group may take: most of a second-level cache of a megabyte; or, as each group reads the
+# weights again, four times the weights' bytes (VGG-16 at 1.4%: 8 images instead of 1, twice as fast).
 CACHE_FLOATS = int(0.9 * 2**20) // 4
 ENTRY_FLOATS = 2
 MOST = 2**31 - 1  # offsets are 32-bit
@@ -62,7 +62,7 @@ class Program:
 
     @property
     def entries(self) -> int:
-        """Multiply-adds' weights: kept weights that matter, residual adds included."""
+        """The number of weights in multiply-adds: kept weights that matter, residual adds included."""
         return sum(len(e) for op in self.operations if isinstance(op, Sum) for e in op.entries)
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ class Program:
         if threads == 1 or groups <= 1:
             layout.run(rows, logits, 0, count)
             return
-        # A few pieces a thread, taken as they come: a core that others use does less.
+        # A few pieces for each thread, taken one by one: a core that other programs use does fewer.
         piece = -(-groups // min(groups, 4 * threads)) * layout.lanes
         begins = itertools.count(0, piece)
 
@@ -106,10 +106,10 @@ class Program:
             while (begin := next(begins)) < count:
                 layout.run(rows, logits, begin, min(count, begin + piece))
 
-        together(work, max(1, min(threads, groups)))
+        run_on_threads(work, max(1, min(threads, groups)))
 
     def _lanes(self, count: int, threads: int) -> int:
-        """Images a group: as many as fit the cache, but no fewer groups than threads."""
+        """The number of images in a group: as many as fit the cache, but no fewer groups than threads."""
         if self._most_lanes is None:
             most = max(CACHE_FLOATS, 4 * ENTRY_FLOATS * self.entries)
             fits = (lanes for lanes in LANES if self._plan.place(lanes)[1] <= most)
@@ -123,7 +123,7 @@ class Program:
         return self._layouts[lanes]
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, atomically; its size goes with the kept weights."""
+        """Write one safetensors file, atomically; its size grows with the number of kept weights."""
         path = Path(path)
         terms = [e for op in self.operations if isinstance(op, Sum) for e in op.entries]
         packed = [_pack(e, _channels(self.inputs, self.operations, e.source)) for e in terms]
@@ -184,7 +184,7 @@ class Program:
 
 
 def _as_map(shape: tuple[int, ...]) -> Shape:
-    """Features as a row of pixels, which lie closer than channels of one pixel."""
+    """The shape of features as a row of pixels, which lie closer in memory than channels of one pixel."""
     return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (1, 1, shape[0])
 
 

@@ -1,6 +1,6 @@
 """Rewrites of a traced program, all exact in real arithmetic.
 
-fuse      a Sum without a clamp that one other reads in place, each channel once, becomes part of it: batch norm,
+fuse      a Sum without a clamp that one other Sum reads in place, each channel once, becomes part of that: batch norm,
           activation, residual add, zero-padded shortcut and concatenation all vanish into their neighbours;
 fold      a row without entries is a constant: it goes into the bias of those that read it, unless some of what
           they read is padding (there it is zero); a row that only copies a channel is that channel;
@@ -47,7 +47,7 @@ def _trimmed(operations: Sequence[Operation], inputs: Shape) -> list[Operation]:
 
 
 def _fuse(operations: list[Operation]) -> list[Operation]:
-    """Put a clamp-free Sum into the one Sum that reads it in place; what is left unread is compacted later."""
+    """Merge a clamp-free Sum into the one Sum that reads it in place; rows nobody reads are removed later."""
     readers = np.bincount([s for op in operations for s in _sources(op)], minlength=len(operations) + 1)
     done: list[Operation] = []
     for op in operations:
@@ -88,7 +88,7 @@ def _substituted(e: Entries, inner: Sum, bias: Array) -> list[Entries]:
 
 @dataclass
 class _Channels:
-    """What is known of a value's channels: a constant (or NaN), and the channel of which it is a copy."""
+    """Facts about a value's channels: each one's constant (or NaN), and the channel of which it is a copy."""
 
     constant: Array
     source: Array
@@ -102,7 +102,7 @@ def _fold(operations: list[Operation], inputs: Shape) -> list[Operation]:
     done: list[Operation] = []
     known.append(_unknown(0, inputs[0], -math.inf, math.inf))
     shapes = [inputs, *(op.shape for op in operations)]
-    # Values of which every row must hold what it says; Sums read no row that is known to be zero.
+    # Values whose every row must be right; Sums read no row that is known to be zero.
     whole = {len(operations), *(op.source for op in operations if isinstance(op, Pool))}
     for value, op in enumerate(operations, 1):
         if isinstance(op, Pool):
@@ -171,7 +171,7 @@ def _facts(op: Sum, value: int, known: list[_Channels], shapes: list[Shape]) -> 
 
 
 def _compacted(operations: list[Operation], inputs: Shape) -> list[Operation]:
-    """Live rows only, from the last operation back; entries of one source and stride together."""
+    """The operations with live rows only, from the last operation back; entries grouped by source and stride."""
     live = [np.zeros(shape[0], bool) for shape in (inputs, *(op.shape for op in operations))]
     live[-1][:] = True
     for value in range(len(operations), 0, -1):
@@ -181,7 +181,7 @@ def _compacted(operations: list[Operation], inputs: Shape) -> list[Operation]:
         else:
             for e in op.entries:
                 live[e.source][e.channel[rows[e.row]]] = True
-    live[0][:] = True  # the input is given whole
+    live[0][:] = True  # the caller gives the whole input
     number = np.cumsum([True, *(rows.any() for rows in live[1:])]) - 1
     place = [np.cumsum(rows) - 1 for rows in live]
     done: list[Operation] = []

@@ -1,1 +1,1 @@
-"""Networks that train on kept weights only."""
+"""Networks that compute and train with kept weights only."""

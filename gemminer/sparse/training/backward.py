@@ -1,4 +1,4 @@
-"""The backward pass of a chain: each layer's kernel finishes the gradient its source's own layer starts from."""
+"""The backward pass of a chain: each layer's kernel completes the gradient that the layer before it starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemminer.sparse.training.vectors import VECTOR_BYTES
 
 @dataclass
 class _Gradient:
-    """What has arrived so far for a value: gradients of y, and when all have, g behind its ReLU with its sums."""
+    """The gradient of a value: the parts from its readers and, once complete, g before its ReLU with its sums."""
 
     parts: list[Array] = field(default_factory=list)
     g: Array | None = None
@@ -27,21 +27,22 @@ class Backward:
     """The backward pass of a `Forward`.
 
     Args:
-        needs: whether the gradient of each value is wanted.
-        wanted: for each unit, which of its `Weights` want one.
-        release: let go of each activation once it is used; there will be no second pass.
+        needs: for each value, whether its gradient is needed.
+        weights_needed: for each unit, which of its `Weights` need a gradient.
+        release: free each activation once it is used, as there will be no second pass.
     """
 
     def __init__(
         self,
         done: Forward,
         needs: Sequence[bool],
-        wanted: Sequence[Sequence[bool]],
+        weights_needed: Sequence[Sequence[bool]],
         weights: Sequence[Weights],
         release: bool,
     ) -> None:
         self.release = release
-        self.done, self.run, self.needs, self.wanted, self.weights = done, done.run, needs, wanted, weights
+        self.done, self.run, self.weights = done, done.run, weights
+        self.needs, self.weights_needed = needs, weights_needed
         self.left = list(done.counts)
         self.gradients = [_Gradient() for _ in self.left]
 
@@ -49,12 +50,13 @@ class Backward:
         """Gradients of every unit's weights; those of the inputs are `input_gradient`s afterwards."""
         links, grads = self.done.links, []
         for v, dy in zip(links.outputs, outputs, strict=True):
-            self._arrives(v, dy)
+            self._add_gradient(v, dy)
         for u in reversed(range(len(links.units))):
             grads.append(self._unit(u))
         return grads[::-1]
 
-    def _arrives(self, v: int, dy: Array | None) -> None:
+    def _add_gradient(self, v: int, dy: Array | None) -> None:
+        """Add one reader's gradient to value v; None is no gradient."""
         self.left[v] -= 1
         if dy is not None:
             self.gradients[v].parts.append(dy)
@@ -69,23 +71,24 @@ class Backward:
         return total
 
     def input_gradient(self, v: int) -> Array | None:
+        """The gradient of an input of the chain, or None where no unit gave one."""
         parts = self.gradients[v].parts
         return self._sum(parts) if parts else None
 
     def _flags(self, v: int) -> int:
-        """What finishing the gradient of value v takes."""
+        """The kernel's flags for completing the gradient of value v."""
         if v < self.done.links.inputs:
             return 0
         value, norm = self.done.values[v], self.done.steps[v - self.done.links.inputs].norm
         flags = k.STATS
         flags |= k.MASK if value.relu else 0
         flags |= k.MATERIALISED if value.y is not None else 0
-        # Through statistics that are fixed no gradient flows, and without gamma no sum with z is asked for.
+        # No gradient flows through fixed statistics, and without gamma no sum with z is needed.
         gamma = self.weights[v - self.done.links.inputs].gamma
         return flags | (k.NORM if norm and (norm.training or gamma is not None) else 0)
 
-    def _about(self, value: Value) -> tuple[Array, ...]:
-        """z, y, scale, shift, mean, alive of a value that a gradient is finished for."""
+    def _value_arrays(self, value: Value) -> tuple[Array, ...]:
+        """(z, y, scale, shift, mean, alive) of a value, as the kernels take them."""
         run, n = self.run, value.channels
         none = run.none
         blank = np.zeros(n, run.dtype)
@@ -96,10 +99,10 @@ class Backward:
         return z, y, scale, shift, mean, alive
 
     def _finalise(self, v: int) -> None:
-        """g and its sums, for a value whose last reader was no layer."""
+        """Complete the gradient of a value whose last reader was no layer."""
         run, value, gradient = self.run, self.done.values[v], self.gradients[v]
-        z, y, scale, shift, mean, alive = self._about(value)
-        # In the place of dy, unless that is the gradient of another value, too: a residual's.
+        z, y, scale, shift, mean, alive = self._value_arrays(value)
+        # Write g over dy, unless dy is also the gradient of another value, as of a residual.
         ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.done.counts[v] == 1)
         dy = self._sum(gradient.parts)
         g, stats = dy if ours else run.empty(value), np.zeros((run.blocks, value.channels, 2))
@@ -115,7 +118,7 @@ class Backward:
         gradient.g, gradient.parts = g, []
         gradient.s1, gradient.s2 = stats.sum(0).T
         if value.mean is not None and value.alive is not None and not value.alive.all():
-            # A dead filter's z, zero, is in no memory: sum g * (0 - mean).
+            # A dead filter's z is zero and not in memory: the sum is that of g * (0 - mean).
             gradient.s2[~value.alive] = -(gradient.s1 * value.mean)[~value.alive]
 
     def _unit(self, u: int) -> Weights:
@@ -126,13 +129,13 @@ class Backward:
             return Weights(None, None, None, None)
         if gradient.g is None:
             if not gradient.parts:
-                self._arrives(step.unit.source, None)
+                self._add_gradient(step.unit.source, None)
                 if step.unit.residual is not None:
-                    self._arrives(step.unit.residual, None)
+                    self._add_gradient(step.unit.residual, None)
                 return Weights(None, None, None, None)
             self._finalise(v)
         if step.unit.residual is not None:
-            self._arrives(step.unit.residual, gradient.g)
+            self._add_gradient(step.unit.residual, gradient.g)
         grads = self._layer(u)
         gradient.g = None
         if self.release:
@@ -148,10 +151,10 @@ class Backward:
             sizes = between(self.run, source, out, unit.shortcut)
             self.run.launch(k.shortcut, *sizes, dx, self._sum(parts), True)
         self.gradients[v].parts = []
-        self._arrives(unit.source, dx)
+        self._add_gradient(unit.source, dx)
 
     def _layer(self, u: int) -> Weights:
-        step, weight, wanted = self.done.steps[u], self.weights[u], self.wanted[u]
+        step, weight, weights_needed = self.done.steps[u], self.weights[u], self.weights_needed[u]
         v = self.done.links.inputs + u
         run, values, gradient = self.run, self.done.values, self.gradients[v]
         out, source = values[v], values[step.unit.source]
@@ -166,12 +169,12 @@ class Backward:
         row = layout.at(run.batch, run.block)
         self.left[step.unit.source] -= 1
         last = self.left[step.unit.source] == 0
-        todo = k.NEED_W if wanted[0] and pattern.o.size else 0
+        todo = k.NEED_W if weights_needed[0] and pattern.o.size else 0
         arrived = self.gradients[step.unit.source]
         extra, dx, stats = run.none, run.none, run.no_stats
         if self.needs[step.unit.source]:
             todo |= k.NEED_X
-            # z is read for the last time here, each row before dx is written there: the cache has it already.
+            # dx takes the memory of z, which is in the cache and is read for the last time, each row before its dx.
             reuse = self.release and out.size == source.size
             dx = out.z if reuse and out.z is not None else run.empty(source)
             if last:
@@ -179,7 +182,7 @@ class Backward:
                 if arrived.parts:
                     extra, todo = self._sum(arrived.parts), todo | k.EXTRA
                 stats = np.zeros((run.blocks, source.channels, 2))
-        z, y, scale, shift, mean, alive = self._about(source)
+        z, y, scale, shift, mean, alive = self._value_arrays(source)
         read = k.IDENTITY if source.y is not None else k.RELU if source.relu else 0
         partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
         planes = pattern.channels * pattern.stride**2 * int(row[k.G_XR] * row[k.G_XC])
@@ -189,7 +192,7 @@ class Backward:
         mean_out = np.zeros(out.channels, run.dtype) if out.mean is None else out.mean.astype(run.dtype)
         run.launch(
             k.backward,
-            *(row, todo, z, y, scale, shift, mean, alive, read, pattern.wanted),
+            *(row, todo, z, y, scale, shift, mean, alive, read, pattern.read_channels),
             *(gradient.g, out.z, a, b, c, mean_out, fresh),
             *(pattern.start, layout.offset),
             *step.rows(pattern.row_start, layout.back_offset, weight.values[pattern.order]),
@@ -200,7 +203,7 @@ class Backward:
                 self._finished(step.unit.source, dx, stats)
             else:
                 arrived.parts = [dx] if last else [*arrived.parts, dx]
-        return self._weight_gradients(out, step.norm, weight, wanted, partial, a, gradient)
+        return self._weight_gradients(out, step.norm, weight, weights_needed, partial, a, gradient)
 
     def _norm_gradient(
         self, out: Value, norm: Norm | None, weight: Weights, gradient: _Gradient
@@ -221,7 +224,7 @@ class Backward:
         out: Value,
         norm: Norm | None,
         weight: Weights,
-        wanted: Sequence[bool],
+        weights_needed: Sequence[bool],
         partial: Array,
         a: Array,
         gradient: _Gradient,
@@ -229,13 +232,13 @@ class Backward:
         assert gradient.s1 is not None
         assert gradient.s2 is not None
         dtype = self.run.dtype
-        values = partial.sum(0, dtype=np.float64).astype(dtype) if wanted[0] else None
+        values = partial.sum(0, dtype=np.float64).astype(dtype) if weights_needed[0] else None
         bias = gamma = beta = None
-        if wanted[1]:  # a batch's own mean takes any bias away again
+        if weights_needed[1]:  # the mean of the batch removes any bias
             fresh = norm is not None and norm.training
             bias = np.zeros_like(a) if fresh else (a * gradient.s1).astype(dtype)
-        if wanted[2] and out.invstd is not None:
+        if weights_needed[2] and out.invstd is not None:
             gamma = (gradient.s2 * out.invstd).astype(dtype)
-        if wanted[3]:
+        if weights_needed[3]:
             beta = gradient.s1.astype(dtype)
         return Weights(values, bias, gamma, beta)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemminer.sparse.memory import Pool
-from gemminer.sparse.threads import together
+from gemminer.sparse.memory import BufferPool
+from gemminer.sparse.threads import run_on_threads
 from gemminer.sparse.training import kernels as k
 from gemminer.sparse.training.patterns import Array, Pattern
 
@@ -66,7 +66,7 @@ class Links:
 
 
 class Norm(NamedTuple):
-    """What a unit takes from its batch norm: `training` means statistics of the batch."""
+    """The state of a unit's batch norm; with `training` the statistics are the batch's own."""
 
     mean: Array | None
     var: Array | None
@@ -76,7 +76,7 @@ class Norm(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A unit ready to run; with `sift`, weights that are zero are looked for and left out (a search's)."""
+    """A unit ready to run; with `sift`, as in a search, kept weights that are zero are left out."""
 
     pattern: Pattern | None
     norm: Norm | None
@@ -84,7 +84,7 @@ class Step(NamedTuple):
     sift: bool = False
 
     def rows(self, start: Array, offset: Array, values: Array) -> tuple[Array, Array, Array]:
-        """A pattern's rows as the sums take them; a weight's own gradient is that of the whole pattern."""
+        """A pattern's rows for the sums, without zeros if `sift`; weight gradients always use the whole pattern."""
         if not self.sift:
             return start, offset, values
         found = np.empty_like(start), np.empty_like(offset), np.empty_like(values)
@@ -123,16 +123,16 @@ class Value:
 
     @property
     def size(self) -> int:
-        """Numbers an image has."""
+        """Numbers in the map of one image."""
         return self.channels * self.area
 
 
-# A kernel that touches fewer numbers is done before a second thread has woken up.
+# A kernel on fewer numbers is finished before a second thread has woken up.
 ALONE = 1 << 18
 
 
 def threads_for(blocks: int, numbers: int) -> int:
-    """As many threads as PyTorch uses, which the user sets, no more than there are blocks, one for few numbers."""
+    """The number of threads: PyTorch's, which the user sets, but at most one per block, and one for few numbers."""
     return 1 if numbers < ALONE else max(1, min(torch.get_num_threads(), blocks))
 
 
@@ -143,9 +143,9 @@ def block_size(batch: int, area: int, width: int, numbers: int) -> int:
 
 
 class Runner:
-    """Runs kernels on the images of one batch, whose largest map has `numbers` of them in all."""
+    """Runs kernels on the images of one batch, whose largest map has `numbers` numbers in all."""
 
-    def __init__(self, batch: int, block: int, numbers: int, dtype: Any, pool: Pool) -> None:
+    def __init__(self, batch: int, block: int, numbers: int, dtype: Any, pool: BufferPool) -> None:
         self.batch, self.block, self.dtype, self.pool = batch, block, dtype, pool
         self.blocks = -(-batch // block)
         self.threads = threads_for(self.blocks, numbers)
@@ -156,11 +156,11 @@ class Runner:
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
         """Run kernel(t, next_block, *args) for every thread t; each takes the next block until there is none.
 
-        So a thread that starts late, or whose core others use, leaves more to the rest. Sums are kept for each block,
-        so they do not depend on who takes it.
+        So a thread that starts late, or shares its core, takes fewer blocks. Sums are kept for each block, so they do
+        not depend on the thread.
         """
         next_block = np.zeros(1, np.int64)
-        together(lambda t: kernel(t, next_block, *args), self.threads)
+        run_on_threads(lambda t: kernel(t, next_block, *args), self.threads)
 
     def empty(self, value: Value) -> Array:
         return self.pool.take((self.batch * value.size,), self.dtype)
@@ -190,7 +190,7 @@ class Runner:
         return images.reshape(tuple(shape))
 
     def _matrices(self, blocked: Array, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows it is the transpose of."""
+        """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows that it transposes."""
         flat, channels = torch.from_numpy(blocked), rows.shape[1]
         whole = self.batch // self.block * self.block
         for images, lanes in ((whole, self.block), (self.batch - whole, self.batch - whole)):
@@ -215,7 +215,7 @@ def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[An
 
 
 def between(run: Runner, source: Value, out: Value, shortcut: Shortcut) -> tuple[int, ...]:
-    """The sizes the shortcut's kernel takes."""
+    """The sizes that the shortcut's kernel takes as arguments."""
     sizes = (run.batch, run.block, source.channels, source.height, source.width, out.channels)
     return (*sizes, shortcut.stride, shortcut.before)
 
@@ -230,7 +230,7 @@ class Forward:
         n = links.inputs
         read_as_y = {u.residual for u in links.units} | set(links.outputs)
         read_as_y |= {u.source for u in links.units if u.shortcut}
-        # Kept as y: what is read twice, what is added, what is returned, and sums.
+        # Values kept as y: those read twice, added to others, or returned, and sums.
         self.kept = [
             v in read_as_y or counts[v] > 1 or (v >= n and links.units[v - n].residual is not None)
             for v in range(len(counts))
@@ -263,7 +263,7 @@ class Forward:
             value.y = y
 
     def forget(self, v: int) -> None:
-        """Let go of y, once it is returned, where z tells as much and no unit reads it."""
+        """Free y, once it is returned, if z holds the same and no unit reads y."""
         value = self.values[v]
         alone = self.counts[v] == 1 and value.z is not None
         if alone and self.links.units[v - self.links.inputs].residual is None:
@@ -292,7 +292,7 @@ class Forward:
         size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) + source.width + out.channels * ow
         run.launch(
             k.forward,
-            *(row, *args, flags, pattern.wanted, y, *rows, out.z, stats),
+            *(row, *args, flags, pattern.read_channels, y, *rows, out.z, stats),
             run.work(size * run.block),
         )
         if y is not run.none:

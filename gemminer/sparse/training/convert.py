@@ -1,4 +1,4 @@
-"""From a model and a ticket to a model that runs kept weights only, and back to the plain state dict."""
+"""Convert a model and a ticket to a model that runs kept weights only, and back to the plain state dict."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
 
     Modules are fused from a trace of `forward`; where it cannot be traced (its control flow depends on the data or on
-    the mode, or a hook is set), layers are replaced one by one. Behind CPU and float32 or float64, PyTorch
-    computes the same from dense weights.
+    the mode, or a hook is set), layers are replaced one by one. On other devices than the CPU,
+    and in other types than float32 and float64, PyTorch computes the same from dense weights.
 
     Args:
         engine: "sparse" takes the kernels wherever they can run, "auto" where they are faster than dense on this
@@ -48,8 +48,8 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     >>> ticket = Ticket({"0.weight": torch.eye(2, 3) > 0}, model.state_dict())
-    >>> sparsify(model, ticket, engine="sparse")[0].values.shape
-    torch.Size([2])
+    >>> {name: p.numel() for name, p in sparsify(model, ticket, engine="sparse").named_parameters()}
+    {'net.0.values': 2, 'net.0.bias': 2}
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
@@ -60,7 +60,7 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
 def converted(
     model: nn.Module, masks: Mapping[str, Tensor], engine: str, below: Mapping[str, float] | None = None
 ) -> nn.Module:
-    """What `sparsify` gives, from the masks of some of the model's parameters.
+    """A copy of `model` as from `sparsify`, given the masks of some of its parameters.
 
     Args:
         below: with the engine auto, parameter name -> the density below which its layer is sparse, as `crossovers_of`
@@ -88,7 +88,7 @@ def held_as_vectors(
     below: Mapping[str, float],
     computed: Mapping[str, float],
 ) -> set[str]:
-    """Of the masked parameters those that `converted` would hold as vectors, `computed` weights of each in a pass."""
+    """Names of the masked parameters that `converted` would hold as vectors, if a pass computes `computed` weights."""
     named = dict(model.named_parameters(remove_duplicate=False))
     own = {id(named[name]): mask for name, mask in masks.items()}
     limits = {id(named[name]): density for name, density in below.items()}
@@ -98,26 +98,26 @@ def held_as_vectors(
 
 
 def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[str, float]:
-    """By name the density below which a parameter's layer trains faster on kept weights: of layers the kernels know.
+    """The density below which a layer trains faster on kept weights, by parameter name, for layers the kernels know.
 
-    With the engine sparse it is 1 for each. With auto it is what this machine measured for the kind (`crossover`);
-    layers with hardly any arithmetic have 1, for they follow the others of their kind.
+    With the engine sparse it is 1 for each. With auto it is the density measured on this machine for the kind of layer
+    (`crossover`), but 1 for layers with hardly any arithmetic, which follow their neighbours.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    wanted = {id(named[name]): name for name in names}
+    by_id = {id(named[name]): name for name in names}
     found: dict[str, float] = {}
     for module in _modules(model):
         weight = getattr(module, "weight", None)
-        if id(weight) in wanted and _takes(module):
+        if id(weight) in by_id and _takes(module):
             follows = engine == "sparse" or _depthwise(module) or _small_linear(module)
             own = 1.0 if follows else crossover.of_layer(module)
-            name = wanted[id(weight)]
+            name = by_id[id(weight)]
             found[name] = min(own, found.get(name, own))
-    return {name: found[name] for name in wanted.values() if name in found}
+    return {name: found[name] for name in by_id.values() if name in found}
 
 
 def layers(net: nn.Module) -> dict[str, SparseLayer]:
-    """The layers of a converted model that hold kept weights, by the path they have in the plain one."""
+    """The layers of a converted model that hold kept weights, by their path in the plain model."""
     inner = net.net if isinstance(net, SparseNetwork) else net
     assert isinstance(inner, nn.Module)
     return {name: m for name, m in inner.named_modules() if isinstance(m, SparseLayer)}
@@ -152,7 +152,7 @@ class _Conversion:
                     self.dense |= {key for module, key in masked if follows(module)}
 
     def _pays(self, module: nn.Module, key: int) -> bool:
-        """What has hardly any arithmetic follows the others of its kind: dense it would break the chain they are in."""
+        """Whether a layer trains faster sparse; a small one follows its neighbours, so as not to break their chain."""
         if _depthwise(module) or _small_linear(module):
             return True
         kept = self.computed[key] if self.computed else float(self.masks[key].sum())

@@ -27,12 +27,12 @@ from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 
 VERSION = 6
 _BATCH, _IN_A_ROW = 64, 3
-_REPEATS, _SECONDS = (9, 25), 1.5  # at least and at most so many turns, and no more than nine once they took so long
+_REPEATS, _SECONDS = (9, 25), 1.5  # the least and most turns; after these seconds no more than the least
 _DENSITIES = (0.02, 0.3)
-# The share of the dense time that a sparse layer may take to be chosen. One that is dense by mistake loses the rest,
-# one that is sparse by mistake, in another network or on a busier machine than was measured, any amount.
+# A sparse layer is chosen if it takes at most this share of the dense time. A layer left dense by mistake loses only
+# the rest; one made sparse by mistake, in another network or on a busier machine than measured, may lose any amount.
 _SURE = 0.85
-# The layers timed: kind -> (module, shape of an example). Nearest in channels stands for the others of its kind.
+# The layers timed: kind -> (module, shape of an example); each stands for layers with a similar number of channels.
 _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], tuple[int, ...]]] = {
     "conv 16": (lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False), (16, 32, 32)),
     "conv 64": (lambda: nn.Conv2d(64, 64, 3, padding=1, bias=False), (64, 8, 8)),
@@ -64,8 +64,8 @@ def crossovers(threads: int) -> dict[str, float]:
     """The density below which each kind of layer is faster sparse: from this machine's file, or measured now.
 
     Measuring takes some ten seconds; the file is written atomically, one for each machine, number of threads and
-    PyTorch, in the user's cache folder. Delete it to measure again. Of processes that measure at the same time the
-    first to finish is believed by all, so that they choose alike.
+    PyTorch, in the user's cache folder. Delete it to measure again. If several processes measure at the same time,
+    all use the file of the first to finish, so that they choose alike.
     """
     path = _path(threads)
     if (known := _read(path)) is not None:
@@ -78,7 +78,7 @@ def crossovers(threads: int) -> dict[str, float]:
         with atomic(path) as temporary:
             Path(temporary).write_text(json.dumps(found))
     except OSError:
-        pass  # a home that cannot be written costs a measurement each time, no more
+        pass  # if the home cannot be written, each process measures anew
     return found
 
 
@@ -99,15 +99,15 @@ def _path(threads: int) -> Path:
 
 
 def _crossover(kind: str) -> float:
-    """Where the line through two densities' times meets `_SURE` of the dense time."""
+    """The density at which the line through two densities' times meets `_SURE` times the dense time."""
     nets = [_stack(kind, None), *(fused(_stack(kind, density)) for density in _DENSITIES)]
     steps = [_step(nets[0], kind, dense=True), *(_step(net, kind) for net in nets[1:])]
     for step in steps * 3:
         step()  # compiles, fills buffers
-    times: list[list[float]] = []  # in turns: a disturbance meets all
+    times: list[list[float]] = []  # in turns, so that a disturbance affects all
     while len(times) < _REPEATS[0] or (len(times) < _REPEATS[1] and sum(map(sum, times)) < _SECONDS):
         times.append([_time(step) for step in steps])
-    # Parts of the dense time of the same turn, and their medians: single times of a shared machine differ by half.
+    # Medians of times relative to the dense one of the same turn: single times on a shared machine differ by half.
     few, many = (statistics.median(run[i] / run[0] for run in times) for i in (1, 2))
     if few >= _SURE:
         return 0.0
@@ -136,7 +136,7 @@ def _stack(kind: str, density: float | None) -> nn.Sequential:
 
 
 def _step(net: nn.Module, kind: str, *, dense: bool = False) -> Callable[[], None]:
-    """Forward and backward; dense in channels-last, which is PyTorch's fastest on a CPU."""
+    """A call of a forward and backward pass; dense layers in channels-last, PyTorch's fastest layout on a CPU."""
     x = torch.randn(_BATCH, *_PROBES[kind][1], generator=torch.Generator().manual_seed(0))
     if dense and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)

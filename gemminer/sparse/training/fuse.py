@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from gemminer.sparse.memory import Pool
+from gemminer.sparse.memory import BufferPool
 from gemminer.sparse.training.chain import Links, Shortcut, Unit
 from gemminer.sparse.training.modules import (
     MaskedConv2d,
@@ -28,36 +28,36 @@ _RELU = {F.relu, F.relu_, torch.relu, torch.relu_}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Ref(NamedTuple):
+class ResultRef(NamedTuple):
     """The result of an earlier operation, by its number."""
 
     number: int
 
 
 @dataclass
-class Operation:
-    """One step of a network: `target` called on args, in which earlier results stand as `Ref`."""
+class TracedOperation:
+    """One step of a network: `target` called on args, in which earlier results stand as `ResultRef`."""
 
     kind: str
     target: Any
     args: Any
     kwargs: dict[str, Any]
     results: tuple[int, ...]
-    last: tuple[int, ...] = field(default=())  # results nobody reads after this
+    last: tuple[int, ...] = field(default=())  # results that nothing reads after this step
 
 
 class SparseNetwork(nn.Module):
-    """`net`, a model with sparse layers, run as the operations its trace found, chains of sparse layers in one go."""
+    """A model with sparse layers, run as the operations of its trace; a chain of sparse layers is one operation."""
 
-    def __init__(self, net: nn.Module, inputs: list[tuple[str, Any]], operations: list[Operation]) -> None:
+    def __init__(self, net: nn.Module, inputs: list[tuple[str, Any]], operations: list[TracedOperation]) -> None:
         super().__init__()
         self.net, self.inputs, self.operations = net, inputs, operations
-        self._pool = Pool()
+        self._pool = BufferPool()
         self.training = net.training
         self._modules_by_path: dict[str, nn.Module] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": Pool(), "_modules_by_path": {}}
+        return {**self.__dict__, "_pool": BufferPool(), "_modules_by_path": {}}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = dict(enumerate(self._bind(args, kwargs)))
@@ -86,7 +86,7 @@ class SparseNetwork(nn.Module):
             self._modules_by_path[path] = self.net.get_submodule(path)
         return self._modules_by_path[path]
 
-    def _run(self, op: Operation, values: dict[int, Any]) -> Any:
+    def _run(self, op: TracedOperation, values: dict[int, Any]) -> Any:
         args = _fill_in(op.args, values)
         if op.kind == "chain":
             pairs: list[Pair] = [
@@ -108,7 +108,7 @@ _NEEDED = "<needed>"
 
 
 def _fill_in(args: Any, values: dict[int, Any]) -> Any:
-    if isinstance(args, Ref):
+    if isinstance(args, ResultRef):
         return values[args.number]
     if isinstance(args, tuple | list):
         return type(args)(_fill_in(a, values) for a in args)
@@ -139,14 +139,14 @@ def fused(net: nn.Module) -> nn.Module:
 
 
 def _trace(net: nn.Module) -> fx.Graph | None:
-    """The graph of forward if it is the same in both modes and has nothing a replay could get wrong."""
+    """The graph of forward, if it is the same in both modes and replaying it is safe; else None."""
     modes = [(m, m.training) for m in net.modules()]
     graphs = []
     try:
         for mode in (True, False):
             net.train(mode)
             graphs.append(_Tracer().trace(net))
-    except Exception:  # whatever a user's forward does with a proxy
+    except Exception:  # anything that a user's forward may raise on a proxy
         return None
     finally:
         for module, training in modes:
@@ -165,7 +165,7 @@ def _trace(net: nn.Module) -> fx.Graph | None:
 
 
 def _unsafe(node: fx.Node, net: nn.Module) -> bool:
-    """A constant drawn at tracing, or a tensor changed in place that others read."""
+    """Whether a node is a constant drawn at tracing, or changes a tensor in place that others read."""
     if node.op == "get_attr":
         return str(node.target).startswith("_tensor_constant")
     if node.op == "call_module":
@@ -198,7 +198,7 @@ class _Found:
 
 
 def _shortcut(node: fx.Node) -> _Found | None:
-    """x[:, :, ::s, ::s], zero channels padded on: a parameter-free shortcut."""
+    """The unit of a parameter-free shortcut, x[:, :, ::s, ::s] with zero channels padded on, if the node begins one."""
     if node.op != "call_function" or node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return None
     index, all_ = node.args[1], slice(None)
@@ -226,7 +226,7 @@ class _Plan:
     def __init__(self, net: nn.Module, graph: fx.Graph) -> None:
         self.net = net
         self.inputs: list[tuple[str, Any]] = []
-        self.operations: list[Operation] = []
+        self.operations: list[TracedOperation] = []
         self.chains = 0
         self._number: dict[fx.Node, int] = {}
         self._current: list[_Found] = []
@@ -320,15 +320,15 @@ class _Plan:
 
     def _emit(self, node: fx.Node) -> None:
         results = () if node.op == "output" else (self._name(node),)
-        args = fx.node.map_arg(node.args, lambda n: Ref(self._number[n]))
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: Ref(self._number[n]))
-        self.operations.append(Operation(node.op, node.target, _plain(args), _plain(kwargs), results))
+        args = fx.node.map_arg(node.args, lambda n: ResultRef(self._number[n]))
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: ResultRef(self._number[n]))
+        self.operations.append(TracedOperation(node.op, node.target, _plain(args), _plain(kwargs), results))
 
     def _name(self, node: fx.Node) -> int:
         return self._number.setdefault(node, len(self._number))
 
     def _close(self) -> None:
-        """Write the current chain down, and then what was waiting for it."""
+        """Emit the current chain, and then the operations that waited for it."""
         units, waiting = self._current, self._tainted
         self._current, self._tainted = [], []
         made = [unit.value for unit in units]
@@ -352,8 +352,8 @@ class _Plan:
             ),
             tuple(index[n] for n in outputs),
         )
-        args = tuple(Ref(self._number[n]) for n in inputs)
-        self.operations.append(Operation("chain", links, args, {}, tuple(self._name(n) for n in outputs)))
+        args = tuple(ResultRef(self._number[n]) for n in inputs)
+        self.operations.append(TracedOperation("chain", links, args, {}, tuple(self._name(n) for n in outputs)))
         self.chains += 1
         for node in waiting:
             self._emit(node)
@@ -368,7 +368,7 @@ class _Plan:
 
 def _plain(args: Any) -> Any:
     """fx's immutable lists and dicts as Python's own, which pickle."""
-    if isinstance(args, Ref):
+    if isinstance(args, ResultRef):
         return args
     if isinstance(args, tuple):
         return tuple(_plain(a) for a in args)
@@ -380,7 +380,7 @@ def _plain(args: Any) -> Any:
 
 
 def _refs(args: Any) -> Iterator[int]:
-    if isinstance(args, Ref):
+    if isinstance(args, ResultRef):
         yield args.number
     elif isinstance(args, tuple | list):
         for a in args:

@@ -43,15 +43,15 @@ from gemminer.sparse.training.vectors import (
 
 # NaN and infinity keep their meaning: no nnan, no ninf.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-# What Python launches, and what only these call: without the wrappers nobody uses, which take long to compile.
+# Kernels that Python launches, and inner functions that only these call, without the slow-to-compile wrappers.
 _LAUNCHED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER: dict[str, Any] = {**_LAUNCHED, "no_cpython_wrapper": True}
-# The code of a kernel holds that of `vectors`, of which Numba's cache does not know by itself.
+# A kernel's code includes that of `vectors`, which Numba's cache does not check by itself.
 _VECTORS = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
 
 
 def _compiled(**options: Any) -> Callable[[Any], Any]:
-    """`numba.njit` whose cached code is compiled anew where this file is another or `vectors.py` is."""
+    """`numba.njit` whose cached code is compiled anew if this file or `vectors.py` has changed."""
 
     def decorate(function: Any) -> Any:
         made = numba.njit(**options)(function)
@@ -67,20 +67,20 @@ _inner = _compiled(**_INNER, fastmath=_FAST)
 # A layer's few sums, in float64 and in the order written.
 _exact = _compiled(**_LAUNCHED)
 
-# Where a number stands in the row of integers that describes a layer on maps of one size.
+# Indices into the row of integers that describes a layer on maps of one size.
 G_N, G_NB, G_C, G_H, G_W, G_O, G_OH, G_OW, G_KH, G_S, G_PH, G_PW = range(12)
 G_XR, G_XC, G_ZR, G_ZC, G_ZTOP, G_ZLEFT, G_TILE = range(12, 19)
 G_SIZE = 19
 
-# Arrays of so many numbers are written past the caches (1 MB of float32).
+# Arrays of this many numbers are written past the caches (1 MB of float32).
 LARGE = 1 << 18
 
-# Up to so many kept weights, all their vectors of sums stay in the second cache (128 KB).
+# Up to this many kept weights, all their vectors of sums stay in the second cache (128 KB).
 SMALL = 2048
 
-# What `source` flags say of a value that is read: bit set.
+# Bits of the `source` flags, about a value that is read.
 RELU, RESIDUAL, STORE, IDENTITY = 1, 2, 4, 8
-# What the backward pass is to do.
+# Bits of the backward pass's tasks.
 NEED_X, NEED_W, EXTRA, STATS, MASK, MATERIALISED, NORM = 1, 2, 4, 8, 16, 32, 64
 
 
@@ -119,7 +119,7 @@ def _sum_rows(planes, base, offset, lanes, value, start, first, step, filters, o
 
 @_inner
 def _advance(left, width):
-    """How many numbers the tile takes that starts where `left` are left."""
+    """The length of the next tile, with `left` numbers left."""
     for tiles in (8, 4, 2, 1):
         if left >= tiles * width:
             return tiles * width
@@ -209,7 +209,7 @@ def _move(source, at, out, to, n):
 
 @_inner
 def _stream(source, at, out, to, n):
-    """out[to : to + n] = source[at : at + n]: past the caches, where they could not hold all of `out` until it is read.
+    """out[to : to + n] = source[at : at + n]: past the caches, if `out` is too large for them to hold until it is read.
 
     An ordinary store loads the line it writes into, a third of what a forward pass moves through memory.
     """
@@ -251,7 +251,7 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
 
 @_inner
 def _clear(planes, n, rows, columns, top, left, height, width, lanes):
-    """Zeros around the (height x width) middle of n planes."""
+    """Write zeros around the (height x width) middle of n planes."""
     right, below = left + width, top + height
     for p in range(n):
         base = p * rows * columns * lanes
@@ -306,7 +306,7 @@ def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, st
                 for o in range(c_out):
                     _stream(sums, o * n, out, to + (r * c_out + o) * n, n)
                     if stats.shape[0] == 0 or start[o] == start[o + 1]:
-                        continue  # a dead filter: its reader knows the constant
+                        continue  # a dead filter: its reader uses the constant
                     # Sums of z minus one of its values: no cancellation, and a constant map has variance 0 exactly.
                     z = sums[o * n : o * n + n]
                     if r == 0:
@@ -323,7 +323,7 @@ def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, st
 
 @_inner
 def _finish(dx, n, extra, z, y, at, scale, shift, mean, alive, flags, out):
-    """g = (dx + extra) masked where y = relu(...) is zero, to out; returns sum g and sum g * (z - mean).
+    """Write g = dx + extra, zero where y = relu(...) is zero, to out; returns sum g and sum g * (z - mean).
 
     `dx`, n numbers, is scratch.
     """
@@ -397,7 +397,7 @@ def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, st
 
 @_inner
 def _interleave(phase, m, lanes, row, x0, s, channels, n):
-    """Columns x0, x0 + s, ... of each channel's row from a phase of it."""
+    """Write a phase of each channel's row into its columns x0, x0 + s, ..."""
     for c in range(channels):
         for x in range(m // lanes):
             to, at = c * n + (x0 + s * x) * lanes, c * m + x * lanes
@@ -496,7 +496,7 @@ def backward(
 
 @_exact
 def sift(start, offset, value, to_start, to_offset, to_value):
-    """The rows of a pattern without the weights whose value is zero."""
+    """Copy the rows of a pattern without the weights whose value is zero."""
     n = 0
     for q in range(start.shape[0] - 1):
         to_start[q] = n
@@ -509,7 +509,7 @@ def sift(start, offset, value, to_start, to_offset, to_value):
 
 @_compiled(**_INNER)
 def _batch_statistics(stats, counts, alive, mean, var):
-    """Mean and biased variance of each channel, from each block's (pivot, sum, sum of squares) about its pivot."""
+    """Write each channel's mean and biased variance, from each block's (pivot, sum, sum of squares) about its pivot."""
     total = counts.sum()
     for c in range(mean.shape[0]):
         mean[c], var[c] = 0.0, 0.0
@@ -527,7 +527,7 @@ def _batch_statistics(stats, counts, alive, mean, var):
 
 @_exact
 def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var, momentum, eps, moments, affine):
-    """(mean, 1 / sqrt(var + eps)) and (scale, shift) of a batch's norm; moves the running statistics, if given.
+    """Write (mean, 1 / sqrt(var + eps)) and (scale, shift) of a batch's norm; moves the running statistics, if given.
 
     norm(z + bias) = scale * z + shift; arrays that do not exist are empty. Plain NumPy takes five times as long.
     """
@@ -545,7 +545,7 @@ def normalise(stats, counts, alive, bias, gamma, beta, running_mean, running_var
         affine[1, c] = beta[c] - mean * scale if beta.shape[0] else -mean * scale
 
 
-# Values at the edges of a chain, which a pass of their own reads or writes
+# Values at the edges of a chain, which have a pass of their own
 
 
 @_kernel
@@ -587,7 +587,7 @@ def finalise(
 
 @_kernel
 def block(t, next_block, nb, images, blocked, inwards):
-    """Between (N, C, H, W) and blocks of nb images, image innermost."""
+    """Copy between (N, C, H, W) and blocks of nb images, image innermost."""
     n, channels, height, width = images.shape
     blocks = (n + nb - 1) // nb
     for _ in range(blocks):

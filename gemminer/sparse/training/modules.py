@@ -1,4 +1,4 @@
-"""Modules that hold kept weights: a vector of values and where they stand. Chains of them run in `chain`."""
+"""Modules that hold kept weights as a vector of values and their indices. Chains of them run in `chain`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemminer.core.errors import GemminerError
-from gemminer.sparse.memory import Pool
+from gemminer.sparse.memory import BufferPool
 from gemminer.sparse.training.backward import Backward
 from gemminer.sparse.training.chain import Forward, Links, Norm, Runner, Step, Unit, Value, Weights, block_size
 from gemminer.sparse.training.patterns import Pattern
@@ -31,7 +31,7 @@ class SparseLayer(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
     kept: Tensor
-    sift = False  # whether values may be zero often enough to look for them at each pass
+    sift = False  # whether each pass looks for zeros among the values, as in a search
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SparseLayer(nn.Module):
         self.register_parameter("bias", bias)  # type: ignore[arg-type]
         self.register_buffer("kept", kept.to(torch.int32))
         self._pattern: Pattern | None = None
-        self._pool = Pool()
+        self._pool = BufferPool()
 
     @property
     def weight(self) -> Tensor:
@@ -50,7 +50,7 @@ class SparseLayer(nn.Module):
         return flat.index_put((self.kept.long(),), self.values).reshape(self.shape)
 
     def narrow(self, mask: Tensor, values: nn.Parameter) -> None:
-        """Hold `values` from now on, at the places `mask`, of the whole weight, keeps."""
+        """Hold only `values` from now on, at the places that `mask`, of the whole weight's shape, keeps."""
         self.kept = mask.reshape(-1).nonzero().flatten().to(self.kept)
         self.values, self._pattern = values, None
 
@@ -63,7 +63,7 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def dense(self, x: Tensor) -> Tensor:
-        """What the masked dense layer computes, by PyTorch."""
+        """The output of the masked dense layer, computed by PyTorch."""
         raise NotImplementedError
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -90,7 +90,7 @@ class SparseLayer(nn.Module):
         self._pattern = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pattern": None, "_pool": Pool()}
+        return {**self.__dict__, "_pattern": None, "_pool": BufferPool()}
 
     def extra_repr(self) -> str:
         return f"{self.kept.numel()} of {int(np.prod(self.shape))} weights kept, shape={self.shape}"
@@ -137,7 +137,7 @@ class SparseLinear(SparseLayer):
 
 
 class _MaskedWeight:
-    """What a layer that stays dense has in common: pruned weights are zero and their gradient is, so they stay.
+    """Base of a layer that stays dense: pruned weights and their gradients are zero, so the weights stay zero.
 
     A multiplication by the mask in each forward pass would cost a small network a tenth of its step.
     """
@@ -147,7 +147,7 @@ class _MaskedWeight:
     _hook = -1
 
     def masked(self) -> Tensor:
-        """The weight, whose gradient will be that of kept weights only."""
+        """The weight, with a hook that zeros the gradient of pruned weights."""
         if self._hook not in (self.weight._backward_hooks or ()) and self.weight.requires_grad:  # new, or a copy
             self._hook = self.weight.register_hook(self._hold).id
         return self.weight
@@ -177,8 +177,8 @@ class MaskedLinear(_MaskedWeight, nn.Linear):
 
 
 class MaskedLayer(nn.Module):
-    """Any other module with masked parameters: `layer` computes with parameter * mask, so neither zeros nor their
-    gradient move."""
+    """Any other module with masked parameters: `layer` computes with parameter * mask, so zeros and their gradients
+    stay zero."""
 
     def __init__(self, layer: nn.Module, masks: dict[str, Tensor]) -> None:
         super().__init__()
@@ -235,13 +235,13 @@ def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]
         if norm is not None:
             training = norm.training or norm.running_mean is None
             if (flat and len(out) != 2) or (training and int(np.prod(out)) == out[1]):
-                return 0  # one value a channel: let PyTorch say what it thinks of that
+                return 0  # one value for each channel: PyTorch raises its own error
         shapes.append(out)
     return max(map(math.prod, shapes))
 
 
 def _norm(norm: BatchNorm) -> Norm:
-    """The state of a batch norm for this pass; counts the batch as it does."""
+    """The state of a batch norm for this pass; counts the batch, as PyTorch does."""
     fresh = norm.training or (norm.running_mean is None and norm.running_var is None)
     momentum = None
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
@@ -255,7 +255,7 @@ def _norm(norm: BatchNorm) -> Norm:
     return Norm(mean, var, norm.eps, fresh, momentum)
 
 
-def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: Pool) -> tuple[Tensor, ...]:
+def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool) -> tuple[Tensor, ...]:
     """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot."""
     numbers = usable(links, modules, inputs)
     if not numbers:
@@ -286,7 +286,7 @@ def _by_torch(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -
 class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, links: Links, modules: Sequence[Pair], pool: Pool, numbers: int, n: int, *tensors: Tensor | None
+        ctx: Any, links: Links, modules: Sequence[Pair], pool: BufferPool, numbers: int, n: int, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         inputs, parameters = tensors[:n], tensors[n:]
         first = inputs[0]
@@ -330,14 +330,14 @@ class _ChainFunction(torch.autograd.Function):
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
         asked = list(ctx.needs_input_grad[5:])
-        wanted = [asked[ctx.n + i : ctx.n + i + 4] for i in range(0, len(arrays), 4)]
+        weights_needed = [asked[ctx.n + i : ctx.n + i + 4] for i in range(0, len(arrays), 4)]
         needs = asked[: ctx.n]
-        for step, own in zip(passed.steps, wanted, strict=True):
+        for step, own in zip(passed.steps, weights_needed, strict=True):
             r = step.unit.residual
             needs.append(any(own) or needs[step.unit.source] or (r is not None and needs[r]))
         links, run = passed.links, passed.run
         release = not _keeps_graph()
-        back = Backward(passed, needs, wanted, weights, release)
+        back = Backward(passed, needs, weights_needed, weights, release)
         grads = back(
             [
                 None if dy is None else run.block_in(dy, passed.values[v])

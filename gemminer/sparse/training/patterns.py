@@ -1,4 +1,4 @@
-"""Where a layer's kept weights are, and the offsets at which the kernels find what each of them multiplies."""
+"""The indices of a layer's kept weights, and the offsets at which kernels find the inputs they multiply."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from gemminer.sparse.training import kernels
 
 Array = np.ndarray[Any, Any]
-# Floats in one go: long enough to hide what a run costs to start.
+# Floats of one run: long enough to hide the cost of starting it.
 TILE = 2048
 # Bytes of input and gradient planes a tile may use: most of a second-level cache.
 CACHE = 768 * 1024
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A layer on maps of one size: `row` holds the kernels' integers but for batch and block size (`G_*`)."""
+class LayerLayout:
+    """A layer's layout on maps of one size: `row` holds the kernels' integers (`G_*`) but for batch and block size."""
 
     row: Array
     offset: Array
@@ -26,7 +26,7 @@ class Layout:
     rows: dict[tuple[int, int], Array] = field(default_factory=dict)
 
     def at(self, batch: int, block: int) -> Array:
-        """The row for a batch held in blocks of `block` images, to be read only."""
+        """The row of integers for a batch in blocks of `block` images; callers must not change it."""
         if (batch, block) in self.rows:
             return self.rows[batch, block]
         row = self.rows[batch, block] = self.row.copy()
@@ -57,13 +57,13 @@ class Pattern:
         self.channels = shape[1] * groups
         self.start = np.searchsorted(o, np.arange(shape[0] + 1)).astype(np.int64)
         self.alive = np.diff(self.start) > 0  # filters with a kept weight
-        self.wanted = np.zeros(self.channels, dtype=np.bool_)  # channels a kept weight reads
-        self.wanted[self.c] = True
+        self.read_channels = np.zeros(self.channels, dtype=np.bool_)  # channels that a kept weight reads
+        self.read_channels[self.c] = True
         # The transposed pattern, a row for each channel and phase of the stride.
         row = (self.c * stride + ky % stride) * stride + kx % stride
         self.order = np.argsort(row, kind="stable")
         self.row_start = np.searchsorted(row[self.order], np.arange(self.channels * stride**2 + 1)).astype(np.int64)
-        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._layouts: dict[tuple[int, int], LayerLayout] = {}
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """The output map's size; not positive where the kernel does not fit."""
@@ -71,12 +71,12 @@ class Pattern:
         (ph, pw), s = self.padding, self.stride
         return (height + 2 * ph - kh) // s + 1, (width + 2 * pw - kw) // s + 1
 
-    def layout(self, height: int, width: int) -> Layout:
+    def layout(self, height: int, width: int) -> LayerLayout:
         if (height, width) not in self._layouts:
             self._layouts[height, width] = self._lay_out(height, width)
         return self._layouts[height, width]
 
-    def _lay_out(self, height: int, width: int) -> Layout:
+    def _lay_out(self, height: int, width: int) -> LayerLayout:
         (ph, pw), s = self.padding, self.stride
         kh, kw = self.shape[2:]
         oh, ow = self.out_size(height, width)
@@ -94,4 +94,4 @@ class Pattern:
             *(self.channels, height, width, self.shape[0], oh, ow, kh, s, ph, pw),
             *(rows, columns, z_rows, z_columns, top, left),
         )
-        return Layout(row, offset.astype(np.int32), back[self.order].astype(np.int32))
+        return LayerLayout(row, offset.astype(np.int32), back[self.order].astype(np.int32))
