@@ -129,20 +129,20 @@ def test_cells_of_a_grid_that_is_not_understood_any_more_are_those_of_the_file(t
         (None, "cannot read .*: No such file or directory; pass a comparison's records.jsonl.gz"),
         (b"", "not a file of gemminer's records: it has schema None"),
         (b"text", "not compressed by gzip"),
-        (gzip.compress(b"[1]\n"), "it has schema None; this version reads 'gemminer.results/1'"),
-        (gzip.compress(b'{"schema": "gemminer.results/2"}\n'), "schema 'gemminer.results/2'; this version reads"),
-        (gzip.compress(b'{"schema": "gemminer.results/1"}\n{"cell'), "is damaged .*: run its command again"),
-        (gzip.compress(b'{"schema": "gemminer.results/1"}\n{"cell": 1}'), "line 2 of .* is damaged"),
+        ("[1]\n", "it has schema None; this version reads 'gemminer.results/1'"),
+        ('{"schema": "gemminer.results/2"}\n', "schema 'gemminer.results/2'; this version reads"),
+        ('{"schema": "gemminer.results/1"}\n{"cell', "is damaged .*: run its command again"),
+        ('{"schema": "gemminer.results/1"}\n{"cell": 1}', "line 2 of .* is damaged"),
         (
-            gzip.compress(b'{"schema": "gemminer.results/1"}\n{"cell": "a", "label": "b", "record": {}}'),
+            '{"schema": "gemminer.results/1"}\n{"cell": "a", "label": "b", "record": {}}',
             "line 2 of .* is not a gemminer record",
         ),
     ],
 )
-def test_what_is_no_file_of_records_is_one_sentence(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_what_is_no_file_of_records_is_one_sentence(tmp_path: Path, content: bytes | str | None, sentence: str) -> None:
     path = tmp_path / archive.NAME
     if content is not None:
-        path.write_bytes(content)
+        path.write_bytes(gzip.compress(content.encode()) if isinstance(content, str) else content)
     with pytest.raises(GemminerError, match=sentence) as caught:
         archive.read(path)
     assert "\n" not in str(caught.value)
