@@ -348,4 +348,4 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     folder = Path(file).parent if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tables.write(folder, found.cells(), found.records, found.failures)
-    return page.draw(found, folder / "report.html", str(file), tables.BESIDE)
+    return page.draw(found, folder / "report.html", str(file), tables.PAGE_FILES)
