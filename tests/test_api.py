@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gemminer
 from gemminer import api, methods
+from gemminer.cli import main
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.progress import Monitor
@@ -420,3 +421,19 @@ def test_the_package_is_light_beside_torch() -> None:
     assert not {
         name for name in modules if name.startswith(("gemminer.reporting", "gemminer.sparse", "gemminer.bench"))
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("lenet-300-100", {}), ("resnet20", {"width": 0.5})], ids=["lenet-300-100", "resnet20"]
+)
+def test_a_call_gives_the_commands_ticket(model: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Named data and a named network in Python, with the recipe's numbers: the same ticket bit for bit."""
+    argv = ["mine", "--model", model, "--data", "digits", "--density", "0.05", "--epochs", "2", "--seed", "3"]
+    argv += [f"--model-option={name}={value}" for name, value in options.items()]
+    argv += ["--limit-train", "300", "--no-checks", "--no-dense", "--train-epochs", "1", "--device", "cpu"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    loaded = gemminer.data.load("digits", limit_train=300)
+    shape = {"in_channels": loaded.in_channels, "classes": loaded.classes, "image_size": loaded.image_size}
+    net = gemminer.models.build(model, **shape, **options)
+    ticket = gemminer.mine(net, loaded.train, 0.05, epochs=2, seed=3, validation_data=loaded.validation)
+    assert ticket == Ticket.load(tmp_path / "run" / "ticket.safetensors")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import gemminer
@@ -15,6 +16,8 @@ from gemminer.cli import main
 from gemminer.core.errors import UsageError
 from gemminer.core.progress import Monitor
 from gemminer.data import TensorBatches
+from gemminer.runs.execute import run_recipe, train_ticket
+from gemminer.runs.recipe import make
 from gemminer.sparse.training.modules import SparseLayer
 from gemminer.training import engine
 from gemminer.training.task import Task
@@ -138,3 +141,68 @@ def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path) -> Non
     assert told.notes == ["'train' was begun with another engine: it starts over"]
     fresh = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse")
     assert found["test"] == fresh["test"]
+
+
+def crossovers_of(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which layers are faster sparse below this density, however short a step is."""
+    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda threads: dict.fromkeys(KINDS, density))
+    monkeypatch.setattr(engine, "WORTH", 0.0)
+
+
+class Killed(Monitor):
+    """Ends a training after its second epoch, as Ctrl-C does."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if (row["phase"], row["epoch"]) == (self.phase, 2):
+            raise KeyboardInterrupt
+
+
+CONV = {
+    **{"model": "conv-2", "model_options": {"width": 0.25}, "density": 0.05, "epochs": 3, "train_epochs": 3},
+    **{"limit_train": 100, "batch_size": 32},
+    **{"checks": (), "check_seeds": 1, "dense": False},
+}
+
+
+def test_a_resumed_or_repeated_run_computes_the_layers_it_computed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timings have changed since: the record and the folder say which layers were sparse, and that holds."""
+    monkeypatch.setenv("GEMMINER_CHECKPOINT_SECONDS", "0")
+    crossovers_of(0.5, monkeypatch)
+    whole = run_recipe(make(CONV), tmp_path / "whole", device="cpu")
+    shapes = {layer.name: layer.shape for layer in whole.layers}
+    assert whole.engine is not None
+    assert {below for name, below in whole.engine.below.items() if len(shapes[name]) == 4} == {0.5}
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(make(CONV), tmp_path / "killed", device="cpu", monitor=Killed("train:0"))
+    crossovers_of(0.0, monkeypatch)
+    resumed = run_recipe(make(CONV), tmp_path / "killed", device="cpu", resume=True)
+    assert resumed.engine == whole.engine
+    names = ("ticket.safetensors", "trained.safetensors")
+    first, second = ([load_file(tmp_path / run / name) for name in names] for run in ("whole", "killed"))
+    assert all(torch.equal(t, b[n]) for a, b in zip(first, second, strict=True) for n, t in a.items())
+    train_ticket(make(CONV), tmp_path / "whole" / names[0], tmp_path / "again.safetensors", device="cpu")
+    again = load_file(tmp_path / "again.safetensors")
+    assert all(torch.equal(t, again[n]) for n, t in first[1].items())
+    fresh = run_recipe(make(CONV), tmp_path / "fresh", device="cpu")
+    assert fresh.engine is not None
+    assert {below for name, below in fresh.engine.below.items() if len(shapes[name]) == 4} == {0.0}
+
+
+def test_a_resumed_call_computes_the_layers_it_computed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMINER_CHECKPOINT_SECONDS", "0")
+    crossovers_of(0.5, monkeypatch)
+    net, data = tiny_net(), tiny_data()
+    ticket = gemminer.mine(net, data, density=0.2, method="erk")
+    gemminer.train(net, ticket, data, epochs=4)
+    whole = {n: t.clone() for n, t in net.state_dict().items()}
+    path = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        gemminer.train(net, ticket, data, epochs=4, checkpoint=path, monitor=Killed("train"))
+    crossovers_of(0.0, monkeypatch)
+    gemminer.train(net, ticket, data, epochs=4, checkpoint=path)
+    assert all(torch.equal(t, whole[n]) for n, t in net.state_dict().items())

@@ -256,9 +256,8 @@ class GemMinerRule:
         assert self.task is not None
         assert self._plain is not None
         masks = {n: m.view(s) for n, m, s in zip(self.names, own.split(self.full_sizes), self.shapes, strict=True)}
-        worth = engine.layers_worth_sparse(self._plain, masks, self.task.engine, self._below, live)
         # A layer that runs on kept weights stays so: its frozen weights are gone, though more may be live by now.
-        worth |= self._vectors
+        worth = self._vectors | engine.layers_worth_sparse(self._plain, masks, self.task.engine, self._below, live)
         if worth:
             keep = [own_l if name in worth else torch.ones_like(own_l) for name, own_l in self._by_layer(own)]
             self._keep_only(torch.cat(keep).nonzero().flatten(), worth)

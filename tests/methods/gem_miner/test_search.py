@@ -248,3 +248,19 @@ def test_a_search_on_kept_weights_is_resumed_bit_for_bit(tmp_path: Path, killed:
     assert all(torch.equal(again.masks[name], whole.masks[name]) for name in whole.masks)
     losses = [[row["loss"] for row in ticket.provenance["rows"]] for ticket in (again, whole)]
     assert losses[0] == losses[1]
+
+
+def test_a_layer_that_let_go_of_its_frozen_weights_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are off may come back, so a layer that was worth computing sparse may later not be."""
+    seen: list[set[str]] = []
+
+    def worth(model: nn.Module, masks: dict[str, Tensor], *_: Any) -> set[str]:
+        seen.append(set(list(masks)[len(seen) % 2 :: 2]))  # first and third layer, then the second, ...
+        return seen[-1]
+
+    monkeypatch.setattr("gemminer.training.engine.layers_worth_sparse", worth)
+    data = TensorBatches(*tiny_data(), batch_size=16)
+    ticket = mined(find, Task(tiny_net(), data, engine="sparse"), 0.1, Options(epochs=8), 0)
+    assert len(seen) > 2
+    assert seen[0] - seen[1]
+    assert ticket.kept == round(0.1 * ticket.prunable)
