@@ -88,10 +88,10 @@ def report(
     return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target)
 
 
-def draw(found: Archive, target: Path, where: str, beside: Mapping[str, str]) -> Path:
-    """The page that `report` writes of a comparison's folder, from its file of records; `where` is that file's name.
+def draw(found: Archive, target: Path, where: str, table_files: Mapping[str, str]) -> Path:
+    """Write the page of a comparison from its file of records, as `report` does from its folder; returns its path.
 
-    Of one cell it is that run's own page, with its curves if the file has them.
+    A comparison of one cell gives that run's own page, with its curves if the file has them. `where` names the file.
     """
     missing = {f"{where} ends": "its last cell was cut short, and is left out"} if found.torn else {}
     entries = {cell.digest: found.entries.get(cell.digest) for cell in found.cells()}
@@ -111,7 +111,7 @@ def draw(found: Archive, target: Path, where: str, beside: Mapping[str, str]) ->
                 missing[cell.digest] = str(_damaged(where, error))
     if not runs:
         raise GemminerError(f"there is no record in {where} to draw: run its command again")
-    return _save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, beside))
+    return _save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, table_files))
 
 
 def _one(found: Record, phases: run_charts.Phases, where: str, target: Path) -> Path:
@@ -168,7 +168,7 @@ def _damaged(where: str, error: Exception) -> GemminerError:
 
 
 def _epochs(file: Path) -> run_charts.Phases:
-    """metrics.jsonl by phase."""
+    """The rows of metrics.jsonl by phase."""
     rows = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         with contextlib.suppress(ValueError):  # a line that a kill cut short; the resumed run wrote its epoch again
@@ -177,7 +177,7 @@ def _epochs(file: Path) -> run_charts.Phases:
 
 
 def _by_phase(rows: Iterable[Any], where: str) -> run_charts.Phases:
-    """Rows of epochs by phase and in order; of an epoch written again after a resume, the last counts."""
+    """The rows of epochs by phase, in order; if an epoch was written again after a resume, the last counts."""
     phases: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):

@@ -32,7 +32,7 @@ MARKS = 30  # more freezes than this are shaded as a period: single lines would 
 
 
 def about() -> dict[str, str]:
-    """What each check destroys, by its name."""
+    """Sentences about what each check destroys, by its name."""
     return {name: sanity.get(name).sentence for name in sanity.names()}
 
 

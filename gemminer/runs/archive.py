@@ -1,14 +1,14 @@
-"""The records of a comparison in one file, from which its tables and page can be drawn without its folder.
+"""The records of a comparison in one file, enough to draw its tables and page without its folder.
 
-NAME.jsonl.gz is JSON lines in gzip: first what the file is of, then a line a cell.
+NAME.jsonl.gz is JSON lines in gzip: a head, then a line for each cell.
 
     {"schema": "gemminer.results/1", "command": ..., "grid": ..., "threads": ...}
     {"cell": digest, "label": method as asked for, "record": a record's fields, "curves": rows of metrics.jsonl}
     {"cell": digest, "label": ..., "error": why there is no record}
 
-A cell that is finished later is a gzip member of its own behind those that are there; of several records of one cell
-the last counts, and any of them before an error. What a kill cut short ends the file: readers pass it over, and the
-next to write drops it.
+A cell that is finished later is appended as a gzip member of its own; of several records of one cell the last counts,
+and a record counts before an error. A member that a kill cut short ends the file: readers skip it, and the next writer
+drops it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ NAME = "records.jsonl.gz"
 
 
 class Damaged(GemminerError):
-    """The file was one of these, and cannot be read any more."""
+    """A file of records that is damaged."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell's record or, where it has none, why; `curves` are rows of its metrics.jsonl, if they were kept."""
+    """A cell's record, or the reason why it has none; `curves` are rows of its metrics.jsonl, if they were kept."""
 
     cell: str
     label: str
@@ -49,7 +49,7 @@ class Entry:
     curves: tuple[Mapping[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """As a line of the file has it."""
+        """The entry's line of the file, as JSON values."""
         if self.record is None:
             return {"cell": self.cell, "label": self.label, "error": self.error}
         found = json.loads(self.record.to_json())
@@ -59,14 +59,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """What a file of records holds.
+    """The contents of a file of records.
 
     Args:
-        command: that it was made with.
-        grid: of the comparison, as `gemminer.runs.grid.make` takes it; None for single runs.
-        threads: of each cell.
-        entries: by the cell's digest.
-        torn: whether something was cut short at its end.
+        command: the command that made it.
+        grid: the comparison's grid, as `gemminer.runs.grid.make` takes it; None for single runs.
+        threads: CPU threads of each cell.
+        entries: entries by the cell's digest.
+        torn: whether the end of the file was cut short.
     """
 
     command: str
@@ -81,7 +81,7 @@ class Archive:
 
     @property
     def records(self) -> dict[str, Record]:
-        """By the cell's digest."""
+        """Records by the cell's digest."""
         return {digest: entry.record for digest, entry in self.entries.items() if entry.record is not None}
 
     @property
@@ -90,7 +90,7 @@ class Archive:
         return {digest: entry.error for digest, entry in self.entries.items() if entry.record is None}
 
     def cells(self) -> list[Cell]:
-        """Those of the comparison's grid, in the order of its table; without one those of the file."""
+        """The cells of the comparison's grid, in the order of its table; without a grid, those of the file."""
         if self.grid is not None:
             found = grid.make(self.grid).cells()
             if not self.entries or any(cell.digest in self.entries for cell in found):
@@ -102,7 +102,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class _Kept(Cell):
-    """A cell with the digest it has in the file, whatever this version makes of its recipe."""
+    """A cell that keeps its digest in the file, even if this version computes another."""
 
     kept: str = ""
 
@@ -115,7 +115,7 @@ class _Kept(Cell):
 
 
 def read(path: str | Path) -> Archive:
-    """What the file holds; raises GemminerError in one sentence where it cannot be read or is none of these files."""
+    """Read a file of records; raises GemminerError with one sentence where it cannot be read or is another file."""
     try:
         packed = Path(path).read_bytes()
     except OSError as error:
@@ -136,7 +136,7 @@ def read(path: str | Path) -> Archive:
 
 
 def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
-    """The text of all gzip members that are whole, and where they end."""
+    """The text of all complete gzip members, and the offset where they end."""
     found: list[bytes] = []
     end = 0
     while end < len(packed):
@@ -144,7 +144,7 @@ def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
         try:
             text = member.decompress(packed[end:])
         except zlib.error:
-            if found:  # a system that went down leaves zeros where the last member was to be
+            if found:  # a crashed system leaves zeros in place of the last member
                 break
             raise GemminerError(f"{path} is not a file of gemminer's records: it is not compressed by gzip") from None
         if not member.eof:
@@ -175,7 +175,7 @@ def _entry(where: str, line: Mapping[str, Any]) -> Entry:
 
 
 def write(path: Path, found: Archive) -> Path:
-    """The whole file anew, in one step and as small as it gets."""
+    """Write the whole file anew, atomically and compressed as one member."""
     with atomic(path) as temporary:
         temporary.write_bytes(_packed([found.head, *(entry.as_dict() for entry in found.entries.values())]))
     return path
@@ -189,11 +189,11 @@ def _packed(lines: Iterable[Mapping[str, Any]]) -> bytes:
 class Keeper:
     """Keeps a comparison's file up to date as its cells finish.
 
-    What is there stays. The file is written anew where it is of another grid or was cut short; one that is damaged is
-    replaced by `wanted`, for a comparison's cells are in their folders. Raises GemminerError where it is not ours.
+    Existing entries stay. The file is written anew if it has another grid or was cut short; a damaged one is replaced
+    by `wanted`, since the cells are in their folders too. Raises GemminerError for a file that is not gemminer's.
 
     Args:
-        wanted: what the file is of, with the entries of the cells that are finished.
+        wanted: the file's contents, with the entries of the cells that are finished.
     """
 
     def __init__(self, path: Path, wanted: Archive) -> None:
@@ -213,7 +213,7 @@ class Keeper:
             self.keep(entry)
 
     def keep(self, entry: Entry) -> None:
-        """Put a cell behind those that are there, unless it is; a kill meanwhile leaves them as they were."""
+        """Append a cell's entry unless the file has it; a kill meanwhile leaves the other entries whole."""
         known = self._there.entries.get(entry.cell)
         if known is not None and replace(known, curves=()).as_dict() == entry.as_dict():
             return
@@ -228,7 +228,7 @@ class Keeper:
 
 
 def from_folders(runs: Iterable[tuple[str, Path]], command: str, curves: Collection[str] = ()) -> Archive:
-    """The records of runs, given by (label, folder); of their metrics.jsonl the rows of the phases `curves`.
+    """The records of runs, given by (label, folder), with the rows of their metrics.jsonl in the phases `curves`.
 
     Phases are "search", "train", "dense" and "check".
     """

@@ -2,7 +2,7 @@
 
 OUT/compare.json       the grid and its cells
 OUT/cells/DIGEST/      a cell: the folder of a run, or error.json where it failed
-OUT/records.jsonl.gz   the records of all cells, which is what the tables and the page are drawn from
+OUT/records.jsonl.gz   the records of all cells, from which the tables and the page are drawn
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
     def entry(self, cell: Cell) -> archive.Entry:
-        """What is known of a cell, for the file of records."""
+        """A cell's record or failure, as an entry of the file of records."""
         return archive.Entry(cell.digest, cell.label, self.records.get(cell.digest), self.failures.get(cell.digest, ""))
 
     def folder(self, cell: Cell) -> Path:
