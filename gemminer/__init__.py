@@ -12,7 +12,7 @@ density = fraction of prunable weights kept, everywhere.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gemminer.api import check, compare, mine, train
+from gemminer.api import check, compare, draw, mine, train
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
@@ -30,6 +30,7 @@ __all__ = [
     "Verdict",
     "check",
     "compare",
+    "draw",
     "mine",
     "report",
     "train",

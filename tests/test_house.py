@@ -71,7 +71,7 @@ def test_no_file_is_long_but_the_kernels() -> None:
     files = [*FILES, *sorted((CHECKOUT / "tests").rglob("*.py"))]
     lengths = {name_of(path): path.read_text(encoding="utf-8").count("\n") for path in files}
     assert {name: n for name, n in lengths.items() if n > 500 and not name.endswith("kernels.py")} == {}
-    assert lengths["gemminer/api.py"] <= 350  # docstrings: what a call does, with its example
+    assert lengths["gemminer/api.py"] <= 400  # two thirds are docstrings: what a call does, with its example
     assert lengths["gemminer/cli.py"] <= 450
 
 
