@@ -142,15 +142,15 @@ def test_one_contract_of_nine_layers() -> None:
 
 
 def test_tests_mirror_the_rooms() -> None:
+    """test_page.py is of reporting/page.py, test_page_in_browser.py too; test_bench.py is of the whole room."""
     loose = {p.name for p in (CHECKOUT / "tests").glob("test_*.py")}
     assert loose <= {"test_api.py", "test_cli.py", "test_docs.py", "test_readme.py", "test_house.py"}
-    modules = {str(p.relative_to(ROOT).with_suffix("")) for p in FILES}
+    modules = {str(p.relative_to(ROOT).with_suffix("")) for p in FILES} | {f"{room}/{room}" for room in ROOMS}
     for path in (CHECKOUT / "tests").rglob("test_*.py"):
-        room = path.relative_to(CHECKOUT / "tests").parent
+        room, words = path.relative_to(CHECKOUT / "tests").parent, path.stem.removeprefix("test_").split("_")
         if room.parts and room.parts[0] in ROOMS:
-            own = str(room / path.stem.removeprefix("test_"))
-            whole = path.name in {"test_page_in_browser.py", "test_bench.py"}  # of a room, not of one module
-            assert own in modules or whole, f"{name_of(path)} is named after no module"
+            own = {str(room / "_".join(words[:n])) for n in range(1, len(words) + 1)}
+            assert own & modules, f"{name_of(path)} is named after no module"
 
 
 def test_results_stay_small() -> None:
