@@ -246,7 +246,7 @@ def _same(out: Path, straight: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least 24 times, three of them in the search, the trainings and the checks each, over as many runs as it takes."""
+    """At least 24 times, and three times each in the search, the trainings and the checks."""
     monkeypatch.setenv("GEMMINER_CHECKPOINT_SECONDS", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context, source = _context(), random.Random(0)
