@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from gemminer.runs.grid import Cell
-from gemminer.runs.record import Record
+
+if TYPE_CHECKING:
+    from gemminer.runs.record import Record  # its models take a fiftieth of a second to make, and --help needs none
 
 
 class Watch:
