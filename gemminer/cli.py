@@ -41,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ForMine = Annotated[dict[str, Any], RecipeFields("mine", Recipe)]
+ForMine = Annotated[dict[str, Any], RecipeFields("mine", Recipe.model_construct)]
 ForTrain = Annotated[dict[str, Any], RecipeFields("train")]
 ForCheck = Annotated[dict[str, Any], RecipeFields("check")]
 ForCompare = Annotated[dict[str, Any], RecipeFields("compare", asked.compared)]

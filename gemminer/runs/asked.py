@@ -79,6 +79,5 @@ def to_compare(given: Mapping[str, Any], file: Path | None = None) -> dict[str, 
 
 
 def compared() -> Recipe:
-    """The recipe of a comparison's cells without any flags; `dense` says whether there are dense cells."""
-    found = grid.make({})
-    return found.cells()[-1].recipe.replace(dense=found.dense)
+    """What a comparison's cells are where nothing is asked for; `dense` says whether there are dense cells."""
+    return Recipe.model_construct(**grid.CELL)

@@ -20,6 +20,7 @@ AXES = ("data", "model", "density", "method", "seed")
 # The cells' seeds are the pairs of a comparison, so that a cell trains once from its ticket and once a check; random
 # tickets are methods of their own, and dense networks cells of their own.
 CHECKS = ("shuffle", "reinit", "invert")
+CELL: dict[str, Any] = {"checks": CHECKS, "check_seeds": 1}  # fields of a cell where nothing else is asked for
 DENSE = "dense"
 PARTS = "parts"
 
@@ -81,7 +82,7 @@ class Grid:
                 yield self._cell(label, method, options, data=data, model=model, density=density, seed=seed)
 
     def _cell(self, label: str, method: str, options: Mapping[str, Any], **axes: Any) -> Cell:
-        fields = {"checks": CHECKS, "check_seeds": 1, **self.common, **axes, "method": method, "options": options}
+        fields = {**CELL, **self.common, **axes, "method": method, "options": options}
         chosen = recipes.make({**fields, "dense": False}, "comparison")
         if chosen.density == 1:  # nothing is left out, so there is nothing to destroy
             chosen = recipes.make({**fields, "dense": False, "checks": ()}, "comparison")

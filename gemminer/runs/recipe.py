@@ -75,7 +75,8 @@ class Recipe(BaseModel):
     True
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built when a recipe is first made: the flags of --help are made from the fields alone.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     method: Annotated[
         str,
