@@ -248,7 +248,8 @@ def print_summary(console: Console, record: Mapping[str, Any], folder: Path) -> 
     density, accuracy, metric = record["density"], record["accuracy"], record["metric"]
     console.print(
         f"{record['method']} on {record['model']}, {record['data']}, seed {record['seed']}: "
-        f"{density['kept']} of {density['prunable']} weights kept (density {density['realised']:.4%})"
+        f"{density['kept']} of {density['prunable']} weights kept (density {density['realised']:.4%})",
+        soft_wrap=True,
     )
     spread = f" +- {accuracy['after_std']:.4f} (n={accuracy['n']})" if accuracy["n"] > 1 else ""
     console.print(f"test {metric} before training any weight  {accuracy['before']:.4f}")
