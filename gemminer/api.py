@@ -190,7 +190,8 @@ def train(
         settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
     Returns:
-        {"test": metric or None, "validation": None, "cost": {"epochs", "seconds", "flops_dense", "flops_sparse"}}.
+        {"test": metric or None, "classes": metric by class or None, "validation": None, "cost": {"epochs", "seconds",
+        "flops_dense", "flops_sparse"}}; `classes` where there is one class index and one value for each test example.
 
     Raises:
         UsageError: the ticket is of another model; a setting that cannot be.
@@ -267,6 +268,9 @@ def check(
         engine: as in `mine`.
         monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`.
+
+    Returns:
+        The verdict over all checks, and the figures of each by name; printed, it is a table.
 
     Raises:
         UsageError: an unknown check, a ticket of another model.
