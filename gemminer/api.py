@@ -38,8 +38,8 @@ def _experiment(
     checkpoint: str | Path | None = None,
     **given: Any,
 ) -> Experiment:
-    """The experiment of a call; what a checkpoint says of layers computed on kept weights only is kept to."""
-    experiment = build(
+    """The experiment of a call."""
+    return build(
         model,
         train_data,
         metric=metric,
@@ -48,6 +48,10 @@ def _experiment(
         checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
         **given,
     )
+
+
+def _with_engine(experiment: Experiment) -> Experiment:
+    """The same, its layers chosen that compute kept weights only: as a checkpoint says, if there is one."""
     return experiment.with_task(below=engines.resumed(experiment.task, experiment.flops))
 
 
@@ -57,7 +61,7 @@ def _experiment_of(
     """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
     facts = ticket.provenance
     prunes = {"exclude": tuple(facts.get("exclude", ())), "embeddings": facts.get("embeddings", False)}
-    experiment = _experiment(model, train_data, **prunes, **given)
+    experiment = _with_engine(_experiment(model, train_data, **prunes, **given))
     settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
     ticket.check_fits(model)
     return dataclasses.replace(experiment, settings=options_of(Settings, settings, "training"))
@@ -144,6 +148,8 @@ def mine(
         exclude=tuple(exclude),
         embeddings=embeddings,
     )
+    if row.trains:  # the others never ask, and choosing may mean to time this machine's kernels first
+        experiment = _with_engine(experiment)
     resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=options)
     chosen = resolved.options
     experiment.check_density(density)
