@@ -20,8 +20,10 @@ from gemminer.core.randomness import generator
 
 def _fans(shape: torch.Size) -> tuple[int, int]:
     """(fan in, fan out) by PyTorch's own convention: dimension 0 is the output, 1 the input, the rest the kernel."""
+    if len(shape) < 2:
+        raise UsageError(f"initial weights are drawn for two and more dimensions, not for {tuple(shape)}")
     kernel = math.prod(shape[2:])
-    return shape[1] * kernel, shape[0] * kernel
+    return max(1, shape[1] * kernel), max(1, shape[0] * kernel)
 
 
 def _signed_constant(shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -83,10 +85,10 @@ class Draw:
     fan_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
+        if not isinstance(self.kind, str) or self.kind not in _KINDS:
             raise unknown("initialiser", self.kind, kinds())
-        if not self.fan_scale > 0:
-            raise UsageError(f"fan_scale must be above 0, not {self.fan_scale}")
+        if not isinstance(self.fan_scale, (int, float)) or not 0 < self.fan_scale < 1e300:
+            raise UsageError(f"fan_scale must be above 0, not {self.fan_scale!r}")
 
     def weights(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The weights of the parameters with these names and shapes (at least two dimensions each)."""

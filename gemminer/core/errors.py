@@ -31,3 +31,13 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {near[0]!r}? Known: " if near else "; known: "
     return UsageError(f"unknown {kind} {str(name)!r}{hint}{', '.join(known)}")
+
+
+def in_words(error: BaseException) -> str:
+    """An error of another library in part of a sentence: its kind and the first line of its text.
+
+    >>> in_words(KeyError("shape")), in_words(ValueError())
+    ("KeyError: 'shape'", 'ValueError')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

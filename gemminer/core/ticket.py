@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gemminer.core.draw import Draw
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
 from gemminer.core.model_state import named_state
 
@@ -224,9 +224,9 @@ class Ticket:
         """A row for each masked parameter, in the model's order."""
         rows = []
         for name, mask in self._masks.items():
-            alive = int(mask.reshape(mask.shape[0], -1).any(dim=1).sum())
-            filters, size, kept = mask.shape[0], mask.numel(), self._masks.kept(name)
-            rows.append(Layer(name, tuple(mask.shape), size, kept, kept / size, filters, filters - alive))
+            filters, size, kept = mask.shape[0] if mask.ndim else 1, mask.numel(), self._masks.kept(name)
+            alive = int(mask.reshape(filters, -1).any(dim=1).sum()) if size else 0
+            rows.append(Layer(name, tuple(mask.shape), size, kept, kept / max(1, size), filters, filters - alive))
         return rows
 
     def replace(
@@ -327,10 +327,12 @@ class Ticket:
             if not path.is_file():
                 raise GemminerError(f"there is no ticket file {path}") from None
             raise GemminerError(f"{path} is not a ticket, or it is truncated: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except UsageError as error:
             raise GemminerError(f"{path} is a damaged ticket: {error}") from None
         except GemminerError as error:
             raise GemminerError(f"{path}: {error}") from None
+        except Exception as error:  # whatever bytes may do to those who read them
+            raise GemminerError(f"{path} is a damaged ticket ({in_words(error)})") from None
 
     @classmethod
     def _load(cls, path: Path) -> Ticket:
@@ -342,14 +344,15 @@ class Ticket:
             if not isinstance(header, dict):
                 raise GemminerError("it is a damaged ticket: its header is no JSON object")
             if header.get("format") != FORMAT:
-                raise GemminerError(f"it has format {header.get('format')!r}; this version reads {FORMAT!r}")
+                raise GemminerError(f"it has format {header.get('format')!r:.50}; this version reads {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
+        shapes = {name: _sizes(shape) for name, shape in header["shapes"].items()}
         masks = Masks.from_bits({name: tensors[f"mask/{name}"].numpy() for name in shapes}, shapes)
         if _bits_checksum(masks) != header["checksum"]["masks"]:
             raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
         if _facts_checksum(header) != header["checksum"]["facts"]:
             raise GemminerError("its provenance is damaged: the checksum differs from the one saved with it")
+        _check_facts(header["provenance"])
         draw = Draw(**header["draw"]) if header["draw"] else None
         initial = {n.removeprefix("initial/"): v for n, v in tensors.items() if n.startswith("initial/")}
         if header["drawn"]:
@@ -361,6 +364,26 @@ class Ticket:
             what = "drawn again they differ (another PyTorch draws otherwise)" if header["drawn"] else "damaged"
             raise GemminerError(f"the initial weights are not those saved: {what}")
         return cls(masks, state, header["provenance"], draw)
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """A shape of a file; GemminerError where it is none, or larger than any tensor."""
+    sizes = tuple(shape)
+    if not all(type(n) is int and n >= 0 for n in sizes) or math.prod(sizes) >= 2**62:
+        raise GemminerError(f"it is a damaged ticket: {sizes!s:.50} is no shape")
+    return sizes
+
+
+def _check_facts(facts: Any) -> None:
+    """Raise GemminerError unless a file's provenance has the types of a ticket's."""
+    kinds = {"method": str, "options": dict, "exclude": list, "embeddings": bool}
+    if not isinstance(facts, dict):
+        raise GemminerError("it is a damaged ticket: its provenance is no JSON object")
+    for name, kind in kinds.items():
+        if not isinstance(facts.get(name, kind()), kind):
+            raise GemminerError(f"it is a damaged ticket: its {name} is no {kind.__name__}")
+    if not all(isinstance(pattern, str) for pattern in facts.get("exclude", ())):
+        raise GemminerError("it is a damaged ticket: its exclude is no list of names")
 
 
 def _bits_checksum(masks: Masks) -> str:

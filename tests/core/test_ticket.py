@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -24,6 +25,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.ticket import FORMAT, Masks, State, Ticket, _facts_checksum
 from tests.helpers import drawn_ticket, tiny_net
+from tests.mutations import mutate, packed, sign_ticket, tickets, unpacked
 
 # --- the value -------------------------------------------------------------------------------------------------
 
@@ -360,3 +362,30 @@ def test_a_flipped_bit_says_what_is_damaged(ticket: Ticket, tmp_path: Path) -> N
 def test_the_format_is_versioned(ticket: Ticket, tmp_path: Path) -> None:
     assert header_of(ticket.save(tmp_path / "t"))["format"] == FORMAT == "gemminer.ticket/1"
     assert gemminer.Ticket is Ticket
+
+
+def test_mutated_tickets_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    found, faults = mutate("tickets", range(150), tmp_path)
+    assert not faults
+    assert found["applied"] > 10
+
+
+@pytest.mark.parametrize("change", ["shape", "exclude", "options", "provenance", "draw", "float8"])
+def test_a_signed_file_of_other_types_is_no_ticket(tmp_path: Path, change: str) -> None:
+    meta, tensors = unpacked(tickets(tmp_path)[0])
+    if change == "shape":
+        meta["shapes"]["0.weight"] = [-3, 1, -3, 3]
+    elif change == "float8":
+        tensors["mask/0.weight"] = ("F8_E4M3", *tensors["mask/0.weight"][1:])
+    elif change == "draw":
+        meta["draw"]["fan_scale"] = 10**400
+    elif change == "provenance":
+        meta["provenance"] = [["method", "test"]]
+    else:
+        meta["provenance"][change] = 3
+    with contextlib.suppress(Exception):
+        sign_ticket(meta, tensors)
+    (tmp_path / "evil").write_bytes(packed(meta, tensors))
+    with pytest.raises(GemminerError) as caught:
+        Ticket.load(tmp_path / "evil")
+    assert len(str(caught.value).splitlines()) == 1

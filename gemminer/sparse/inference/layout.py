@@ -133,7 +133,7 @@ class Plan:
         for i, op in enumerate(operations):
             if isinstance(op, Pool):
                 dy, dx = op.taps()
-                self._reads(i, op, op.source, op.stride, np.repeat(op.channel, len(dy)), *self._tiled(op, dy, dx))
+                self._reads(i, op, op.source, op.stride, op.channel, dy, dx)
             else:
                 for e in op.entries:
                     self._reads(i, op, e.source, e.stride, e.channel, e.dy, e.dx)
@@ -142,16 +142,13 @@ class Plan:
             pad[1] = max(pad[1], max(0, -split.low[1]) + max(0, split.high[1]))
 
     @staticmethod
-    def _tiled(op: Pool, dy: Array, dx: Array) -> tuple[Array, Array]:
-        return np.tile(dy, len(op.channel)), np.tile(dx, len(op.channel))
-
-    @staticmethod
     def key(i: int, op: Operation, source: int, stride: tuple[int, int]) -> Any:
         return (source, stride, op.shape[1:], i if isinstance(op, Pool) else -1)
 
     def _reads(
         self, i: int, op: Operation, source: int, stride: tuple[int, int], channel: Array, dy: Array, dx: Array
     ) -> None:
+        """Note what operation `i` reads: entries one by one, or of a pool each of its channels at each cell."""
         if not len(channel):
             return
         if _direct(op, self.shapes[source], stride):
@@ -161,7 +158,11 @@ class Plan:
                 pad[:] = max(pad[0], int(np.abs(dy).max())), max(pad[1], int(np.abs(dx).max()))
             return
         (ay, ry), (ax, rx) = np.divmod(dy, stride[0]), np.divmod(dx, stride[1])
-        planes = np.unique((channel.astype(np.int64) * stride[0] + ry) * stride[1] + rx)
+        if isinstance(op, Pool):
+            phases = np.unique(ry * stride[1] + rx)
+            planes = np.unique(channel.astype(np.int64)[:, None] * (stride[0] * stride[1]) + phases)
+        else:
+            planes = np.unique((channel.astype(np.int64) * stride[0] + ry) * stride[1] + rx)
         key = self.key(i, op, source, stride)
         fill = -math.inf if isinstance(op, Pool) and op.largest else 0.0
         if key not in self.splits:
@@ -316,14 +317,17 @@ class Layout:
 
     def _pool(self, i: int, op: Pool) -> None:
         dy, dx = op.taps()
-        channel = np.repeat(op.channel, len(dy))
-        offsets = self._at(i, op, op.source, op.stride, channel, *self.plan._tiled(op, dy, dx)).reshape(-1, len(dy))
         begin = self._counts["entries"]
-        bounds = np.empty((len(offsets), 3), np.int64)
-        bounds[:, 0], bounds[:, 1], bounds[:, 2] = begin, begin + len(dy), offsets[:, 0] - offsets[0, 0]
+        bounds = np.empty((len(op.channel), 3), np.int64)
+        offsets = np.empty(0, np.int64)
+        if len(op.channel):
+            where = (i, op, op.source, op.stride)
+            offsets = self._at(*where, np.repeat(op.channel[:1], len(dy)), dy, dx)
+            first = self._at(*where, op.channel, np.repeat(dy[:1], len(op.channel)), np.repeat(dx[:1], len(op.channel)))
+            bounds[:, 0], bounds[:, 1], bounds[:, 2] = begin, begin + len(dy), first - first[0]
         bias = np.zeros(op.shape[0], np.float32)
-        values = np.full(len(dy), 1 / len(dy), np.float32)
-        self._output(i, bounds, bias, offsets[0], values, -math.inf, math.inf, largest=op.largest)
+        values = np.full(len(offsets), 1 / len(dy), np.float32)
+        self._output(i, bounds, bias, offsets, values, -math.inf, math.inf, largest=op.largest)
 
     def _output(
         self,
@@ -342,9 +346,11 @@ class Layout:
         vectors = _up(((height - 1) * maps.pitch + width) * self.lanes) // VECTOR
         if (height, width) not in self._masks:
             self._masks[height, width] = sum(map(len, self._mask_parts))
-            pixel = np.arange(vectors * VECTOR) // self.lanes
-            inside = (pixel % maps.pitch < width) & (pixel < height * maps.pitch)
-            self._mask_parts.append(-inside.astype(np.int32))
+            mask = np.zeros(vectors * VECTOR, np.int32)
+            row = np.repeat(-(np.arange(maps.pitch) < width).astype(np.int32), self.lanes)
+            rows = np.tile(row, height)[: len(mask)]
+            mask[: len(rows)] = rows
+            self._mask_parts.append(mask)
         self._emit(
             *(kernels.ROWS, self._counts["rows"], len(bounds), maps.origin, maps.plane, vectors),
             *(self._masks[height, width], maps.lead, int(largest)),
@@ -361,12 +367,16 @@ class Layout:
         self._counts["rows"] += len(bounds)
         self._counts["entries"] += len(value)
 
+    def memory(self) -> Array:
+        """A new scratch array, aligned to whole vectors."""
+        memory = np.zeros(self.floats + VECTOR, np.float32)
+        skip = -memory.ctypes.data % (4 * VECTOR) // 4
+        return memory[skip : skip + self.floats]
+
     def run(self, images: Array, logits: Array, begin: int, end: int) -> None:
         try:
             scratch = self.scratch.pop()
         except IndexError:
-            memory = np.zeros(self.floats + VECTOR, np.float32)
-            skip = -memory.ctypes.data % (4 * VECTOR) // 4
-            scratch = memory[skip : skip + self.floats]
+            scratch = self.memory()
         kernels.run(images, logits, begin, end, self.lanes, *self.tables, scratch)
         self.scratch.append(scratch)

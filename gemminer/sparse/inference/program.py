@@ -23,9 +23,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
-from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Shape, Sum
+from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Sum
+from gemminer.sparse.inference.validation import (
+    CODES,
+    FLOATS,
+    MOST,
+    as_map,
+    check_floats,
+    check_operations,
+    need,
+    whole,
+)
 from gemminer.sparse.threads import run_on_threads
 
 Images = TypeVar("Images", Tensor, Array)
@@ -36,7 +46,6 @@ LANES = (64, 32, 16, 8, 4, 2, 1)
 # weights again, four times the weights' bytes (VGG-16 at 1.4%: 8 images instead of 1, twice as fast).
 CACHE_FLOATS = int(0.9 * 2**20) // 4
 ENTRY_FLOATS = 2
-MOST = 2**31 - 1  # offsets are 32-bit
 
 
 class Program:
@@ -55,8 +64,9 @@ class Program:
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], operations: tuple[Operation, ...]) -> None:
         self.inputs, self.outputs, self.operations = tuple(inputs), tuple(outputs), tuple(operations)
-        _validate(self.inputs, self.outputs, self.operations)
-        self._plan = Plan(_as_map(self.inputs), self.operations)
+        check_operations(self.inputs, self.outputs, self.operations)
+        self._plan = Plan(as_map(self.inputs), self.operations)
+        check_floats(self._plan.place(1)[1])
         self._most_lanes: int | None = None
         self._layouts: dict[int, Layout] = {}
 
@@ -111,7 +121,7 @@ class Program:
     def _lanes(self, count: int, threads: int) -> int:
         """The number of images in a group: as many as fit the cache, but no fewer groups than threads."""
         if self._most_lanes is None:
-            most = max(CACHE_FLOATS, 4 * ENTRY_FLOATS * self.entries)
+            most = min(FLOATS, max(CACHE_FLOATS, 4 * ENTRY_FLOATS * self.entries))
             fits = (lanes for lanes in LANES if self._plan.place(lanes)[1] <= most)
             self._most_lanes = next(fits, 1)
         share = -(-count // threads)
@@ -156,10 +166,10 @@ class Program:
             if not path.is_file():
                 raise GemminerError(f"there is no program file {path}") from None
             raise GemminerError(f"{path} is not a compiled program, or it is truncated: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration, OverflowError) as error:
-            raise GemminerError(f"{path} is a damaged program: {error}") from None
         except GemminerError as error:
             raise GemminerError(f"{path}: {error}") from None
+        except Exception as error:  # whatever bytes may do to those who read them
+            raise GemminerError(f"{path} is a damaged program ({in_words(error)})") from None
 
     @classmethod
     def _load(cls, path: Path) -> Program:
@@ -171,11 +181,11 @@ class Program:
             if not isinstance(header, dict):
                 raise GemminerError("it is a damaged program: its header is no JSON object")
             if header.get("format") != FORMAT:
-                raise GemminerError(f"it has format {header.get('format')!r}; this version reads {FORMAT!r}")
+                raise GemminerError(f"it has format {header.get('format')!r:.50}; this version reads {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in ("value", "index", "bias")}
         if _checksum(header, tensors) != header.pop("sha256", None):
             raise GemminerError("it is damaged: its checksum differs from the one saved with it")
-        if [t.dtype for t in tensors.values()] != [np.float32, np.uint8, np.float32]:
+        if [(t.dtype, t.ndim) for t in tensors.values()] != [(np.float32, 1), (np.uint8, 1), (np.float32, 1)]:
             raise GemminerError("it is a damaged program: its vectors have other types")
         return cls(*_from_json(header, tensors["value"], _from_bytes(tensors["index"]), tensors["bias"]))
 
@@ -183,13 +193,8 @@ class Program:
 # on disk
 
 
-def _as_map(shape: tuple[int, ...]) -> Shape:
-    """The shape of features as a row of pixels, which lie closer in memory than channels of one pixel."""
-    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (1, 1, shape[0])
-
-
 def _channels(inputs: tuple[int, ...], operations: tuple[Operation, ...], value: int) -> int:
-    return _as_map(inputs)[0] if value == 0 else operations[value - 1].shape[0]
+    return as_map(inputs)[0] if value == 0 else operations[value - 1].shape[0]
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Array]) -> str:
@@ -212,11 +217,21 @@ def _pack(e: Entries, channels: int) -> tuple[list[int], Array, Array]:
     return [y0, x0, height, width], np.diff(index[order], prepend=0), e.value[order]
 
 
-def _unpack(source: int, stride: tuple[int, int], box: list[int], channels: int, steps: Array, value: Array) -> Entries:
-    y0, x0, height, width = box
-    index, dx = np.divmod(np.cumsum(steps), width)
+def _unpack(
+    source: int, stride: tuple[int, int], box: list[Any], extent: tuple[int, int], steps: Array, value: Array
+) -> Entries:
+    """Entries of `extent` = (rows, channels); every index is looked at before its parts are made 32-bit numbers."""
+    y0, x0 = whole(box[0], -MOST), whole(box[1], -MOST)
+    height, width = whole(box[2], 1, MOST - max(0, y0)), whole(box[3], 1, MOST - max(0, x0))
+    rows, channels = extent
+    places = max(1, rows) * max(1, channels) * height * width
+    need(places < CODES, "too large a window")
+    index = np.cumsum(steps)
+    # A step is below 2^56, so a sum that wraps around falls.
+    need(not len(index) or (bool((np.diff(index, prepend=0) >= 0).all()) and int(index[-1]) < places), "an index")
+    index, dx = np.divmod(index, width)
     index, dy = np.divmod(index, height)
-    row, channel = np.divmod(index, channels)
+    row, channel = np.divmod(index, max(1, channels))
     row, channel, dy, dx = (part.astype(np.int32) for part in (row, channel, dy + y0, dx + x0))
     return Entries(source, stride, row, channel, dy, dx, value)
 
@@ -262,25 +277,27 @@ def _as_json(op: Operation, boxes: Any) -> dict[str, Any]:
 def _from_json(
     header: dict[str, Any], value: Array, steps: Array, bias: Array
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Operation, ...]]:
-    inputs, outputs = tuple(map(int, header["inputs"])), tuple(map(int, header["outputs"]))
+    inputs, outputs = tuple(map(whole, header["inputs"])), tuple(map(whole, header["outputs"]))
+    need(len(inputs) in (1, 3), "the input's shape")
     operations: list[Operation] = []
     at = rows = 0
     for row in header["operations"]:
-        c, h, w = map(int, row["shape"])
+        c, h, w = map(whole, row["shape"])
+        need(c * h * w <= FLOATS, "a shape too large")
         if row["kind"] in ("max", "mean"):
-            window, stride, padding = ((int(row[k][0]), int(row[k][1])) for k in ("window", "stride", "padding"))
-            channel = np.array(range(c) if row["channel"] is None else row["channel"], np.int32)
-            pool = Pool((c, h, w), int(row["source"]), channel, row["kind"] == "max", window, stride, padding)
+            window, stride, padding = (_two(row[key]) for key in ("window", "stride", "padding"))
+            channel = np.arange(c, dtype=np.int32) if row["channel"] is None else _channels_of(row["channel"])
+            pool = Pool((c, h, w), whole(row["source"]), channel, row["kind"] == "max", window, stride, padding)
             operations.append(pool)
             continue
         if row["kind"] != "sum":
-            raise GemminerError(f"it has an operation of kind {row['kind']!r}, which this version does not know")
+            raise GemminerError(f"it has an operation of kind {row['kind']!r:.50}, which this version does not know")
         entries = []
         for source, sy, sx, *box, count in row["entries"]:
-            if not 0 <= source <= len(operations) or count < 0 or at + count > len(steps) or len(box) != 4:
+            if whole(source) > len(operations) or at + whole(count) > len(steps) or len(box) != 4:
                 raise GemminerError("it is a damaged program: its entries do not fit")
             channels, here = _channels(inputs, tuple(operations), source), slice(at, at + count)
-            entries.append(_unpack(source, (sy, sx), box, channels, steps[here], value[here]))
+            entries.append(_unpack(source, _two((sy, sx)), box, (c, channels), steps[here], value[here]))
             at += count
         low, high = row["limits"]
         limits = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
@@ -291,46 +308,10 @@ def _from_json(
     return inputs, outputs, tuple(operations)
 
 
-def _validate(inputs: tuple[int, ...], outputs: tuple[int, ...], operations: tuple[Operation, ...]) -> None:
-    """Raise GemminerError unless every number a kernel would follow is in range."""
-
-    def need(right: bool, what: str) -> None:
-        if not right:
-            raise GemminerError(f"these operations are no program: {what}")
-
-    need(len(inputs) in (1, 3) and all(n > 0 for n in inputs), "the input's shape")
-    shapes = [_as_map(inputs)]
-    for op in operations:
-        need(len(op.shape) == 3 and all(n > 0 for n in op.shape[1:]) and op.shape[0] >= 0, "a shape")
-        need(math.prod(op.shape) < MOST, "a shape too large")
-        if isinstance(op, Pool):
-            _validate_pool(op, shapes, need)
-        else:
-            need(op.bias.shape == op.shape[:1] and bool(np.isfinite(op.bias).all()), "a bias")
-            need(not math.isnan(op.low) and not math.isnan(op.high), "a limit")
-            for e in op.entries:
-                need(0 <= e.source < len(shapes) and min(e.stride) > 0, "a source")
-                _validate_entries(op, e, shapes[e.source], need)
-        shapes.append(op.shape)
-    need(len(operations) > 0 and math.prod(outputs) == math.prod(shapes[-1]), "the output's shape")
+def _two(numbers: Any) -> tuple[int, int]:
+    first, second = numbers
+    return whole(first), whole(second)
 
 
-def _validate_entries(op: Sum, e: Entries, source: Shape, need: Any) -> None:
-    if not len(e):
-        return
-    need(all(len(part) == len(e) for part in (e.row, e.channel, e.dy, e.dx)), "entries")
-    need(bool(np.isfinite(e.value).all()), "a weight that is not a finite number")
-    need(e.row.min() >= 0 and e.row.max() < op.shape[0], "a row")
-    need(e.channel.min() >= 0 and e.channel.max() < source[0], "a channel")
-    for d, size, steps, stride in zip((e.dy, e.dx), source[1:], op.shape[1:], e.stride, strict=True):
-        # Some output must read inside the map: compile leaves other entries out.
-        need(-(steps - 1) * stride <= d.min() and d.max() < size, "a position")
-
-
-def _validate_pool(op: Pool, shapes: list[Shape], need: Any) -> None:
-    need(0 <= op.source < len(shapes) and min(*op.window, *op.stride) > 0 and min(op.padding) >= 0, "a pool")
-    channels, *size = shapes[op.source]
-    need(op.channel.shape == op.shape[:1], "a pool's channels")
-    need(len(op.channel) == 0 or (op.channel.min() >= 0 and op.channel.max() < channels), "a pool's channels")
-    for n, out, window, stride, padding in zip(size, op.shape[1:], op.window, op.stride, op.padding, strict=True):
-        need(2 * padding <= window <= n + 2 * padding and (out - 1) * stride - padding < n, "a pool's window")
+def _channels_of(numbers: Any) -> Array:
+    return np.array([whole(n) for n in numbers], np.int32)
