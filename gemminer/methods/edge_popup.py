@@ -103,6 +103,7 @@ class Popup:
         self.open = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
         self.scope, self.invert = "layer" if options.rung == "layer" else "global", options.invert
         self.clip = options.clip
+        self.scheduled, self.at_ends = bool(schedule) and not options.freeze_every, bool(options.freeze_every)
         self.schedule, self.ends, self.counts = schedule, list(schedule), [*schedule.values(), count]
         self.freezes = 0
         self._write(-1)
@@ -125,12 +126,24 @@ class Popup:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        if step in self.schedule:
-            self.open = self._top(self.schedule[step])
-            self.freezes += 1
+        self._freeze(step)
         self._write(step)
         for p in self.weights.values():
             p.grad = None
+
+    @torch.no_grad()
+    def after_epoch(self, step: int, last: bool) -> None:
+        if (last or self.at_ends) and self._freeze(step):
+            self._write(step)
+
+    def _freeze(self, step: int) -> bool:
+        """Close what is due after `step`, if anything is: fewer steps may come than the schedule has."""
+        passed = bisect.bisect_right(self.ends, step)
+        if passed == bisect.bisect_right(self.ends, self.step):
+            return False
+        self.open = self._top(self.counts[passed - 1])
+        self.freezes += 1
+        return True
 
     def _top(self, count: int) -> dict[str, Tensor]:
         """The `count` highest |s| among the unfrozen."""

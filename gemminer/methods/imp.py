@@ -95,12 +95,21 @@ class _Round(KeepMask):
 
     def __init__(self, model: nn.Module, history: dict[str, Any], capture: int) -> None:
         super().__init__(model, history["masks"])
-        self.model, self.history, self.capture = model, history, capture
+        self.model, self.history, self.capture, self.batches = model, history, capture, 0
 
     def after_step(self, step: int) -> None:
         super().after_step(step)
-        if self.history["round"] == 1 and step + 1 == self.capture:
+        self.batches += 1  # counted, since fewer may come than the data promises
+        if self.history["round"] == 1 and sum(self.history["steps"]) + self.batches == self.capture:
             self.history["state"] = {name: t.detach().clone() for name, t in named_state(self.model).items()}
+            self.history["at"] = [len(self.history["steps"]), self.batches]
+
+    def after_epoch(self, step: int, last: bool) -> None:
+        if self.history["round"] == 1:
+            if self.history["at"] == [len(self.history["steps"]), self.batches]:
+                self.history["at"] = [len(self.history["steps"]) + 1, 0]
+            self.history["steps"].append(self.batches)
+            self.batches = 0
 
     def numbers(self) -> dict[str, Any]:
         kept = [int(mask.sum()) for mask in self.history["masks"].values()]
@@ -175,7 +184,6 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     k = (options.rewind_steps or math.ceil(WARM * options.epochs * steps)) if options.rewind == "warm" else 0
     if k >= options.epochs * steps:
         raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")
-    late = dataclasses.replace(task, train=_From(task.train, k // steps, k % steps))
     model = task.model
     weights = task.prunable()
     total = sum(w.numel() for w in weights.values())
@@ -186,6 +194,8 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         "round": 1,
         "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
         "state": None,  # after step k of the first round
+        "at": [0, 0],  # the epoch and the batch in it at which that is
+        "steps": [],  # batches of each epoch of the first round
         "rows": [],
     }
     for number in range(history["round"], len(counts) + 1):
@@ -195,18 +205,22 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
             for name, w in weights.items():
                 w.mul_(history["masks"][name])
         history["round"] = number
+        first, skip = history["at"] if number > 1 else (0, 0)
         rows = fit(
-            late if number > 1 else task,
+            dataclasses.replace(task, train=_From(task.train, first, skip)) if number > 1 else task,
             _Round(model, history, k),
             settings,
             seed=seed,
             phase=f"{task.phase}:round{number}",
-            first_epoch=k // steps if number > 1 else 0,
+            first_epoch=first,
+            first_step=skip,
         )
+        if k >= sum(history["steps"]):
+            raise UsageError(f"rewind_steps={k} is not below the {sum(history['steps'])} steps that a round really has")
         begun = history["rows"][-1]["seconds"] if history["rows"] else 0.0
         rows = [{**row, "seconds": begun + row["seconds"], "fraction": 1.0} for row in rows]
         if number > 1:
-            rows[0]["fraction"] = 1 - k % steps / steps  # of an epoch
+            rows[0]["fraction"] = 1 - skip / history["steps"][first]  # of an epoch
         history["rows"] = history["rows"] + rows
         history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
     start = {"cold": None, "warm": history["state"], "lr": copied(model)}[options.rewind]

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,7 +89,6 @@ class Experiment:
         seed: the seed of the run; training seed i is derived from it.
         classes: the names of the classes, if the data has any.
         flops: FLOPs of a forward pass of one example, counted once, by parameter.
-        notes: warnings and remarks for a person, in order.
     """
 
     task: Task
@@ -98,15 +97,18 @@ class Experiment:
     flops: cost.Flops
     seed: int = 0
     classes: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings and remarks for a person, in order."""
+        return self.task.notes
 
     def with_task(self, **changes: Any) -> Experiment:
         """The same experiment with other fields of its task; both share their notes."""
         return dataclasses.replace(self, task=dataclasses.replace(self.task, **changes))
 
     def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.task.monitor.note(text)
+        self.task.note(text)
 
     def check_density(self, density: float) -> None:
         """Raise UsageError for an invalid density, or one that keeps no weight."""

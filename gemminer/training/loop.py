@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
+from gemminer.training.clock import Clock
 from gemminer.training.evaluate import mean_metric, recalibrate
 from gemminer.training.rules import Rule
 from gemminer.training.settings import Settings
@@ -25,6 +27,7 @@ def fit(
     seed: int,
     phase: str = "train",
     first_epoch: int = 0,
+    first_step: int = 0,
     last_epoch: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run `settings.epochs` epochs: batch, loss, backward, rule, optimiser step, rule. Returns a row an epoch.
@@ -40,6 +43,7 @@ def fit(
         phase: the name of this training in rows and checkpoints.
         settings: epochs, optimiser and learning-rate schedule.
         first_epoch: the epoch of the schedule to begin with (rewinding methods start at step k).
+        first_step: the steps of that epoch which `task.train` leaves out.
         last_epoch: the epoch of the schedule to end with; by default the last.
 
     Raises:
@@ -49,13 +53,14 @@ def fit(
     stop = settings.epochs if last_epoch is None else last_epoch
     checkpoint = task.checkpoint
     rule.begin(optimiser)
-    start, seconds, rows = _resumed(task, rule, optimiser, phase) or (first_epoch, 0.0, [])
+    clock = Clock(len(task.train), settings.epochs, first_epoch, first_step)
+    start, seconds, rows = _resumed(task, rule, optimiser, phase, clock) or (first_epoch, 0.0, [])
     task.monitor.begin(phase, start, stop)
     begun = time.monotonic() - seconds
     with private_randomness():
         for epoch in range(start, stop):
-            loss = _epoch(task, rule, optimiser, settings, epoch, seed, phase)
-            row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": (epoch + 1) * len(task.train)}
+            loss = _epoch(task, rule, optimiser, settings, clock, seed, phase)
+            row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": clock.taken}
             row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
             if task.validation and rule.settle:
                 recalibrate(task, rule.settle)
@@ -64,17 +69,22 @@ def fit(
             rows.append(row)
             task.monitor.epoch(row)
             if checkpoint and (checkpoint.due() or epoch + 1 == stop):
-                checkpoint.save(_state(task, rule, optimiser, rows))
+                checkpoint.save(_state(task, rule, optimiser, rows, clock))
+    if clock.told is not None:
+        task.note(clock.told)
     return rows
 
 
-def _state(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _state(
+    task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[dict[str, Any]], clock: Clock
+) -> dict[str, Any]:
     """The contents of a checkpoint after the epoch of the last row."""
     return {
         "phase": rows[-1]["phase"],
         "epoch": rows[-1]["epoch"],
         "seconds": rows[-1]["seconds"],
         "rows": rows,
+        "clock": clock.state_dict(),
         "optimiser": optimiser.state_dict(),
         "rule": rule.state_dict(),
         "engine": {"asked": task.engine, "below": None if task.below is None else dict(task.below)},
@@ -83,7 +93,7 @@ def _state(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, rows: list[
 
 
 def _resumed(
-    task: Task, rule: Rule, optimiser: torch.optim.Optimizer, phase: str
+    task: Task, rule: Rule, optimiser: torch.optim.Optimizer, phase: str, clock: Clock
 ) -> tuple[int, float, list[dict[str, Any]]] | None:
     """Restore rule, optimiser and model from this phase's checkpoint; returns its epoch, seconds and rows, or None."""
     state = task.checkpoint.load() if task.checkpoint else None
@@ -95,6 +105,7 @@ def _resumed(
         task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
         return None
     optimiser.load_state_dict(state["optimiser"])
+    clock.load_state_dict(state["clock"])
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state["model"][name])
@@ -106,20 +117,21 @@ def _epoch(
     rule: Rule,
     optimiser: torch.optim.Optimizer,
     settings: Settings,
-    epoch: int,
+    clock: Clock,
     seed: int,
     phase: str,
 ) -> float:
     """One pass over the training batches; returns the mean loss of its steps."""
+    epoch = clock.epoch
     seed_globals(mixed(seed, phase, epoch))
     task.model.train()
-    steps, total, count = len(task.train), torch.zeros((), dtype=torch.float64, device=task.device), 0
-    for inputs, targets in task.train.epoch(epoch):
+    total, count = torch.zeros((), dtype=torch.float64, device=task.device), 0
+    for inputs, targets in _batches(task, rule, clock):
         for group in optimiser.param_groups:
-            group["lr"] = settings.lr_at(epoch + min(count / steps, 1.0))
-        total += step(task, rule, optimiser, inputs, targets, epoch * steps + count)
+            group["lr"] = settings.lr_at(epoch + clock.part)
+        total += step(task, rule, optimiser, inputs, targets, clock.tick())
         count += 1
-        task.monitor.step(phase, epoch * steps + count, settings.epochs * steps)
+        task.monitor.step(phase, clock.step + 1, clock.end)
         if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
             break
     if not torch.isfinite(total):
@@ -128,8 +140,27 @@ def _epoch(
             f"(lr is {settings.lr}) or check the data for NaN"
         )
     if count == 0:
-        raise GemminerError("there is nothing to train on: the training data gave no batch")
+        raise GemminerError(
+            f"there is nothing to train on: the training data gave no batch in epoch {epoch + 1} of '{phase}'; pass "
+            "data that can be read again each epoch"
+        )
+    last = clock.epoch == clock.epochs - 1
+    rule.after_epoch(clock.next_epoch() - 1, last)
     return float(total) / count
+
+
+def _batches(task: Task, rule: Rule, clock: Clock) -> Iterator[tuple[Any, Any]]:
+    """The epoch's batches and, where the last epoch ends before a schedule does, as many more as that takes."""
+    yield from task.train.epoch(clock.epoch)
+    clock.came()
+    while rule.scheduled and clock.short:
+        before = clock.taken
+        for batch in task.train.epoch(clock.epoch):
+            yield batch
+            if not clock.short:
+                return
+        if clock.taken == before:
+            return
 
 
 def step(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, inputs: Any, targets: Any, index: int) -> Tensor:

@@ -15,10 +15,12 @@ class Rule(Protocol):
     `fit` calls the rule after each backward pass and after each step. A rule may exchange the network of the task it
     was made with, `task.model`, as `GemMinerRule` does in `after_step` and `load_state_dict`; `fit` therefore looks up
     `task.model` anew for each step. `settle` is the number of batches from which batch-norm statistics are estimated
-    anew before a validation, where those of the loop lag behind; 0 keeps the loop's.
+    anew before a validation, where those of the loop lag behind; 0 keeps the loop's. `scheduled` says that steps
+    follow a schedule to its end: where the last epoch ends before it, `fit` goes on with more batches.
     """
 
     settle: int
+    scheduled: bool
 
     def parameters(self) -> list[Tensor]:
         """The tensors the optimiser moves."""
@@ -31,6 +33,12 @@ class Rule(Protocol):
 
     def after_step(self, step: int) -> None:
         """Restore what must hold after optimiser step number `step` (the first is 0), and clear the gradients."""
+
+    def after_epoch(self, step: int, last: bool) -> None:
+        """Catch up with the schedule at an epoch's end, `step`, where its batches came to fewer steps than promised.
+
+        Mid-search only what is due at the ends of epochs; after the `last` epoch everything, so that counts are exact.
+        """
 
     def numbers(self) -> dict[str, Any]:
         """What to log at the end of an epoch."""
@@ -46,6 +54,7 @@ class Dense:
     """Train every parameter: the reference without a mask."""
 
     settle = 0
+    scheduled = False
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -60,6 +69,8 @@ class Dense:
     def after_step(self, step: int) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+    def after_epoch(self, step: int, last: bool) -> None: ...
 
     def numbers(self) -> dict[str, Any]:
         return {}

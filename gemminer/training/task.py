@@ -57,6 +57,7 @@ class Task:
         phase: the name under which a search's epochs are logged.
         checkpoint: the file from which a killed search is resumed.
         monitor: told of every step and epoch.
+        notes: warnings and remarks for a person, in order; shared by the tasks that are made of this one.
     """
 
     model: nn.Module
@@ -73,6 +74,13 @@ class Task:
     phase: str = "search"
     checkpoint: Checkpoint | None = None
     monitor: Monitor = field(default_factory=Monitor)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Tell a person, once, and the record."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.monitor.note(text)
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights a ticket may remove, by name: those of `core.prunable.prunable_weights` for this task."""

@@ -6,6 +6,7 @@ that computes kept weights only (`training.engine`), and the vectors shrink to w
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -81,6 +82,8 @@ class GemMinerRule:
         self._below = {} if task is None else engine.chosen(task)  # by layer, the density at which sparse pays
         self._vectors: set[str] = set()  # weights the network holds as vectors of what is not frozen
         self._work = 3 * self.total  # weights computed in a step, when layers were last chosen
+        self.scheduled = not options.freeze_every
+        self._ends = sorted(schedule)
         self._last = max(schedule, default=0)  # the step that leaves the ticket
         self._lambdas: list[float] = []
         self.frozen_in_epoch = 0
@@ -112,8 +115,7 @@ class GemMinerRule:
         self.p.clamp_(0.0, 1.0)
         if self.live_at is not None:
             self._shrink(self.live_at(step))
-        if step in self.schedule:
-            self._freeze(self.remaining - self.schedule[step])
+        self._freeze(self.remaining - self._due(step))
         if self._below and step < self._last:
             # Two passes of three compute live weights only; the third, the weight gradients, all unfrozen ones.
             work = 2 * int(self._on().sum()) + self.remaining
@@ -121,6 +123,19 @@ class GemMinerRule:
                 self._work = work
                 self._compact()
         self._write()
+
+    @torch.no_grad()
+    def after_epoch(self, step: int, last: bool) -> None:
+        if (last or self.options.freeze_every) and self._due(step) < self.remaining:
+            if self.live_at is not None:
+                self._shrink(self.live_at(step))
+            self._freeze(self.remaining - self._due(step))
+            self._write()
+
+    def _due(self, step: int) -> int:
+        """How many weights may be unfrozen after `step`: fewer steps may come than the schedule has."""
+        passed = bisect.bisect_right(self._ends, step)
+        return self.schedule[self._ends[passed - 1]] if passed else self.total
 
     def numbers(self) -> dict[str, Any]:
         kept = [int(part.sum()) for part in self.q.split(self.sizes)]

@@ -108,8 +108,15 @@ def _upside_down(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def first_batches(task: Task, count: int) -> Seen:
     """The first `count` training batches, going on into further epochs where one has fewer."""
-    epochs = itertools.chain.from_iterable(task.train.epoch(i) for i in itertools.count())
-    return list(itertools.islice(epochs, count))
+    seen: list[tuple[Any, Any]] = []
+    for epoch in itertools.count():
+        before = len(seen)
+        seen += itertools.islice(task.train.epoch(epoch), count - before)
+        if len(seen) == count:
+            return seen
+        if len(seen) == before:
+            raise GemminerError(f"the training data gave no batch in epoch {epoch + 1}: pass data that can be read anew")
+    return seen
 
 
 def shares(seen: Seen) -> list[float]:
