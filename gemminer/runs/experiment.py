@@ -45,7 +45,7 @@ def wants_channels_last(task: Task) -> bool:
     if not any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
         return False
     trial = dataclasses.replace(task, channels_last=True)
-    inputs, targets = next(iter(task.train.epoch(0)))
+    inputs, targets = task.first_batch()
     tries = [(inputs, targets)]
     if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.shape[:1] == targets.shape[:1]:
         tries.insert(0, (inputs[:8], targets[:8]))
@@ -130,7 +130,7 @@ class Experiment:
             facts: further facts for the ticket's provenance.
         """
         row = methods.get(method)
-        begun = time.monotonic()
+        begun, noted = time.monotonic(), len(self.notes)
         with borrowed(self.task.model) as model:
             parameters = self.task.prunable()
             if draw is not None:
@@ -157,6 +157,7 @@ class Experiment:
             "at_initialisation": found.draw_holds,
             **found.facts,
             **facts,
+            **({"notes": self.notes[noted:]} if self.notes[noted:] else {}),
             "versions": environment.versions(),
         }
         ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None)
@@ -169,7 +170,7 @@ class Experiment:
     def affordable(self, seconds: float) -> int:
         """Epochs of a search that fit in about `seconds` at the pace of plain training, a search's slowest."""
         task, rule = self.task, Dense(self.task.model)
-        batch = next(iter(task.train.epoch(0)))
+        batch = task.first_batch()
         times = []
         with borrowed(task.model), private_randomness():
             task.model.train()

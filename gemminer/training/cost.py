@@ -75,8 +75,8 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
 
     It counts the operations PyTorch has formulas for: convolutions, matrix products, attention.
     """
-    inputs, targets = next(iter(task.train.epoch(0)))
-    examples = len(targets) if hasattr(targets, "__len__") else 1
+    inputs, targets = task.first_batch()
+    examples = (len(targets) if hasattr(targets, "__len__") else 1) or 1
     with borrowed(task.model):
         task.model.train()  # no fused inference path that hides its products
         named = dict(task.model.named_parameters())

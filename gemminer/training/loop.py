@@ -150,12 +150,15 @@ def _epoch(
 
 
 def _batches(task: Task, rule: Rule, clock: Clock) -> Iterator[tuple[Any, Any]]:
-    """The epoch's batches and, where the last epoch ends before a schedule does, as many more as that takes."""
+    """The epoch's batches and, where the last epoch ends before a schedule does, as many more as that takes.
+
+    Those are of the epoch before, which had as many as a whole one has.
+    """
     yield from task.train.epoch(clock.epoch)
     clock.came()
     while rule.scheduled and clock.short:
         before = clock.taken
-        for batch in task.train.epoch(clock.epoch):
+        for batch in task.train.epoch(max(0, clock.epoch - 1)):
             yield batch
             if not clock.short:
                 return

@@ -86,6 +86,12 @@ class Task:
         """The weights a ticket may remove, by name: those of `core.prunable.prunable_weights` for this task."""
         return prunable_weights(self.model, exclude=self.exclude, embeddings=self.embeddings)
 
+    def first_batch(self) -> tuple[Any, Any]:
+        """The first training batch, to look at; raises GemminerError where there is none."""
+        for batch in self.train.epoch(0):
+            return batch
+        raise GemminerError("there is nothing to train on: the training data gave no batch")
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

@@ -115,7 +115,9 @@ def first_batches(task: Task, count: int) -> Seen:
         if len(seen) == count:
             return seen
         if len(seen) == before:
-            raise GemminerError(f"the training data gave no batch in epoch {epoch + 1}: pass data that can be read anew")
+            raise GemminerError(
+                f"the training data gave no batch in epoch {epoch + 1}: pass data that can be read anew"
+            )
     return seen
 
 
