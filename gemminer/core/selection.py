@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ def target(density: float, total: int) -> int:
     return kept
 
 
-def lowest(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` lowest of a flat vector, exactly; ties go to the lower index.
+def lowest(scores: Tensor, count: int, *, last: bool = False) -> Tensor:
+    """Indices of the `count` lowest of a flat vector, exactly; ties go to the lower index, or with `last` the higher.
 
     A threshold alone overshoots where scores tie (at 0 and 1 after clipping they do), so the ties at the threshold
     are taken in order. On the CPU a bound taken from a sample first leaves few candidates, and numpy selects among
@@ -37,19 +38,26 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         return torch.arange(scores.numel(), device=scores.device)
     if scores.device.type == "cpu":
         values = scores.detach().numpy()
-        sample = values[::SAMPLE]
-        rank = min(2 * count // SAMPLE + 8, sample.size - 1)
-        candidates = np.flatnonzero(values <= np.partition(sample, rank)[rank])
-        if candidates.size < count:  # an unlucky sample: all are candidates
-            candidates = np.arange(values.size)
-        among = values[candidates]
-        threshold = np.partition(among, count - 1)[count - 1]
-        below = candidates[among < threshold]
-        tied = candidates[among == threshold][: count - below.size]
-        return torch.from_numpy(np.concatenate([below, tied]))
-    bound = torch.kthvalue(scores, count).values
-    under = (scores < bound).nonzero().flatten()
-    return torch.cat([under, (scores == bound).nonzero().flatten()[: count - under.numel()]])
+        found = torch.from_numpy(_lowest(values[::-1] if last else values, count))
+    else:
+        ordered = scores.flip(0) if last else scores
+        bound = torch.kthvalue(ordered, count).values
+        under = (ordered < bound).nonzero().flatten()
+        found = torch.cat([under, (ordered == bound).nonzero().flatten()[: count - under.numel()]])
+    return scores.numel() - 1 - found if last else found
+
+
+def _lowest(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    sample = values[::SAMPLE]
+    rank = min(2 * count // SAMPLE + 8, sample.size - 1)
+    candidates = np.flatnonzero(values <= np.partition(sample, rank)[rank])
+    if candidates.size < count:  # an unlucky sample: all are candidates
+        candidates = np.arange(values.size)
+    among = values[candidates]
+    threshold = np.partition(among, count - 1)[count - 1]
+    below = candidates[among < threshold]
+    tied = candidates[among == threshold][: count - below.size]
+    return np.concatenate([below, tied])
 
 
 def kth_highest(scores: Tensor, among: Tensor | None, count: int, least: float) -> float | None:
@@ -89,9 +97,14 @@ def keep_highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     flat = torch.cat([s.detach().reshape(-1) for s in scores.values()])
     if not 0 <= count <= flat.numel():
         raise UsageError(f"cannot keep {count} of {flat.numel()} weights")
-    if torch.isnan(flat).any():
+    if not flat.sum().isfinite() and torch.isnan(flat).any():
         raise UsageError("some scores are NaN: check the data and the loss")
+    # The smaller part is looked for; of those that go, ties are the higher indices.
     keep = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    keep[lowest(-flat, count)] = True
+    if 2 * count <= flat.numel():
+        keep[lowest(flat.neg_(), count)] = True
+    else:
+        keep[lowest(flat, flat.numel() - count, last=True)] = True
+        keep.logical_not_()
     sizes = [s.numel() for s in scores.values()]
     return {name: part.reshape(s.shape) for (name, s), part in zip(scores.items(), keep.split(sizes), strict=True)}

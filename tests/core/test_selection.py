@@ -46,6 +46,12 @@ def test_lowest_takes_exactly_so_many_and_ties_by_index(values: list[float], cou
     assert sorted(lowest(torch.tensor(values), count).tolist()) == sorted(expected)
 
 
+@given(CLIPPED, st.integers(-2, 70))
+def test_lowest_takes_the_last_of_the_ties_if_asked(values: list[float], count: int) -> None:
+    expected = sorted(range(len(values)), key=lambda i: (values[i], -i))[: max(count, 0)]
+    assert sorted(lowest(torch.tensor(values), count, last=True).tolist()) == sorted(expected)
+
+
 @given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=60), st.integers(0, 60))
 def test_lowest_of_any_numbers(values: list[float], count: int) -> None:
     chosen = lowest(torch.tensor(values), count).tolist()
@@ -60,12 +66,12 @@ class _Elsewhere(torch.Tensor):
     device = torch.device("cuda")  # type: ignore[assignment]
 
 
-@given(CLIPPED, st.integers(1, 59))
-def test_a_gpus_lowest_is_the_cpus(values: list[float], count: int) -> None:
+@given(CLIPPED, st.integers(1, 59), st.booleans())
+def test_a_gpus_lowest_is_the_cpus(values: list[float], count: int, last: bool) -> None:
     assume(count < len(values))
     scores = torch.tensor(values)
     elsewhere = scores.as_subclass(_Elsewhere)
-    assert sorted(lowest(elsewhere, count).tolist()) == sorted(lowest(scores, count).tolist())
+    assert sorted(lowest(elsewhere, count, last=last).tolist()) == sorted(lowest(scores, count, last=last).tolist())
 
 
 @given(st.lists(CLIPPED, min_size=1, max_size=4), st.data())

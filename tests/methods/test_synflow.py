@@ -40,6 +40,51 @@ def test_synflow_scores_anew_in_each_round_and_nothing_returns(invert: bool) -> 
     assert torch.equal(torch.cat([m.reshape(-1) for m in ticket.masks.values()]), alive)
 
 
+def plain_synflow(model: nn.Module, ones: torch.Tensor, density: float, options: synflow.Options) -> torch.Tensor:
+    """SynFlow over all weights in each round, the removed ones scored minus infinity: the flat mask."""
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    start = [p.detach().clone() for p in weights]
+    sizes = [p.numel() for p in weights]
+    total = sum(sizes)
+    alive = torch.ones(total, dtype=torch.bool)
+    for k in range(1, options.rounds + 1):
+        for p, w, m in zip(weights, start, alive.split(sizes), strict=True):
+            p.data = w * m.view(w.shape)
+        slopes = torch.autograd.grad(model(ones).sum(), weights)
+        scores = torch.cat([(w * g).abs().detach().reshape(-1) for w, g in zip(weights, slopes, strict=True)])
+        ranking = (-scores if options.invert else scores).masked_fill(~alive, -torch.inf)
+        wanted = max(round(density * total), round(total * density ** (k / options.rounds)))
+        parts = ranking.split(sizes)
+        names = {f"{i:02}": part for i, part in enumerate(parts)}
+        alive = torch.cat([m.reshape(-1) for m in one_shot.keep(names, wanted, options.scope).values()])
+    return alive
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_ranking_only_what_is_left_changes_no_mask(scope: str, invert: bool, channels_last: bool) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, bias=False), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(20, 4))
+    model = model.to(memory_format=torch.channels_last) if channels_last else model
+    task = ones_task(model, 3, 6, 6)
+    options = synflow.Options(rounds=9, scope=scope, invert=invert)
+    ticket = mined(methods.get("synflow").find, task, 0.07, options, 0)
+    with one_shot.scoring(task, 0), synflow.linearised(model):
+        expected = plain_synflow(model, torch.ones(1, 3, 6, 6, dtype=torch.float64), 0.07, options)
+    assert torch.equal(torch.cat([m.reshape(-1) for m in ticket.masks.values()]), expected)
+
+
+@pytest.mark.parametrize("rounds", [3, 40])
+def test_no_layer_gets_weights_back_whichever_way_shares_are_rounded(rounds: int) -> None:
+    """Largest remainders can give a small layer more of a smaller total: 100 rounds over layers of 6, 6 and 2."""
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
+    for kept in range(1, 14):
+        options = synflow.Options(rounds=rounds, scope="layer")
+        assert mined(methods.get("synflow").find, ones_task(model, 2), kept / 14, options, 0).kept == kept
+
+
 @pytest.mark.parametrize("density", [1.0, 0.05])
 def test_synflow_is_conserved_through_vgg16(density: float) -> None:
     """Between input and output every cut carries the same flow: each layer's scores sum to R."""
