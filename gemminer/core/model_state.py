@@ -7,19 +7,18 @@ gives a model back exactly as it was, whatever happens inside.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from torch import Tensor, nn
+
+from gemminer.core.names import named_modules, named_tensors, unwrapped
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and saved buffers by name; tied ones once, under their first name."""
     names: dict[int, str] = {}
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and names.setdefault(id(tensor), name) == name:
-            state[name] = tensor
-    return state
+    return {name: t for name, t in named_tensors(model).items() if names.setdefault(id(t), name) == name}
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
@@ -65,3 +64,48 @@ def modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
+    """Whether it is a norm that keeps running statistics: batch norm, synchronised or not, or instance norm."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+
+
+def held_in_evaluation(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that are to stay in evaluation mode while the model trains.
+
+    Those that are in it while the model itself is in training mode; and, in a model that is in evaluation mode as a
+    whole, the norms with running statistics whose own weights are frozen.
+    """
+    trains = unwrapped(model).training
+    held: dict[str, None] = {}
+    for name, module in named_modules(unwrapped(model)):
+        own = list(module.parameters(recurse=False))
+        frozen = has_statistics(module) and bool(own) and not any(p.requires_grad for p in own)
+        if not module.training and (trains or frozen):
+            held[name] = None
+    return tuple(held)
+
+
+def held_note(model: nn.Module, held: Sequence[str]) -> str | None:
+    """A sentence on the norms and dropouts among the modules held in evaluation mode; None if there are none."""
+    modules = dict(named_modules(model))
+    norms = [name for name in held if has_statistics(modules[name])]
+    dropouts = [name for name in held if isinstance(modules[name], nn.modules.dropout._DropoutNd)]
+    parts = [
+        f"{what} of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("the statistics", norms), ("the dropout", dropouts))
+        if names
+    ]
+    if not parts:
+        return None
+    return f"{' and '.join(parts)} stay as in evaluation mode, where their owner left them: model.train() changes that"
+
+
+def train_mode(model: nn.Module, held: Sequence[str]) -> None:
+    """Put the model in training mode, all but the modules named: `held_in_evaluation`."""
+    model.train()
+    if held:
+        for name, module in named_modules(model):
+            if name in held:
+                module.training = False

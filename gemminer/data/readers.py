@@ -195,15 +195,29 @@ def _cifar(kind: str, folder: str) -> Callable[[Request], Raw]:
 Listed = list[tuple[str, str]]  # file, class name
 
 
+# Folders that programs leave beside images: of zip files made on macOS, of Synology, Python and Windows.
+_JUNK = {"__macosx", "@eadir", "__pycache__", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
+_JUNK.add("system volume information")
+
+
+def _is_junk(file: str, folder: Path) -> bool:
+    """Whether a file below `folder` is hidden, or in a folder that is hidden or known to be no user's."""
+    return any(part.startswith(".") or part.lower() in _JUNK for part in Path(file).relative_to(folder).parts)
+
+
 def _listing(folder: Path, leave_out: str = "") -> Listed:
-    """The images below folder/CLASS/, sorted by class name; a folder without images is no class."""
+    """The images below folder/CLASS/, sorted by class name; one that is hidden or has no images is no class."""
     from torchvision.datasets import ImageFolder
 
     try:
         tree = ImageFolder(str(folder), allow_empty=True)
     except OSError as error:
         raise GemminerError(f"{folder} cannot be read as CLASS/IMAGE files: {error}") from error
-    found = [(file, tree.classes[label]) for file, label in tree.samples if tree.classes[label] != leave_out]
+    found = [
+        (file, tree.classes[label])
+        for file, label in tree.samples
+        if tree.classes[label] != leave_out and not _is_junk(file, folder)
+    ]
     if not found:
         raise GemminerError(f"{folder} has no images in folders by class (CLASS/IMAGE.jpg or .png)")
     return found

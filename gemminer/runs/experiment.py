@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gemminer import data, methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.model_state import borrowed, held_note, named_state
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
@@ -173,7 +173,7 @@ class Experiment:
         batch = task.first_batch()
         times = []
         with borrowed(task.model), private_randomness():
-            task.model.train()
+            task.train_mode()
             for _ in range(5):
                 begun = time.monotonic()
                 task.loss_of(*batch).backward()
@@ -278,4 +278,7 @@ def build(
     engine.checked(made.engine, made.device)
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
     products = {name: p for name, p in model.named_parameters() if p.dim() > 1}
-    return Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)
+    experiment = Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)
+    if (text := held_note(model, made.held or ())) is not None:
+        experiment.note(text)
+    return experiment

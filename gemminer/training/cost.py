@@ -78,7 +78,7 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
     inputs, targets = task.first_batch()
     examples = (len(targets) if hasattr(targets, "__len__") else 1) or 1
     with borrowed(task.model):
-        task.model.train()  # no fused inference path that hides its products
+        task.train_mode()  # no fused inference path that hides its products
         named = dict(task.model.named_parameters())
         owners = {_memory(named[name]): name for name in parameters}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _Counter(owners) as counter:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.model_state import modes
+from gemminer.core.model_state import has_statistics, modes
+from gemminer.core.names import named_modules
 from gemminer.data import Batches
 from gemminer.training.task import Task
 
@@ -57,11 +58,10 @@ def recalibrate(task: Task, steps: int = 100) -> None:
     """Estimate batch-norm statistics anew, as plain averages over at most `steps` training batches.
 
     Statistics gathered by a dense network, or by the many networks a search passes through, are not the ticket's.
-    Dropout stays off. A model without running statistics is left as it is.
+    Dropout stays off. Norms that their owner keeps in evaluation mode (`Task.held`) are left as they are.
     """
-    norms = [
-        m for m in task.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    held = set(task.held or ())
+    norms = [m for name, m in named_modules(task.model) if has_statistics(m) and name not in held]
     if not norms:
         return
     momenta = [m.momentum for m in norms]
@@ -70,9 +70,12 @@ def recalibrate(task: Task, steps: int = 100) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
-            norm.train()
+            norm.training = True
         try:
-            for _, (inputs, _) in zip(range(steps), task.train.epoch(0), strict=False):
+            for i, (inputs, _) in zip(range(steps), task.train.epoch(0), strict=False):
+                for norm in norms:
+                    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):  # reads None as no update
+                        norm.momentum = 1 / (i + 1)
                 task.forward(inputs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

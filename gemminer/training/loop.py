@@ -124,7 +124,7 @@ def _epoch(
     """One pass over the training batches; returns the mean loss of its steps."""
     epoch = clock.epoch
     seed_globals(mixed(seed, phase, epoch))
-    task.model.train()
+    task.train_mode()
     total, count = torch.zeros((), dtype=torch.float64, device=task.device), 0
     for inputs, targets in _batches(task, rule, clock):
         for group in optimiser.param_groups:

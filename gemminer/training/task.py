@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemminer.core.errors import GemminerError
+from gemminer.core.model_state import held_in_evaluation, train_mode
 from gemminer.core.progress import Monitor
 from gemminer.core.prunable import prunable_weights
 from gemminer.data import Batches
@@ -54,6 +55,8 @@ class Task:
         below: parameter name -> the density below which its layer computes kept weights only, as `training.engine`
             chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
+        held: the modules that stay in evaluation mode while the model trains; by default
+            `core.model_state.held_in_evaluation` of the model as it is now.
         phase: the name under which a search's epochs are logged.
         checkpoint: the file from which a killed search is resumed.
         monitor: told of every step and epoch.
@@ -71,6 +74,7 @@ class Task:
     channels_last: bool = False
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
+    held: tuple[str, ...] | None = None
     phase: str = "search"
     checkpoint: Checkpoint | None = None
     monitor: Monitor = field(default_factory=Monitor)
@@ -81,6 +85,14 @@ class Task:
         if text not in self.notes:
             self.notes.append(text)
             self.monitor.note(text)
+
+    def __post_init__(self) -> None:
+        if self.held is None:
+            self.held = held_in_evaluation(self.model)
+
+    def train_mode(self) -> None:
+        """Put the model in training mode, all but what its owner left in evaluation mode."""
+        train_mode(self.model, self.held or ())
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights a ticket may remove, by name: those of `core.prunable.prunable_weights` for this task."""

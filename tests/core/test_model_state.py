@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gemminer.core.model_state import borrowed, modes, named_state
+from gemminer.core.model_state import borrowed, held_in_evaluation, held_note, modes, named_state, train_mode
 from tests.helpers import tiny_data, tiny_net
 
 
@@ -77,3 +77,45 @@ def test_modes_are_put_back_after_an_error() -> None:
         raise KeyboardInterrupt
     assert not model[1].training
     assert model[0].training
+
+
+def frozen_cases() -> dict[str, tuple[nn.Module, str]]:
+    """Nets of images whose norm its owner froze, and the norm's name."""
+
+    def around(norm: nn.Module, conv: type[nn.Module] = nn.Conv2d) -> nn.Sequential:
+        return nn.Sequential(conv(2, 8, 3), norm, nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(3))
+
+    cases: dict[str, tuple[nn.Module, str]] = {
+        "batch norm": (around(nn.BatchNorm2d(8)), "1"),
+        "synchronised": (around(nn.SyncBatchNorm(8)), "1"),
+        "instance norm": (around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), "1"),
+        "without weights": (around(nn.BatchNorm2d(8, affine=False)), "1"),
+        "three dimensions": (around(nn.BatchNorm3d(8), nn.Conv3d), "1"),
+        "in a frozen block": (nn.Sequential(around(nn.BatchNorm2d(8))), "0.1"),
+    }
+    return cases
+
+
+@pytest.mark.parametrize("name", frozen_cases())
+def test_a_norm_that_was_frozen_is_held_in_evaluation_mode(name: str) -> None:
+    model, norm = frozen_cases()[name]
+    assert held_in_evaluation(model) == ()
+    model.get_submodule(norm).eval()
+    wrapped = nn.DataParallel(model)
+    assert held_in_evaluation(model) == held_in_evaluation(wrapped) == (norm,)
+    train_mode(wrapped, (norm,))
+    assert [n for n, m in model.named_modules() if not m.training] == [norm]
+    assert held_note(model, (norm,)) is not None
+    # A model that is in evaluation mode as a whole is trained, but for what its owner froze in both ways.
+    model.eval()
+    assert held_in_evaluation(wrapped) == ()
+    model.get_submodule(norm).requires_grad_(False)
+    assert held_in_evaluation(wrapped) == (() if name == "without weights" else (norm,))
+
+
+def test_what_is_held_in_evaluation_mode_is_said() -> None:
+    model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(5)), nn.Dropout(), nn.Linear(2, 2))
+    assert held_note(model, ("6",)) is None
+    text = held_note(model, tuple("012345"))
+    assert text is not None
+    assert text.startswith("the statistics of 0, 1, 2 and 2 more and the dropout of 5 stay as in evaluation mode")

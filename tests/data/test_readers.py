@@ -303,3 +303,27 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(GemminerError, match=r"the image .*\.png cannot be read") as error:
         load(f"folder:{tmp_path / 'empty'}")
     assert one_sentence(error)
+
+
+@pytest.mark.parametrize("junk", [".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "System Volume Information"])
+def test_hidden_folders_and_files_are_no_classes(tmp_path: Path, junk: str) -> None:
+    flat, parts = tmp_path / "flat", tmp_path / "parts"
+    for name, colour in (("cat", 10), ("dog", 200)):
+        for folder in (flat, parts / "train", parts / "test"):
+            write_images(folder / name, [colour] * 10, size=(8, 8), kind="png")
+    for folder in (flat, parts / "train", parts / "test"):
+        write_images(folder / junk, [5], size=(8, 8), kind="png")  # beside the classes
+        write_images(folder / "cat" / junk, [5], size=(8, 8), kind="png")  # in a class
+        (folder / "cat" / "._a.png").write_bytes(b"no image: macOS keeps a file's attributes in such")
+        (folder / "cat" / "Thumbs.db").write_bytes(b"x")
+        (folder / "none").mkdir()
+    for path, sizes in ((flat, [16, 4]), (parts, [20, 20])):
+        found = load(f"folder:{path}@8", validation=0)
+        assert found.class_names == ("cat", "dog")
+        assert [len(everything(part)) for part in (found.train, found.test)] == sizes
+
+
+def test_a_folder_below_a_hidden_one_is_read(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / ".cache" / "pets" / name, [9] * 10, size=(8, 8), kind="png")
+    assert load(f"folder:{tmp_path / '.cache' / 'pets'}@8").classes == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ import gemminer
 from gemminer.core.errors import UsageError
 from gemminer.data import TensorBatches
 from gemminer.runs.experiment import build, wants_channels_last
+from gemminer.training.evaluate import recalibrate
 from gemminer.training.task import Task
-from tests.helpers import Pair, Snapshot, states, tiny_data, tiny_net
+from tests.helpers import Notes, Pair, Snapshot, states, tiny_data, tiny_net
 
 
 class Flattening(nn.Module):
@@ -59,3 +62,54 @@ def test_before_does_not_depend_on_statistics_of_another_network(pair: Pair) -> 
     assert found[0] == found[1]
     with pytest.raises(UsageError, match="no test data to measure on"):
         build(tiny_net(), TensorBatches(*pair)).before(ticket)
+
+
+def frozen_net(norm: nn.Module) -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), norm, nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(128, 3))
+    norm.running_mean.fill_(0.3)  # type: ignore[operator, union-attr]
+    norm.eval()
+    return net
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d])
+def test_a_frozen_norm_stays_frozen(kind: type[nn.Module], engine: str) -> None:
+    """Searched (with a validation, which estimates statistics anew), trained and checked, on either engine."""
+    net = frozen_net(kind(8, track_running_stats=True, affine=True))
+    data, notes = (torch.randn(24, 2, 6, 6) + 1, torch.arange(24) % 3), Notes()
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 8, "engine": engine}
+    ticket = gemminer.mine(net, data, 0.5, initialiser="keep", validation_data=data, monitor=notes, **how)
+    result = gemminer.train(net, ticket, data, data, **how)
+    gemminer.check(net, ticket, data, data, seeds=1, names=["shuffle"], **how)
+    assert net[1].running_mean.tolist() == pytest.approx([0.3] * 8)
+    assert not net[1].training
+    assert result["test"] >= 0
+    assert any("the statistics of 1 stay as in evaluation mode" in note for note in notes.notes)
+    experiment = build(net, data, test=data, batch_size=8)
+    experiment.before(ticket)
+    assert ticket.initial["1.running_mean"].tolist() == pytest.approx([0.3] * 8)
+    net[1].train()
+    gemminer.train(net, ticket, data, **how)
+    assert net[1].running_mean.tolist() != pytest.approx([0.3] * 8)
+
+
+def test_instance_norm_statistics_are_estimated_anew() -> None:
+    norm = nn.InstanceNorm2d(2, track_running_stats=True)
+    images = torch.randn(24, 2, 6, 6) * 3 + 1
+    task = Task(nn.Sequential(norm, nn.Flatten(), nn.Linear(72, 3)), TensorBatches(images, torch.arange(24) % 3))
+    recalibrate(task)
+    assert torch.allclose(norm.running_mean, images.mean((0, 2, 3)), atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_dropout_left_in_evaluation_mode_stays_off() -> None:
+    data = (torch.randn(24, 6), torch.arange(24) % 3)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    ticket, found = gemminer.mine(net, data, 0.5, epochs=1), {}
+    for name, rate, off in (("eval", 0.5, True), ("none", 0.0, False), ("on", 0.5, False)):
+        net[1].p = rate
+        net[1].train(not off)
+        gemminer.train(net, ticket, data, epochs=2)
+        found[name] = net[2].weight.detach().clone()
+    assert torch.equal(found["eval"], found["none"])
+    assert not torch.equal(found["eval"], found["on"])

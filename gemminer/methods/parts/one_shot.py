@@ -78,7 +78,7 @@ def scoring(task: Task, seed: int) -> Iterator[dict[str, nn.Parameter]]:
     """Lend out the prunable weights in training mode; global generators are seeded (for dropout) and restored."""
     with private_randomness():
         seed_globals(mixed(seed, "score"))
-        task.model.train()
+        task.train_mode()
         yield task.prunable()
 
 
