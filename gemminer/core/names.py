@@ -41,6 +41,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers; those further inside are taken out of it, so hand in a copy."""
+    model = unwrapped(model)
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = unwrapped(child)
+    return model
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module once, by its name in the plain model: a wrapper has the name of what it wraps, before it."""
     plain = _Plain(model)
@@ -55,7 +65,13 @@ def named_parameters(model: nn.Module, *, ties: bool = False) -> dict[str, nn.Pa
     ['weight', 'bias']
     """
     plain = _Plain(model)
-    return {plain(name): p for name, p in model.named_parameters(remove_duplicate=not ties)}
+    return {plain(name): p for name, p in nn.Module.named_parameters(model, remove_duplicate=not ties)}
+
+
+def full_names(model: nn.Module) -> dict[str, str]:
+    """The name that each parameter really has, by its name in the plain model: for `torch.func.functional_call`."""
+    plain = _Plain(model)
+    return {plain(name): name for name, _ in nn.Module.named_parameters(model)}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

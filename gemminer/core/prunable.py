@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gemminer.core.errors import UsageError
+from gemminer.core.names import named_parameters
 
 PRUNABLE_MODULES = (
     nn.Conv1d,
@@ -43,7 +44,7 @@ def prunable_weights(
         names = ["weight"] if isinstance(module, modules) else []
         names += _ATTENTION_WEIGHTS if isinstance(module, nn.MultiheadAttention) else ()
         wanted |= {id(module._parameters[name]) for name in names if module._parameters.get(name) is not None}
-    found = {name: p for name, p in model.named_parameters() if id(p) in wanted and p.requires_grad}
+    found = {name: p for name, p in named_parameters(model).items() if id(p) in wanted and p.requires_grad}
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in found.values()):
         raise UsageError("the model has lazy layers: run one batch through it before mining")
     for pattern in exclude:

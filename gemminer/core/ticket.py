@@ -7,6 +7,7 @@ Nothing is ever unpickled, and loading proves by checksum that what comes back i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
+from gemminer.core.fitting import check_shapes, matched, renamed, require_numbers
 from gemminer.core.model_state import named_state
 
 FORMAT = "gemminer.ticket/1"
@@ -247,37 +249,49 @@ class Ticket:
     def apply(self, model: nn.Module) -> nn.Module:
         """Write the subnetwork into `model`: the initial state, with masked-out weights exactly zero.
 
-        Returns the same model. Raises UsageError, before anything is written, where names or shapes differ.
+        Returns the same model. Raises UsageError, before anything is written, where names or shapes differ, or where
+        the model holds no numbers (lazy layers, the meta device).
         """
-        self.start_from(model)
+        own = self._written(model)
         tensors = named_state(model)
-        with torch.no_grad():
-            for name, mask in self._masks.items():
+        with _writing(tensors):
+            for name, mask in own.masks.items():
                 tensors[name].mul_(mask.to(tensors[name].device))
         return model
 
     def start_from(self, model: nn.Module) -> None:
-        """Write the initial state into `model`, nothing masked; raises UsageError where names or shapes differ."""
-        self.check_fits(model)
+        """Write the initial state into `model`, nothing masked; raises UsageError as `apply` does."""
+        self._written(model)
+
+    def _written(self, model: nn.Module) -> Ticket:
+        """This ticket by the model's names, after its initial state was written into it."""
+        require_numbers(model)
+        own = self.fitted(model)
         tensors = named_state(model)
-        with torch.no_grad():
-            for name, value in self._initial.items():
+        with _writing(tensors):
+            for name, value in own.initial.items():
                 tensors[name].copy_(value)
+        return own
+
+    def fitted(self, model: nn.Module) -> Ticket:
+        """This ticket by the names of `model`: without wrappers' prefixes, tied tensors once, under their first name.
+
+        Raises UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers.
+        """
+        tensors = named_state(model)
+        found = matched(self._initial, model)
+        check_shapes(found, self._initial, tensors)
+        if all(name == own for name, own in found.items()):
+            return self
+        facts = self.provenance
+        if "layouts" in facts:
+            facts["layouts"] = {found.get(name, name): layout for name, layout in facts["layouts"].items()}
+        initial = renamed("initial weights", self._initial, found)
+        return Ticket(renamed("masks", self._masks, found), initial, facts, self.draw)
 
     def check_fits(self, model: nn.Module) -> None:
         """Raise UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers."""
-        tensors = named_state(model)
-        missing = [name for name in self._initial if name not in tensors]
-        extra = [name for name in tensors if name not in self._initial]
-        if missing or extra:
-            first = f"it has no {missing[0]!r}" if missing else f"the ticket has no {extra[0]!r}"
-            raise UsageError(f"this ticket is of another model: {first} ({len(missing) + len(extra)} names differ)")
-        for name in self._initial:
-            if tuple(tensors[name].shape) != (shape := self._initial.shape(name)):
-                raise UsageError(
-                    f"this ticket is of another model: {name!r} has shape {shape} in the ticket, "
-                    f"{tuple(tensors[name].shape)} in the model"
-                )
+        self.fitted(model)
 
     def save(self, path: str | Path, *, weights: bool = True) -> Path:
         """Write one safetensors file, atomically.
@@ -384,6 +398,11 @@ def _check_facts(facts: Any) -> None:
             raise GemminerError(f"it is a damaged ticket: its {name} is no {kind.__name__}")
     if not all(isinstance(pattern, str) for pattern in facts.get("exclude", ())):
         raise GemminerError("it is a damaged ticket: its exclude is no list of names")
+
+
+def _writing(tensors: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """A block in which these tensors may be written; those of an inference-mode model are in that mode only."""
+    return torch.inference_mode() if any(t.is_inference() for t in tensors.values()) else torch.no_grad()
 
 
 def _bits_checksum(masks: Masks) -> str:

@@ -8,15 +8,18 @@ first momentum (a clone that is detached); ours does not unless `detach_first`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gemminer.core.errors import UsageError
+from gemminer.core.names import full_names, named_parameters, unwrapped
 from gemminer.methods.parts.one_shot import DataOptions, Seen, first_batches, prune_once, shares, twice_differentiable
 from gemminer.methods.registry import Found, register
 from gemminer.training.task import Task
@@ -53,10 +56,28 @@ class _With(nn.Module):
 
     def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model, self.values = model, dict(values)
+        model = unwrapped(model)  # DataParallel cannot be called so
+        full = full_names(model)
+        self.model, self.values = model, {full[name]: value for name, value in values.items()}
 
     def forward(self, inputs: object) -> object:
         return functional_call(self.model, self.values, (inputs,))
+
+
+_RECOMPUTED = "_checkpoint_without_reentrant_generator"  # of torch.utils.checkpoint; yields before and after a call
+
+
+@contextlib.contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Keep what `torch.utils.checkpoint` would compute again: in the backward pass it would do so from other values."""
+    there = torch.utils.checkpoint
+    name = next(n for n in (f"{_RECOMPUTED}_impl", _RECOMPUTED) if hasattr(there, n))
+    before = getattr(there, name)
+    setattr(there, name, lambda *args, **kwargs: iter((None,)))
+    try:
+        yield
+    finally:
+        setattr(there, name, before)
 
 
 def _loss(task: Task, values: Mapping[str, Tensor], seen: Seen) -> Tensor:
@@ -72,7 +93,7 @@ def loss_after(task: Task, masks: Mapping[str, Tensor], seen: Seen, options: Opt
         masks: by parameter name, real; other parameters start as they are.
         seen: `options.batches` batches for each of the M steps, and as many for the loss.
     """
-    trainable = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in named_parameters(task.model).items() if p.requires_grad}
     values = {name: p * masks[name] if name in masks else p for name, p in trainable.items()}
     velocity: list[Tensor] = []
     n = options.batches
@@ -100,7 +121,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
 
     def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         masks = {name: torch.ones_like(w, requires_grad=True) for name, w in weights.items()}
-        with twice_differentiable("prospr"):
+        with twice_differentiable("prospr"), _without_checkpointing():
             # A whole pass: autograd.grad would treat a function without a second derivative as a constant.
             loss_after(task, masks, seen, options).backward()
         return {name: torch.zeros_like(m) if m.grad is None else m.grad.abs() for name, m in masks.items()}

@@ -212,6 +212,7 @@ def judge(
         step: runs a piece of work under a name, or returns its result from an earlier run; by default just runs it.
         folder: where the ticket of a check that searches is kept for a resumed run.
     """
+    ticket = ticket.fitted(experiment.task.model)
     step = step or (lambda name, work: work(experiment))
     found: dict[str, Check] = {}
     for name in asked:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from gemminer import data, methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, held_note, named_state
+from gemminer.core.names import named_parameters
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
@@ -205,6 +207,7 @@ class Experiment:
         with borrowed(model):
             rule, net = Dense(model), None
             if ticket is not None:
+                ticket = ticket.fitted(model)
                 ticket.apply(model)
                 net = engine.kept_only(task, ticket.masks)
                 rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
@@ -269,6 +272,8 @@ def build(
     if not isinstance(model, nn.Module):
         raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
 
+    require_numbers(model, to_train=True)
+
     def held_out(given: Any) -> Batches | None:
         return None if given is None else data.as_batches(given, batch_size=batch_size, shuffle=False)
 
@@ -277,7 +282,7 @@ def build(
     made.prunable()
     engine.checked(made.engine, made.device)
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
-    products = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
     experiment = Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)
     if (text := held_note(model, made.held or ())) is not None:
         experiment.note(text)

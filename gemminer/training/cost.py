@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gemminer.core.model_state import borrowed
+from gemminer.core.names import named_parameters
 from gemminer.training.task import Task
 
 # Backward costs twice the forward pass: one product for the inputs' gradient, one for the weights'.
@@ -79,7 +80,7 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
     examples = (len(targets) if hasattr(targets, "__len__") else 1) or 1
     with borrowed(task.model):
         task.train_mode()  # no fused inference path that hides its products
-        named = dict(task.model.named_parameters())
+        named = named_parameters(task.model)
         owners = {_memory(named[name]): name for name in parameters}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _Counter(owners) as counter:
             task.forward(inputs)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.model_state import named_state
+from gemminer.core.names import named_parameters
 from gemminer.training import cost
 from gemminer.training.task import Task
 
@@ -77,7 +79,10 @@ def write_back(net: nn.Module | None, model: nn.Module) -> None:
     if net is not None:
         from gemminer.sparse.training.convert import densify
 
-        model.load_state_dict(densify(net))
+        state = densify(net)
+        with torch.no_grad():
+            for name, tensor in named_state(model).items():
+                tensor.copy_(state[name])
 
 
 def layers_worth_sparse(
@@ -125,5 +130,5 @@ def search_network(
         vectors = {f"{path}.weight": layer for path, layer in layers(net).items()}
         for layer in vectors.values():
             layer.sift = True
-    plain = dict(getattr(net, "net", net).named_parameters())
+    plain = named_parameters(net)
     return net, [vectors[name].values if name in masks else plain[name] for name in names]

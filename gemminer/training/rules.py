@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.names import named_parameters
+
 
 class Rule(Protocol):
     """The part in which a search and a ticket's training differ: which tensors a step moves, and what holds after it.
@@ -95,7 +97,7 @@ class KeepMask(Dense):
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__(model)
-        named = dict(model.named_parameters())
+        named = named_parameters(model)
         self._masked: list[Tensor] = [named[name] for name in masks]
         # Masks of each weight's type, device and strides, so that one multiplication masks its gradient.
         self._masks = [torch.empty_like(named[name], requires_grad=False).copy_(mask) for name, mask in masks.items()]

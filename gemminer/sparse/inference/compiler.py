@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gemminer.core.errors import UsageError
+from gemminer.core.fitting import require_numbers
+from gemminer.core.names import without_wrappers
 from gemminer.sparse.inference.layers import FUNCTIONS, MODULES, Builder, Ref
 from gemminer.sparse.inference.program import Program
 from gemminer.sparse.inference.rewrite import rewritten
@@ -40,7 +42,8 @@ def compile(
     shape = tuple(input_shape or ()) if example_input is None else tuple(example_input.shape[1:])
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UsageError("compile needs example_input, a batch, or input_shape: (C, H, W) or (features,)")
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    require_numbers(model)
+    model = without_wrappers(copy.deepcopy(model)).to("cpu", torch.float32).eval()
     try:
         # A layer by itself is traced as one layer, not as what its forward does.
         graph = fx.symbolic_trace(nn.Sequential(model) if type(model) in MODULES else model)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.fitting import require_numbers
+from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import crossover
-from gemminer.sparse.training.fuse import SparseNetwork, fused
+from gemminer.sparse.training.fuse import fused
 from gemminer.sparse.training.modules import (
     MaskedConv2d,
     MaskedLayer,
@@ -53,8 +55,8 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    ticket.check_fits(model)
-    return converted(model, ticket.masks, engine)
+    require_numbers(model)
+    return converted(model, ticket.fitted(model).masks, engine)
 
 
 def converted(
@@ -66,8 +68,8 @@ def converted(
         below: with the engine auto, parameter name -> the density below which its layer is sparse, as `crossovers_of`
             gives them; None asks the machine.
     """
-    net = copy.deepcopy(model)
-    named = dict(net.named_parameters(remove_duplicate=False))
+    net = copy.deepcopy(unwrapped(model))  # what DataParallel and torch.compile would add, the kernels do not take
+    named = named_parameters(net, ties=True)
     first = {id(p): name for name, p in reversed(named.items())}
     if missing := [name for name in masks if name not in named]:
         raise UsageError(f"the ticket has a mask for {missing[0]!r}, which is no parameter of this model")
@@ -89,7 +91,7 @@ def held_as_vectors(
     computed: Mapping[str, float],
 ) -> set[str]:
     """Names of the masked parameters that `converted` would hold as vectors, if a pass computes `computed` weights."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = named_parameters(model, ties=True)
     own = {id(named[name]): mask for name, mask in masks.items()}
     limits = {id(named[name]): density for name, density in below.items()}
     counts = {id(named[name]): count for name, count in computed.items()}
@@ -103,7 +105,7 @@ def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[s
     With the engine sparse it is 1 for each. With auto it is the density measured on this machine for the kind of layer
     (`crossover`), but 1 for layers with hardly any arithmetic, which follow their neighbours.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = named_parameters(model, ties=True)
     by_id = {id(named[name]): name for name in names}
     found: dict[str, float] = {}
     for module in _modules(model):
@@ -118,9 +120,7 @@ def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[s
 
 def layers(net: nn.Module) -> dict[str, SparseLayer]:
     """The layers of a converted model that hold kept weights, by their path in the plain model."""
-    inner = net.net if isinstance(net, SparseNetwork) else net
-    assert isinstance(inner, nn.Module)
-    return {name: m for name, m in inner.named_modules() if isinstance(m, SparseLayer)}
+    return {name: m for name, m in named_modules(net) if isinstance(m, SparseLayer)}
 
 
 class _Conversion:
@@ -164,6 +164,8 @@ class _Conversion:
     def _convert(self, module: nn.Module) -> nn.Module:
         if id(module) in self.done:
             return self.done[id(module)]
+        if wrapped(module) == "_orig_mod":  # compiled code would run the plain layers
+            return self._convert(unwrapped(module))
         new = self._layer(module)
         self.done[id(module)] = new
         if new is module and not isinstance(module, nn.MultiheadAttention):
@@ -255,15 +257,18 @@ def padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 
 def densify(model: nn.Module) -> dict[str, Tensor]:
-    """The plain state dict of a model from `sparsify`, zeros where pruned; it loads in the original, strictly."""
+    """The plain state dict of a model from `sparsify`, zeros where pruned; it loads in the original, strictly.
+
+    Names are those of the model without DataParallel and torch.compile around it.
+    """
     state: dict[str, Tensor] = {}
     _collect(model, "", state)
     return state
 
 
 def _collect(module: nn.Module, prefix: str, state: dict[str, Tensor]) -> None:
-    if isinstance(module, SparseNetwork):
-        _collect(module.net, prefix, state)
+    if (inner := wrapped(module)) is not None and not isinstance(module, MaskedLayer):
+        _collect(module.get_submodule(inner), prefix, state)
     elif isinstance(module, SparseLayer):
         module.dense_state(prefix, state)
     elif isinstance(module, MaskedLayer):

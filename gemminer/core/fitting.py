@@ -1,0 +1,89 @@
+"""Which of a model's tensors each name of a ticket stands for: the model may be wrapped, and its weights tied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.errors import UsageError
+from gemminer.core.names import bare, named_tensors
+
+
+class Shapes(Protocol):
+    """Named tensors whose shapes can be asked for: a ticket's initial state."""
+
+    def __iter__(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+def require_numbers(model: nn.Module, *, to_train: bool = False) -> None:
+    """Raise UsageError unless every tensor of the model holds numbers that can be read and written.
+
+    Args:
+        to_train: refuse parameters too that were made in `torch.inference_mode`, which have no gradients.
+    """
+    for name, tensor in named_tensors(model).items():
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"the model has lazy layers ({name!r} has no shape yet): run one batch through it before")
+        if tensor.is_meta:
+            raise UsageError(
+                f"{name!r} is on the meta device, which holds no numbers: give the model memory and values first, as "
+                "with model.to_empty(device='cpu') and a state dict"
+            )
+        if to_train and tensor.is_inference():
+            raise UsageError(
+                f"{name!r} was made in torch.inference_mode, so it can have no gradient: take copy.deepcopy(model), "
+                "made outside of it"
+            )
+
+
+def matched(names: Iterable[str], model: nn.Module) -> dict[str, str]:
+    """The model's own name, as in `named_state`, for each name of a ticket's initial state.
+
+    Names fit as they are in the plain model, under any of a tied tensor's names, or but for wrappers' prefixes.
+
+    Raises:
+        UsageError: a name that the model does not have, or a tensor of the model without a name.
+    """
+    tensors, names = named_tensors(model), list(names)
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    without = {short: name for name, short in bare(tensors).items()}
+    short = bare(names)
+    for own in ({n: n for n in names}, short, {n: without.get(s, "") for n, s in short.items()}):
+        if all(name in tensors for name in own.values()):
+            found = {name: first[id(tensors[own_name])] for name, own_name in own.items()}
+            if set(found.values()) == set(first.values()):
+                return found
+    given = {first[id(tensors[n])] for n in names if n in tensors}
+    missing = [n for n in names if n not in tensors]
+    extra = [n for n in first.values() if n not in given]
+    text = f"it has no {missing[0]!r}" if missing else f"the ticket has no {extra[0]!r}"
+    raise UsageError(f"this ticket is of another model: {text} ({len(missing) + len(extra)} names differ)")
+
+
+def check_shapes(found: Mapping[str, str], initial: Shapes, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UsageError unless the shapes are equal of the tensors that belong together."""
+    for name, own in found.items():
+        if tuple(tensors[own].shape) != (shape := initial.shape(name)):
+            raise UsageError(
+                f"this ticket is of another model: {name!r} has shape {shape} in the ticket, "
+                f"{tuple(tensors[own].shape)} in the model"
+            )
+
+
+def renamed(what: str, values: Mapping[str, Tensor], found: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors by the model's names; raises UsageError where the names of a tied one have different values."""
+    result: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if found[name] in result and not torch.equal(result[found[name]], value):
+            raise UsageError(
+                f"the model ties {name!r} to {found[name]!r}, but the ticket's {what} differ: it is of an untied model"
+            )
+        result[found[name]] = value
+    return result
