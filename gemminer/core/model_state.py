@@ -72,38 +72,43 @@ def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBas
 
 
 def held_in_evaluation(model: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that are to stay in evaluation mode while the model trains.
+    """The names of the norms with running statistics that their owner froze: they stay in evaluation mode.
 
     Those that are in it while the model itself is in training mode; and, in a model that is in evaluation mode as a
-    whole, the norms with running statistics whose own weights are frozen.
+    whole, those whose own weights are frozen. Any other module is trained in training mode, as `model.train()` does.
     """
     trains = unwrapped(model).training
     held: dict[str, None] = {}
-    for name, module in named_modules(unwrapped(model)):
+    for name, module in named_modules(model):
         own = list(module.parameters(recurse=False))
-        frozen = has_statistics(module) and bool(own) and not any(p.requires_grad for p in own)
-        if not module.training and (trains or frozen):
+        frozen = bool(own) and not any(p.requires_grad for p in own)
+        if has_statistics(module) and not module.training and (trains or frozen):
             held[name] = None
     return tuple(held)
 
 
-def held_note(model: nn.Module, held: Sequence[str]) -> str | None:
-    """A sentence on the norms and dropouts among the modules held in evaluation mode; None if there are none."""
-    modules = dict(named_modules(model))
-    norms = [name for name in held if has_statistics(modules[name])]
-    dropouts = [name for name in held if isinstance(modules[name], nn.modules.dropout._DropoutNd)]
-    parts = [
-        f"{what} of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("the statistics", norms), ("the dropout", dropouts))
-        if names
+def modes_note(model: nn.Module, held: Sequence[str]) -> str | None:
+    """What a person is told of the modules that were left in evaluation mode; None if it makes no difference."""
+    trains = unwrapped(model).training
+    dropouts = [
+        name
+        for name, module in named_modules(model)
+        if trains and isinstance(module, nn.modules.dropout._DropoutNd) and not module.training and module.p > 0
     ]
-    if not parts:
-        return None
-    return f"{' and '.join(parts)} stay as in evaluation mode, where their owner left them: model.train() changes that"
+    parts = []
+    if held:
+        parts.append(f"the statistics of {_few(held)} stay as they are, for they were left in evaluation mode")
+    if dropouts:
+        parts.append(f"{_few(dropouts)} drops in training though left in evaluation mode: set p to 0 to turn it off")
+    return "; ".join(parts) or None
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
 def train_mode(model: nn.Module, held: Sequence[str]) -> None:
-    """Put the model in training mode, all but the modules named: `held_in_evaluation`."""
+    """Put the model in training mode, all but the norms named: `held_in_evaluation`."""
     model.train()
     if held:
         for name, module in named_modules(model):

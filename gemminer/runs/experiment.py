@@ -20,7 +20,7 @@ from gemminer import data, methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fitting import require_numbers
-from gemminer.core.model_state import borrowed, held_note, named_state
+from gemminer.core.model_state import borrowed, modes_note, named_state
 from gemminer.core.names import named_parameters
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
@@ -284,6 +284,6 @@ def build(
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
     products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
     experiment = Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)
-    if (text := held_note(model, made.held or ())) is not None:
+    if (text := modes_note(model, made.held or ())) is not None:
         experiment.note(text)
     return experiment

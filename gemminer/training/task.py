@@ -55,7 +55,7 @@ class Task:
         below: parameter name -> the density below which its layer computes kept weights only, as `training.engine`
             chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
-        held: the modules that stay in evaluation mode while the model trains; by default
+        held: the norms that stay in evaluation mode while the model trains; by default
             `core.model_state.held_in_evaluation` of the model as it is now.
         phase: the name under which a search's epochs are logged.
         checkpoint: the file from which a killed search is resumed.
@@ -91,7 +91,7 @@ class Task:
             self.held = held_in_evaluation(self.model)
 
     def train_mode(self) -> None:
-        """Put the model in training mode, all but what its owner left in evaluation mode."""
+        """Put the model in training mode, all but the norms that its owner froze."""
         train_mode(self.model, self.held or ())
 
     def prunable(self) -> dict[str, nn.Parameter]:

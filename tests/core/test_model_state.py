@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gemminer.core.model_state import borrowed, held_in_evaluation, held_note, modes, named_state, train_mode
+from gemminer.core.model_state import borrowed, held_in_evaluation, modes, modes_note, named_state, train_mode
 from tests.helpers import tiny_data, tiny_net
 
 
@@ -105,7 +105,7 @@ def test_a_norm_that_was_frozen_is_held_in_evaluation_mode(name: str) -> None:
     assert held_in_evaluation(model) == held_in_evaluation(wrapped) == (norm,)
     train_mode(wrapped, (norm,))
     assert [n for n, m in model.named_modules() if not m.training] == [norm]
-    assert held_note(model, (norm,)) is not None
+    assert "the statistics of" in str(modes_note(model, (norm,)))
     # A model that is in evaluation mode as a whole is trained, but for what its owner froze in both ways.
     model.eval()
     assert held_in_evaluation(wrapped) == ()
@@ -113,9 +113,12 @@ def test_a_norm_that_was_frozen_is_held_in_evaluation_mode(name: str) -> None:
     assert held_in_evaluation(wrapped) == (() if name == "without weights" else (norm,))
 
 
-def test_what_is_held_in_evaluation_mode_is_said() -> None:
+def test_what_was_left_in_evaluation_mode_is_said() -> None:
     model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(5)), nn.Dropout(), nn.Linear(2, 2))
-    assert held_note(model, ("6",)) is None
-    text = held_note(model, tuple("012345"))
+    assert modes_note(model, ()) is None
+    for module in model:
+        module.eval()
+    text = modes_note(model, held_in_evaluation(model))
     assert text is not None
-    assert text.startswith("the statistics of 0, 1, 2 and 2 more and the dropout of 5 stay as in evaluation mode")
+    assert text.startswith("the statistics of 0, 1, 2 and 2 more stay as they are")
+    assert "; 5 drops in training" in text
