@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import methods
+from gemminer.core import numbers
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.progress import Monitor
@@ -81,7 +82,7 @@ def mine(
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
     validation_data: Any = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     embeddings: bool = False,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
@@ -131,6 +132,7 @@ def mine(
     >>> ticket.kept, ticket.prunable
     (24, 96)
     """
+    seed, density = numbers.seed_of(seed), numbers.fraction("density is the fraction of weights kept", density)
     row = methods.get(method)
     if not row.trains and (epochs is not None or budget is not None):
         raise UsageError(f"the method {method!r} has no epochs to set")
@@ -145,7 +147,7 @@ def mine(
         monitor=monitor,
         engine=engine,
         checkpoint=checkpoint,
-        exclude=tuple(exclude),
+        exclude=numbers.strings("exclude", exclude),
         embeddings=embeddings,
     )
     if row.trains:  # the others never ask, and choosing may mean to time this machine's kernels first
@@ -219,7 +221,7 @@ def train(
         settings,
         test=test_data,
         batch_size=batch_size,
-        seed=seed,
+        seed=numbers.seed_of(seed),
         loss=loss,
         metric=metric,
         monitor=monitor,
@@ -243,7 +245,7 @@ def check(
     test_data: Any,
     *,
     seeds: int = 3,
-    names: Sequence[str] = DEFAULT_CHECKS,
+    names: str | Sequence[str] = DEFAULT_CHECKS,
     epochs: int | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
@@ -288,8 +290,7 @@ def check(
     >>> gemminer.check(net, ticket, data, data, seeds=1, names=["shuffle"], epochs=2).verdict
     'not decided'
     """
-    if seeds < 1:
-        raise UsageError(f"seeds must be 1 or more, not {seeds}")
+    seeds = numbers.whole("seeds", seeds, least=1)
     names = check_names(names)
     experiment = _experiment_of(
         ticket,
@@ -299,7 +300,7 @@ def check(
         settings,
         test=test_data,
         batch_size=batch_size,
-        seed=seed,
+        seed=numbers.seed_of(seed),
         loss=loss,
         metric=metric,
         monitor=monitor,

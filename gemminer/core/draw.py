@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.randomness import generator
+from gemminer.core.randomness import drawing, generator
 
 
 def _fans(shape: torch.Size) -> tuple[int, int]:
@@ -90,6 +90,7 @@ class Draw:
         if not isinstance(self.fan_scale, (int, float)) or not 0 < self.fan_scale < 1e300:
             raise UsageError(f"fan_scale must be above 0, not {self.fan_scale!r}")
 
+    @drawing()
     def weights(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The weights of the parameters with these names and shapes (at least two dimensions each)."""
         scale = 1.0 / math.sqrt(self.fan_scale)

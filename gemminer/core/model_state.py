@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from gemminer.core.names import named_modules, named_tensors, unwrapped
@@ -53,6 +54,13 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             module._buffers[name] = b
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Record gradients, though the caller may have turned that off (no_grad, inference_mode); put back at the end."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextlib.contextmanager

@@ -32,6 +32,18 @@ def derive(*parts: object) -> int:
 
 
 @contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in float32 on the CPU, whatever the caller made the defaults for new tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
 def private_randomness() -> Iterator[None]:
     """Restore torch's, numpy's and Python's global generators at the end.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gemminer.core.errors import UsageError
+from gemminer.core.numbers import fraction
 
 # One score in this many is looked at to bound the lowest ones.
 SAMPLE = 32
@@ -17,12 +18,16 @@ SAMPLE = 32
 
 def target(density: float, total: int) -> int:
     """round(density * total), the number of weights to keep; raises UsageError unless 0 < density <= 1 keeps one."""
-    if not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise UsageError(f"density is the fraction of weights kept, above 0 and at most 1; {density} is not")
+    density = fraction("density is the fraction of weights kept", density)
     kept = round(density * total)
     if kept == 0:
         raise UsageError(f"density {density} keeps none of {total} weights; the least is {1 / total:.2g}")
     return kept
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor's values; bfloat16, which NumPy lacks, as float32, which holds them exactly."""
+    return (tensor.detach().float() if tensor.dtype is torch.bfloat16 else tensor.detach()).numpy()
 
 
 def lowest(scores: Tensor, count: int, *, last: bool = False) -> Tensor:
@@ -37,7 +42,7 @@ def lowest(scores: Tensor, count: int, *, last: bool = False) -> Tensor:
     if count >= scores.numel():
         return torch.arange(scores.numel(), device=scores.device)
     if scores.device.type == "cpu":
-        values = scores.detach().numpy()
+        values = as_numpy(scores)
         found = torch.from_numpy(_lowest(values[::-1] if last else values, count))
     else:
         ordered = scores.flip(0) if last else scores
@@ -75,7 +80,7 @@ def kth_highest(scores: Tensor, among: Tensor | None, count: int, least: float) 
     if scores.device.type != "cpu":
         return float(torch.kthvalue(scores[reach], surplus + 1).values)
     # In a search few scores exceed the bound, and by little: look near it first.
-    values, reached = scores.detach().numpy(), reach.numpy()
+    values, reached = as_numpy(scores), reach.numpy()
     margin = least / 16
     while True:
         near = values[reached & (values <= least + margin)]

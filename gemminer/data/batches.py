@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gemminer.core.errors import UsageError
+from gemminer.core.numbers import whole
 from gemminer.core.randomness import derive
 from gemminer.data.augment import Augment
 
@@ -73,8 +73,8 @@ class TensorBatches:
             shape = tuple(inputs.shape)
             raise UsageError(f"crop and flip need images (n, channels, height, width), not inputs of {shape}")
         self.inputs, self.targets = inputs.detach(), _as_classes(targets.detach())
-        self.batch_size = whole_number("batch size", batch_size, least=1)
-        self.shuffle, self.seed = shuffle, whole_number("seed", seed)
+        self.batch_size = whole("batch size", batch_size, least=1)
+        self.shuffle, self.seed = shuffle, whole("seed", seed)
         self.augment, self.channels_last = augment, channels_last
         self.normalise: tuple[Tensor, Tensor] | None = None
         if normalise is not None:
@@ -109,18 +109,10 @@ def laid_out(inputs: Any, channels_last: bool) -> Any:
     return inputs
 
 
-def whole_number(what: str, value: Any, least: int | None = None) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise UsageError(f"{what} must be a whole number{bound}, not {value!r}")
-    return int(value)
-
-
 def _as_classes(targets: Tensor) -> Tensor:
     """Class numbers of any integer type as int64, which cross entropy wants."""
-    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    return targets.long() if whole else targets
+    numbered = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.long() if numbered else targets
 
 
 def _check_pair(inputs: Tensor, targets: Tensor) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gemminer.core.errors import UsageError
+from gemminer.core.numbers import whole
 from gemminer.core.randomness import derive
-from gemminer.data.batches import Batches, Data, TensorBatches, laid_out, whole_number
+from gemminer.data.batches import Batches, Data, TensorBatches, laid_out
 from gemminer.data.tensors import as_tensors, is_map_style
 
 ENDLESS = 1_000_000  # batches after which a stream without a length is taken to have no end
@@ -75,7 +76,7 @@ class LoaderBatches:
         if not hasattr(loader, "__iter__") or hasattr(loader, "__next__"):
             kind = type(loader).__name__
             raise UsageError(f"a {kind} cannot be iterated anew each epoch: pass a DataLoader")
-        self.loader, self.seed, self.channels_last = loader, whole_number("seed", seed), channels_last
+        self.loader, self.seed, self.channels_last = loader, whole("seed", seed), channels_last
         if _length(loader) == 0:
             raise UsageError("the loader gives no batch: no data, or fewer than one batch with drop_last")
 
@@ -171,7 +172,7 @@ def as_batches(
     """
     if callable(getattr(data, "epoch", None)) and hasattr(data, "__len__"):
         return cast(Batches, data)
-    size = whole_number("batch size", batch_size, least=1)
+    size = whole("batch size", batch_size, least=1)
     if isinstance(data, DataLoader):
         return LoaderBatches(data, seed, channels_last=channels_last)
     tensors = as_tensors(data)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from gemminer.core.errors import UsageError
+from gemminer.core.numbers import whole
 from gemminer.data import readers
 from gemminer.data.augment import augmentation
-from gemminer.data.batches import Batches, Data, TensorBatches, whole_number
+from gemminer.data.batches import Batches, Data, TensorBatches
 from gemminer.data.loaders import as_batches
 from gemminer.data.readers import Raw
 from gemminer.data.splits import split
@@ -79,8 +80,8 @@ def load(
     if isinstance(validation, bool) or not 0 <= validation < 1:
         raise UsageError(f"validation must be a fraction from 0 to below 1, not {validation!r}")
     augmentation(None if augment == "default" else augment)  # complain before reading
-    limit_train = None if limit_train is None else whole_number("limit_train", limit_train, least=1)
-    limit_test = None if limit_test is None else whole_number("limit_test", limit_test, least=1)
+    limit_train = None if limit_train is None else whole("limit_train", limit_train, least=1)
+    limit_test = None if limit_test is None else whole("limit_test", limit_test, least=1)
 
     description, default = describe(name), "none"
     if readers.is_function(name):

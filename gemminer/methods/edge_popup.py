@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.randomness import generator
+from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import target
 from gemminer.methods.parts import schedules
 from gemminer.methods.parts.one_shot import keep
@@ -179,6 +179,7 @@ class Popup:
         self._write(state["step"])
 
 
+@drawing()
 def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
     """Kaiming uniform with a = sqrt(5): U(-b, b), b = sqrt(6 / ((1 + a^2) * fan_in)) = 1 / sqrt(fan_in)."""
     bound = math.sqrt(parameter.shape[0] / parameter.numel())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gemminer.core.randomness import generator
+from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import keep_highest, target
 from gemminer.methods.parts.allocation import allocate, random_masks
 from gemminer.methods.registry import Found, register
@@ -35,13 +35,15 @@ def _by_layer(task: Task, density: float, ratios: dict[str, float], seed: int, o
     return Found(random_masks(shapes, counts, -1 - seed if options.invert else seed))
 
 
+@drawing()
+def _even(shape: torch.Size, *keys: object) -> torch.Tensor:
+    return torch.rand(shape, generator=generator(*keys))
+
+
 @register("random", Options, summary="one global draw", source="Frankle & Carbin 2019")
 def find_random(task: Task, density: float, options: Options, seed: int) -> Found:
     """Keep the round(density * d) highest of d even random numbers."""
-    scores = {
-        name: torch.rand(shape, generator=generator(seed, "random ticket", name))
-        for name, shape in _shapes(task).items()
-    }
+    scores = {name: _even(shape, seed, "random ticket", name) for name, shape in _shapes(task).items()}
     sign = -1.0 if options.invert else 1.0
     total = sum(s.numel() for s in scores.values())
     masks = keep_highest({name: sign * s for name, s in scores.items()}, target(density, total))

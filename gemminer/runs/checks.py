@@ -20,7 +20,8 @@ from gemminer import methods
 from gemminer.core import statistics
 from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.model_state import borrowed
+from gemminer.core.model_state import borrowed, gradients
+from gemminer.core.numbers import strings
 from gemminer.core.randomness import generator, mixed
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
@@ -114,9 +115,9 @@ def get(name: str) -> SanityCheck:
     return _CHECKS[name]
 
 
-def check_names(asked: Sequence[str]) -> tuple[str, ...]:
+def check_names(asked: str | Sequence[str]) -> tuple[str, ...]:
     """The checks asked for, each once; raises UsageError for one that does not exist."""
-    return tuple(dict.fromkeys(get(name).name for name in asked))
+    return tuple(dict.fromkeys(get(name).name for name in strings("names, the checks,", asked)))
 
 
 @register("shuffle", "the mask permuted inside each layer")
@@ -197,6 +198,7 @@ Work = Callable[[Experiment], dict[str, Any]]
 Step = Callable[[str, Work], dict[str, Any]]
 
 
+@gradients()
 def judge(
     experiment: Experiment,
     ticket: Ticket,

@@ -20,7 +20,7 @@ from gemminer import data, methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fitting import require_numbers
-from gemminer.core.model_state import borrowed, modes_note, named_state
+from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
@@ -116,6 +116,7 @@ class Experiment:
         """Raise UsageError for an invalid density, or one that keeps no weight."""
         target(density, sum(p.numel() for p in self.task.prunable().values()))
 
+    @gradients()
     def search(
         self,
         method: str,
@@ -169,6 +170,7 @@ class Experiment:
         spent = self._cost(masks, epochs, seconds, found.rows)
         return {"live": found.live, "cost": spent, "digest": ticket.digest}
 
+    @gradients()
     def affordable(self, seconds: float) -> int:
         """Epochs of a search that fit in about `seconds` at the pace of plain training, a search's slowest."""
         task, rule = self.task, Dense(self.task.model)
@@ -186,6 +188,7 @@ class Experiment:
             self.note(f"warning: an epoch takes longer than the budget of {seconds:g} seconds: the search has one")
         return max(1, epochs)
 
+    @gradients()
     def before(self, ticket: Ticket) -> float:
         """accuracy.before: the masked network at its initial weights, batch-norm statistics re-estimated."""
         model = self.task.model
@@ -194,6 +197,7 @@ class Experiment:
             recalibrate(self.task)
             return mean_metric(self.task, require_test(self.test))
 
+    @gradients()
     def train(
         self, ticket: Ticket | None, index: int, phase: str, keep: Callable[[nn.Module], None] | None = None
     ) -> dict[str, Any]:
@@ -245,6 +249,7 @@ class Experiment:
         }
 
 
+@gradients()
 def build(
     model: nn.Module,
     train: Any,
@@ -273,6 +278,10 @@ def build(
         raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
 
     require_numbers(model, to_train=True)
+    if torch.get_default_device().type == "meta":
+        raise UsageError(
+            "new tensors are made on the meta device, which holds no numbers: torch.set_default_device('cpu')"
+        )
 
     def held_out(given: Any) -> Batches | None:
         return None if given is None else data.as_batches(given, batch_size=batch_size, shuffle=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.numbers import plain
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
@@ -149,6 +150,7 @@ def parts_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _values(axis: str, given: Any) -> tuple[Any, ...]:
     """The values of an axis, each once, from one value or a list of them."""
     values: list[Any] = []
+    given = plain(list(given) if isinstance(given, range) else given)
     for value in given if isinstance(given, (list, tuple)) else [given]:
         span = re.fullmatch(r"(\d+)-(\d+)", value) if axis == "seed" and isinstance(value, str) else None
         values += range(int(span[1]), int(span[2]) + 1) if span else [value]

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.numbers import plain
 from gemminer.runs.paper import NAMED
 
 # The default checks are left out of a recipe's identity: another list would change the identity of every old run.
@@ -163,6 +164,16 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = Field((), description="weights to leave dense, by name, as shell patterns: conv1*,fc*")
     embeddings: bool = Field(False, description="prune embedding tables too")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """NumPy's and PyTorch's numbers are Python's; a boolean is no number, and one string a list of one."""
+        value, name = plain(value), str(info.field_name)
+        kind = cls.model_fields[name].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"{name} must be no boolean, not {value}")
+        return (value,) if isinstance(value, str) and kind == tuple[str, ...] else value
+
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:
         if self.budget is not None:
@@ -213,6 +224,8 @@ def budget_of(text: str) -> tuple[float | None, float | None]:
     >>> budget_of("120s"), budget_of("0.5")
     ((120.0, None), (None, 0.5))
     """
+    if not isinstance(text, str):
+        raise UsageError(f"budget is text, seconds as '120s' or a part of a dense training as '0.5', not {text!r}")
     try:
         value = float(text.removesuffix("s"))
     except ValueError:

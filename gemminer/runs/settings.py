@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from gemminer import methods
+from gemminer.core import numbers
 from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError, unknown
 from gemminer.runs.recipe import Recipe, budget_of, explain
@@ -25,9 +26,10 @@ def options_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
     for name in fields:
         if name not in known:
             raise unknown(f"option of {where}", name, known)
+    types = {f.name: str(f.type) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     adapter = TypeAdapter(kind)
     try:
-        return adapter.validate_python(dict(fields))
+        return adapter.validate_python(numbers.options(where, fields, types))
     except ValidationError as error:
         raise UsageError(explain(error, where)) from None
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import gemminer
+from gemminer import methods
 from gemminer.core.errors import UsageError
 from gemminer.data import TensorBatches
 from gemminer.runs.experiment import build, wants_channels_last
@@ -115,3 +117,51 @@ def test_dropout_left_in_evaluation_mode_is_on_in_training_and_said() -> None:
     net.eval()  # as a whole: nothing is said
     gemminer.train(net, ticket, data, epochs=1, monitor=notes)
     assert len(notes.notes) == 1
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
+def test_gradients_are_recorded_though_the_caller_turned_them_off(off: Any) -> None:
+    net, data = tiny_net(), tiny_data()
+    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in methods.names()}
+    trained = tiny_net()
+    gemminer.train(trained, want["snip"], data, data, epochs=1)
+    with off():
+        inside = tuple(t.clone() for t in data)
+        for name, ticket in want.items():
+            assert gemminer.mine(net, inside, 0.2, method=name, **short(name)) == ticket
+        gemminer.train(net, want["snip"], DataLoader(TensorDataset(*inside), batch_size=128), inside, epochs=1)
+        gemminer.train(net, want["snip"], inside, inside, epochs=1)
+        gemminer.check(net, want["snip"], inside, inside, epochs=1, seeds=1)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() is (off is torch.inference_mode)
+    torch.set_grad_enabled(True)
+    assert torch.equal(net[0].weight, trained[0].weight)
+    assert net[0].weight.requires_grad
+
+
+def short(method: str) -> dict[str, Any]:
+    return {"epochs": 1} if methods.get(method).trains else {"rounds": 2} if method == "synflow" else {}
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_a_global_default_type_changes_no_ticket(default: torch.dtype) -> None:
+    net, data = tiny_net(), tiny_data()
+    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in methods.names()}
+    torch.set_default_dtype(default)
+    try:
+        for name, ticket in want.items():
+            assert gemminer.mine(net, data, 0.2, method=name, **short(name)) == ticket, name
+        gemminer.train(net, want["snip"], data, data, epochs=1)
+        assert net[0].weight.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_new_tensors_on_the_meta_device_are_refused() -> None:
+    net, data = tiny_net(), tiny_data()
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises(UsageError, match="new tensors are made on the meta device"):
+            gemminer.mine(net, data, 0.2)
+    finally:
+        torch.set_default_device(None)

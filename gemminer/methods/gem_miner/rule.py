@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError
-from gemminer.core.randomness import generator
+from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import kth_highest, lowest
 from gemminer.methods.gem_miner.options import Options
 from gemminer.training import engine
@@ -313,6 +313,7 @@ class GemMinerRule:
                     state[name] = value[at]
 
 
+@drawing()
 def _first_scores(kind: Literal["uniform", "bernoulli", "beta"], parameter: Tensor, source: torch.Generator) -> Tensor:
     size = parameter.numel()
     if kind == "uniform":

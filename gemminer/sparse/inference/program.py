@@ -81,11 +81,15 @@ class Program:
     def __call__(self, images: Images, *, threads: int | None = None) -> Images:
         """Logits of a batch, on `threads` threads: torch.get_num_threads() by default.
 
+        Half-precision tensors (float16, bfloat16) are computed in float32 and come back in their own type.
+
         Raises:
             UsageError: images of another shape, type or device, or no thread.
         """
         if isinstance(images, Tensor) and images.device.type != "cpu":
             raise UsageError(f"a compiled program runs on the CPU: move the images there from {images.device}")
+        if isinstance(images, Tensor) and images.dtype in (torch.float16, torch.bfloat16):
+            return torch.as_tensor(self(images.detach().float(), threads=threads)).to(images.dtype)
         batch = images.detach().numpy() if isinstance(images, Tensor) else images
         if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
             kind = getattr(images, "dtype", type(images).__name__)
