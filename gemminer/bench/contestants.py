@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,8 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gemminer.core.copies import duplicate
 
 Run = Callable[[], Tensor]
 
@@ -28,7 +29,7 @@ def reason(error: Exception) -> str:
 def eager(model: nn.Module, images: Tensor, *, channels_last: bool) -> Run:
     """The model run by plain PyTorch; the images are in its memory format beforehand."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(memory_format=layout)
+    model = duplicate(model).to(memory_format=layout)
     images = images.to(memory_format=layout)
     return lambda: model(images)
 
@@ -41,7 +42,7 @@ def compiled(model: nn.Module, **options: Any) -> Any:
 
 def torch_compile(model: nn.Module, images: Tensor) -> Run:
     """torch.compile with weights frozen, its fastest for inference; raises what the compiler raises."""
-    run = compiled(copy.deepcopy(model), freezing=True)
+    run = compiled(duplicate(model), freezing=True)
     with torch.inference_mode():
         run(images)
     return lambda: run(images)
@@ -63,14 +64,14 @@ def _onnx(model: nn.Module, images: Tensor) -> bytes:
     """The network as an ONNX file for batches of this size."""
     import onnxscript  # noqa: F401 - what the exporter needs, asked for here for its ImportError
 
-    program = torch.onnx.export(copy.deepcopy(model), (images,), dynamo=True, verbose=False)
+    program = torch.onnx.export(duplicate(model), (images,), dynamo=True, verbose=False)
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
 
 
 def scipy_csr(model: nn.Module, images: Tensor) -> Run:
     """Every convolution as a CSR matrix times im2col columns, every linear layer as one times the batch, by scipy."""
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):

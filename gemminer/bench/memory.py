@@ -8,7 +8,6 @@ the network has trained on a batch of two, so that libraries and compiled kernel
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import dataclasses
 import gc
@@ -26,6 +25,7 @@ import torch
 from gemminer.bench import networks
 from gemminer.bench.measure import Setup, versions
 from gemminer.bench.steps import plain_step, sparse_net
+from gemminer.core.copies import duplicate
 from gemminer.core.errors import GemminerError
 
 STEPS = 3
@@ -97,7 +97,7 @@ def of_steps(setup: Setup, kind: str) -> int:
     """Bytes that training takes in this process: parameters, buffers, and what the steps add to its peak."""
     model = networks.build(setup.model)
     net = sparse_net(setup.model, model, setup.density) if kind == "ours" else model
-    twin = copy.deepcopy(net)
+    twin = duplicate(net)
     last = kind == KINDS[1]
     _repeat(plain_step(twin, dataclasses.replace(setup, batch=2), channels_last=last))
     run = plain_step(net, setup, channels_last=last)

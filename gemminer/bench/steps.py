@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from gemminer import sparse
 from gemminer.bench import networks
 from gemminer.bench.measure import Setup
+from gemminer.core.copies import duplicate
 from gemminer.training.loop import step
 from gemminer.training.rules import Dense, Rule
 from gemminer.training.settings import Settings
@@ -39,4 +39,4 @@ def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, r
 def sparse_net(name: str, model: nn.Module, density: float) -> nn.Module:
     """The model with a realistic ticket applied, holding its kept weights only."""
     ticket = networks.ticket_of(name, model, density)
-    return sparse.sparsify(ticket.apply(copy.deepcopy(model)), ticket)
+    return sparse.sparsify(ticket.apply(duplicate(model)), ticket)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +11,7 @@ from gemminer.bench import memory, networks
 from gemminer.bench.contestants import compiled, reason
 from gemminer.bench.measure import OURS, Measurement, Setup, against_each, alternate, require_equal
 from gemminer.bench.steps import EPOCHS, Step, plain_step, sparse_net, stepper
+from gemminer.core.copies import duplicate
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import target
 from gemminer.data import TensorBatches
@@ -29,7 +29,7 @@ NCHW, CHANNELS_LAST = "dense NCHW", "dense channels-last"
 def _dense_steps(model: nn.Module, setup: Setup) -> dict[str, Step]:
     """Steps of copies of the model, in each layout it can have."""
     layouts = {NCHW: False} | ({CHANNELS_LAST: True} if networks.convolutional(model) else {})
-    return {name: plain_step(copy.deepcopy(model), setup, channels_last=last) for name, last in layouts.items()}
+    return {name: plain_step(duplicate(model), setup, channels_last=last) for name, last in layouts.items()}
 
 
 def search(setup: Setup) -> Iterator[Measurement]:
@@ -71,7 +71,7 @@ def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:
     _require_same(setup, model, net)
     calls = _dense_steps(model, setup)
     dense = list(calls)
-    left_out = _add_compiled(calls, copy.deepcopy(model), setup) if setup.compile else {}
+    left_out = _add_compiled(calls, duplicate(model), setup) if setup.compile else {}
     calls[OURS] = plain_step(net, setup)
     times = alternate(calls, runs=setup.runs or RUNS)
     yield from against_each("train", setup, times, dense, left_out=left_out)
@@ -83,10 +83,8 @@ def train(setup: Setup) -> Iterator[Measurement | memory.Memory]:
 def _require_same(setup: Setup, model: nn.Module, net: nn.Module) -> None:
     """Raise GemminerError unless our network computes the same as the masked dense one."""
     images, _ = networks.images_of(setup.model, setup.batch)
-    masked = networks.ticket_of(setup.model, model, setup.density).apply(copy.deepcopy(model))
-    require_equal(
-        {"the sparse network": copy.deepcopy(net)(images), "the masked one": masked(images)}, "the masked one"
-    )
+    masked = networks.ticket_of(setup.model, model, setup.density).apply(duplicate(model))
+    require_equal({"the sparse network": duplicate(net)(images), "the masked one": masked(images)}, "the masked one")
 
 
 def _add_compiled(calls: dict[str, Step], model: nn.Module, setup: Setup) -> dict[str, str]:

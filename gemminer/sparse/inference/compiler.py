@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import without_wrappers
@@ -43,7 +43,7 @@ def compile(
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UsageError("compile needs example_input, a batch, or input_shape: (C, H, W) or (features,)")
     require_numbers(model)
-    model = without_wrappers(copy.deepcopy(model)).to("cpu", torch.float32).eval()
+    model = without_wrappers(duplicate(model)).to("cpu", torch.float32).eval()
     try:
         # A layer by itself is traced as one layer, not as what its forward does.
         graph = fx.symbolic_trace(nn.Sequential(model) if type(model) in MODULES else model)

@@ -34,12 +34,10 @@ class Shortcut(NamedTuple):
 class Unit:
     """y = relu(norm(layer(source)) + residual), norm, residual and relu being optional; or y = shortcut(source).
 
-    `layer` and `norm` are modules by path; values are numbered: the chain's inputs, then its units in order.
+    Values are numbered: the chain's inputs, then its units in order.
     """
 
-    layer: str
     source: int
-    norm: str | None = None
     residual: int | None = None
     relu: bool = False
     shortcut: Shortcut | None = None
@@ -187,7 +185,7 @@ class Runner:
                 rows.copy_(blocks)
         else:
             self.launch(k.block, self.block, out, blocked, False)
-        return images.reshape(tuple(shape))
+        return torch.from_numpy(out.reshape(tuple(shape)))  # no view for autograd: it may be changed in place
 
     def _matrices(self, blocked: Array, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows that it transposes."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
@@ -36,8 +36,8 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     the masked dense model up to rounding, and `densify` gives its state dict. The model itself is left as it is;
     the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
 
-    Modules are fused from a trace of `forward`; where it cannot be traced (its control flow depends on the data or on
-    the mode, or a hook is set), layers are replaced one by one. On other devices than the CPU,
+    The model's own `forward` runs in each pass, whatever it does; layers are fused as it calls them. A layer whose
+    weight has a hook on its gradient, or that has hooks itself, stays dense. On other devices than the CPU,
     and in other types than float32 and float64, PyTorch computes the same from dense weights.
 
     Args:
@@ -68,7 +68,7 @@ def converted(
         below: with the engine auto, parameter name -> the density below which its layer is sparse, as `crossovers_of`
             gives them; None asks the machine.
     """
-    net = copy.deepcopy(unwrapped(model))  # what DataParallel and torch.compile would add, the kernels do not take
+    net = duplicate(unwrapped(model))  # what DataParallel and torch.compile would add, the kernels do not take
     named = named_parameters(net, ties=True)
     first = {id(p): name for name, p in reversed(named.items())}
     if missing := [name for name in masks if name not in named]:
@@ -192,9 +192,12 @@ class _Conversion:
                 new = SparseLinear(module, mask)
             new.values = self.shared.setdefault(id(weight), new.values)
             return new.train(module.training)
-        if type(module) in (nn.Conv2d, nn.Linear) and weight is masked[0] and len(masked) == 1:
+        only = weight is masked[0] and len(masked) == 1 and "forward" not in vars(module)
+        if only and type(module) in (nn.Conv2d, nn.Linear):
             module.__class__ = MaskedConv2d if type(module) is nn.Conv2d else MaskedLinear
-            module.register_buffer("mask", mask.to(weight.dtype), persistent=False)
+            module.register_buffer("mask", mask.to(masked[0].dtype), persistent=False)
+            assert isinstance(module, MaskedConv2d | MaskedLinear)
+            module.masked()
             return module
         own = {name: self.masks[id(p)] for name, p in module.named_parameters() if id(p) in self.masks}
         attention = isinstance(module, nn.MultiheadAttention)
@@ -222,7 +225,7 @@ def _modules(module: nn.Module) -> list[nn.Module]:
 def _takes(module: nn.Module) -> bool:
     """Whether the kernels know such a layer."""
     known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
-    return known and not _hooked(module)
+    return known and module._parameters.keys() == {"weight", "bias"} and not _special(module)
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
@@ -238,9 +241,18 @@ def _small_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.weight.numel() < 1 << 16
 
 
-def _hooked(module: nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks) or bool(getattr(module, "parametrizations", None))
+def _special(module: nn.Module) -> bool:
+    """Whether a layer has anything that kept values in its place would pass by: hooks, also those of its weight and of
+    its state dict, parametrisations, a forward or a buffer of its own."""
+    plain = vars(nn.Module())
+    hooked = any(value and "hooks" in name for name, value in vars(module).items() if name in plain)
+    return hooked or bool(module._buffers or module._modules) or "forward" in vars(module) or tensor_hooks(module)
+
+
+def tensor_hooks(module: nn.Module) -> bool:
+    """Whether a hook on the gradient of the module's weight expects the weight's shape."""
+    weight = module._parameters.get("weight")
+    return bool(weight is not None and (weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)))
 
 
 def padding(conv: nn.Conv2d) -> tuple[int, int] | None:

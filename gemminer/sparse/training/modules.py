@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from gemminer.core.errors import GemminerError
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.memory import BufferPool
 from gemminer.sparse.training.backward import Backward
 from gemminer.sparse.training.chain import Forward, Links, Norm, Runner, Step, Unit, Value, Weights, block_size
 from gemminer.sparse.training.patterns import Pattern
 
 DTYPES = (torch.float32, torch.float64)
-_ALONE = Links(1, (Unit("", 0),), (1,))
+_ALONE = Links(1, (Unit(0),), (1,))
+_PLAIN = frozenset(vars(nn.Module()))
+
+
+CANNOT_BE_TRACED = (
+    "a sparse network cannot be compiled or exported: load gemminer.sparse.densify(network) into the plain model, and "
+    "compile or export that"
+)
+
+
+class _Deferring(threading.local):
+    """What puts off the layers of the forward pass that this thread is in (`deferred.Recorder`), if anything."""
+
+    recorder: Any = None
+
+
+deferring = _Deferring()
 
 
 class SparseLayer(nn.Module):
@@ -33,8 +51,11 @@ class SparseLayer(nn.Module):
     kept: Tensor
     sift = False  # whether each pass looks for zeros among the values, as in a search
 
-    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, plain: nn.Conv2d | nn.Linear, mask: Tensor) -> None:
         super().__init__()
+        weight, bias = plain.weight, plain.bias
+        # A forward may ask a layer for its sizes, or for what its author wrote into it.
+        self.__dict__ |= {name: value for name, value in vars(plain).items() if name not in _PLAIN}
         kept = mask.reshape(-1).nonzero().flatten().to(weight.device)
         self.shape = tuple(weight.shape)
         self.values = nn.Parameter(weight.detach().reshape(-1)[kept].clone(), weight.requires_grad)
@@ -46,8 +67,12 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, zero where pruned; gradients flow to `values`."""
-        flat = self.values.new_zeros(int(np.prod(self.shape)))
-        return flat.index_put((self.kept.long(),), self.values).reshape(self.shape)
+        return self.spread(self.values)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The dense weight of these kept values."""
+        flat = values.new_zeros(int(np.prod(self.shape)))
+        return flat.index_put((self.kept.long(),), values).reshape(self.shape)
 
     def narrow(self, mask: Tensor, values: nn.Parameter) -> None:
         """Hold only `values` from now on, at the places that `mask`, of the whole weight's shape, keeps."""
@@ -62,7 +87,7 @@ class SparseLayer(nn.Module):
     def _make_pattern(self, kept: Any) -> Pattern:
         raise NotImplementedError
 
-    def dense(self, x: Tensor) -> Tensor:
+    def dense(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """The output of the masked dense layer, computed by PyTorch."""
         raise NotImplementedError
 
@@ -70,7 +95,14 @@ class SparseLayer(nn.Module):
         """The output's shape, None where the kernels cannot take such an input."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        refuse_tracing()
+        if deferring.recorder is not None:
+            return deferring.recorder.layer(self, input)  # type: ignore[no-any-return]
+        return self.now(input)
+
+    def now(self, x: Tensor) -> Tensor:
+        """The output, computed at once."""
         return run_chain(_ALONE, [(self, None)], [x], self._pool)[0]
 
     def dense_state(self, prefix: str, state: dict[str, Tensor]) -> None:
@@ -103,18 +135,18 @@ class SparseConv2d(SparseLayer):
     """
 
     def __init__(self, conv: nn.Conv2d, mask: Tensor, *, padding: tuple[int, int]) -> None:
-        super().__init__(conv.weight, mask, conv.bias)
-        self.stride, self.groups, self.padding = int(conv.stride[0]), conv.groups, padding
+        super().__init__(conv, mask)
+        self.step, self.zeros, self.parts = int(conv.stride[0]), padding, conv.groups
 
     def _make_pattern(self, kept: Any) -> Pattern:
         o, c, kh, kw = self.shape
-        return Pattern(kept, (o, c, kh, kw), self.groups, self.stride, self.padding)
+        return Pattern(kept, (o, c, kh, kw), self.parts, self.step, self.zeros)
 
-    def dense(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+    def dense(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, self.spread(values), bias, self.step, self.zeros, 1, self.parts)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        if len(shape) != 4 or shape[1] != self.shape[1] * self.groups:
+        if len(shape) != 4 or shape[1] != self.shape[1] * self.parts:
             return None
         height, width = self.pattern().out_size(shape[2], shape[3])
         return (shape[0], self.shape[0], height, width) if min(height, width) > 0 else None
@@ -124,13 +156,13 @@ class SparseLinear(SparseLayer):
     """A linear layer that runs its kept weights only; leading dimensions are batch."""
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
-        super().__init__(linear.weight, mask, linear.bias)
+        super().__init__(linear, mask)
 
     def _make_pattern(self, kept: Any) -> Pattern:
         return Pattern(kept, (self.shape[0], self.shape[1], 1, 1), 1, 1, (0, 0))
 
-    def dense(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def dense(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.spread(values), bias)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return (*shape[:-1], self.shape[0]) if shape and shape[-1] == self.shape[1] else None
@@ -192,8 +224,37 @@ class MaskedLayer(nn.Module):
         return torch.func.functional_call(self.layer, masked, args, kwargs)
 
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
-Pair = tuple[SparseLayer | None, BatchNorm | None]  # a shortcut has neither
+@dataclass(eq=False)
+class NormCall:
+    """A call of `F.batch_norm`. Its running statistics move once, however often its result is computed."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+    moved: bool = False
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.mean, self.var, self.weight, self.bias) if t is not None]
+
+    def for_kernels(self) -> Norm:
+        """Its state, for a pass that moves the running statistics."""
+        mean, var = (None if t is None else t.detach().numpy() for t in (self.mean, self.var))
+        moves = self.training and mean is not None and not self.moved
+        self.moved = True
+        return Norm(mean, var, self.eps, self.training, self.momentum if moves else None)
+
+    def by_torch(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The result, computed by PyTorch; moves the running statistics."""
+        stats = (None, None) if self.training and self.moved else (self.mean, self.var)
+        self.moved = True
+        return F.batch_norm(x, *stats, weight, bias, self.training, self.momentum, self.eps)
+
+
+Pair = tuple[SparseLayer | None, NormCall | None]  # a shortcut has neither
 
 
 def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> int:
@@ -204,14 +265,13 @@ def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> i
     tensors = list(inputs)
     for layer, norm in modules:
         tensors += [] if layer is None else [t for t in (layer.values, layer.bias) if t is not None]
-        if norm is not None:
-            own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            tensors += [t for t in own if t is not None]
+        tensors += [] if norm is None else norm.tensors()
     dtype = inputs[0].dtype
     fits = (
         dtype in DTYPES
         and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
         and not torch.is_autocast_enabled("cpu")
+        and not transformed()
     )
     return _largest(links, modules, [tuple(x.shape) for x in inputs]) if fits else 0
 
@@ -232,52 +292,54 @@ def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]
         out = layer.out_shape(shapes[unit.source])
         if out is None or (unit.residual is not None and shapes[unit.residual] != out):
             return 0
-        if norm is not None:
-            training = norm.training or norm.running_mean is None
-            if (flat and len(out) != 2) or (training and int(np.prod(out)) == out[1]):
-                return 0  # one value for each channel: PyTorch raises its own error
+        if norm is not None and ((flat and len(out) != 2) or (norm.training and int(np.prod(out)) == out[1])):
+            return 0  # one value for each channel: PyTorch raises its own error
         shapes.append(out)
     return max(map(math.prod, shapes))
 
 
-def _norm(norm: BatchNorm) -> Norm:
-    """The state of a batch norm for this pass; counts the batch, as PyTorch does."""
-    fresh = norm.training or (norm.running_mean is None and norm.running_var is None)
-    momentum = None
-    if norm.training and norm.track_running_stats and norm.running_mean is not None:
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                momentum = 1.0 / float(norm.num_batches_tracked)
-    mean = None if norm.running_mean is None else norm.running_mean.detach().numpy()
-    var = None if norm.running_var is None else norm.running_var.detach().numpy()
-    return Norm(mean, var, norm.eps, fresh, momentum)
+def transformed() -> bool:
+    """Whether a transform of `torch.func`, or forward-mode differentiation, is under way: the kernels know neither."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def refuse_tracing() -> None:
+    """Raise UsageError under `torch.compile`, `torch.export`, `torch.onnx` and `torch.jit.trace`."""
+    tracing = (
+        torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch._C._get_tracing_state() is not None
+    )
+    # Where an error ends what Dynamo compiles it runs the function as it stands, still as the one that compiles.
+    if tracing or torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False):
+        raise UsageError(CANNOT_BE_TRACED)
 
 
 def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool) -> tuple[Tensor, ...]:
     """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot."""
     numbers = usable(links, modules, inputs)
-    if not numbers:
-        return _by_torch(links, modules, inputs)
     parameters: list[Tensor | None] = []
     for layer, norm in modules:
         parameters += [None, None] if layer is None else [layer.values, layer.bias]
         parameters += [None, None] if norm is None else [norm.weight, norm.bias]
+    if not numbers:
+        return _by_torch(links, modules, inputs, parameters)
     result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, numbers, len(inputs), *inputs, *parameters)
     return result
 
 
-def _by_torch(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _by_torch(
+    links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], parameters: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
     values = list(inputs)
-    for unit, (layer, norm) in zip(links.units, modules, strict=True):
+    for i, (unit, (layer, norm)) in enumerate(zip(links.units, modules, strict=True)):
         if layer is None:
             assert unit.shortcut is not None
             s, before, after = unit.shortcut
             values.append(F.pad(values[unit.source][:, :, ::s, ::s], (0, 0, 0, 0, before, after)))
             continue
-        y = layer.dense(values[unit.source])
-        y = y if norm is None else norm(y)
+        held, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
+        assert held is not None
+        y = layer.dense(values[unit.source], held, bias)
+        y = y if norm is None else norm.by_torch(y, gamma, beta)
         y = y if unit.residual is None else y + values[unit.residual]
         values.append(F.relu(y) if unit.relu else y)
     return tuple(values[v] for v in links.outputs)
@@ -303,14 +365,20 @@ class _ChainFunction(torch.autograd.Function):
         steps = [
             Step(None, None, unit)
             if layer is None
-            else Step(layer.pattern(), None if norm is None else _norm(norm), unit, layer.sift)
+            else Step(layer.pattern(), None if norm is None else norm.for_kernels(), unit, layer.sift)
             for (layer, norm), unit in zip(modules, links.units, strict=True)
         ]
         passed = Forward(links, steps, run)
         blocked = [(run.block_in(x, v), v) for x, v in zip(inputs, values, strict=True) if x is not None]
         passed(blocked, weights)
         ctx.passed, ctx.n = passed, n
-        ctx.save_for_backward(*parameters)
+        # The inputs are for second derivatives. One that is only added may be changed in place afterwards.
+        sources = {unit.source for unit in links.units}
+        ctx.save_for_backward(*parameters, *(x if i in sources else None for i, x in enumerate(inputs)))
+        ctx.added = {i: x.detach() for i, x in enumerate(inputs) if i not in sources and x is not None}
+        ctx.versions = {i: _version(x) for i, x in ctx.added.items()}
+        fixed = any(ctx.needs_input_grad)
+        ctx.modules = [(layer, norm and _as_it_is(norm) if fixed else None) for layer, norm in modules]
         ctx.set_materialize_grads(False)
         outputs = []
         for v in links.outputs:
@@ -323,10 +391,12 @@ class _ChainFunction(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         passed: Forward = ctx.passed
-        parameters = ctx.saved_tensors  # raises if one was changed in place, or if the graph has been freed
+        saved = ctx.saved_tensors  # raises if one was changed in place, or if the graph has been freed
+        if torch.is_grad_enabled():  # create_graph: these gradients may be differentiated again
+            return _differentiable(ctx, saved, outputs)
+        parameters = saved[: len(saved) - ctx.n]
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
         asked = list(ctx.needs_input_grad[5:])
@@ -352,6 +422,44 @@ class _ChainFunction(torch.autograd.Function):
         if release:
             ctx.passed = None
         return (None, None, None, None, None, *result)
+
+
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version
+
+
+def _as_it_is(norm: NormCall) -> NormCall:
+    """The call with the statistics of now, which later passes move."""
+    if norm.training:
+        return dataclasses.replace(norm, mean=None, var=None)
+    assert norm.mean is not None
+    assert norm.var is not None
+    return dataclasses.replace(norm, mean=norm.mean.clone(), var=norm.var.clone())
+
+
+def _differentiable(
+    ctx: Any, saved: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a chain as a graph of PyTorch's own operations, computed from the dense weights."""
+    if any(_version(x) != ctx.versions[i] for i, x in ctx.added.items()):
+        raise GemminerError("a tensor that second derivatives need was changed in place: add to a copy of it")
+    count = len(saved) - ctx.n
+    tensors = [*(ctx.added.get(i, x) for i, x in enumerate(saved[count:])), *saved[:count]]
+    asked = ctx.needs_input_grad[5:]
+    with torch.enable_grad():
+        # Aliases: the gradient of one input is not to flow into another that was computed from it.
+        own = [None if t is None else t.view_as(t) for t in tensors]
+        own = [t.requires_grad_() if t is not None and a else t for t, a in zip(own, asked, strict=True)]
+        inputs = [t for t in own[: ctx.n] if t is not None]
+        ys = _by_torch(ctx.passed.links, ctx.modules, inputs, own[ctx.n :])
+        pairs = [(y, dy) for y, dy in zip(ys, outputs, strict=True) if dy is not None]
+        wrt = [t for t, a in zip(own, asked, strict=True) if a and t is not None]
+        if not pairs:
+            return (None,) * (5 + len(own))
+        ends, given = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(ends, wrt, given, create_graph=True, allow_unused=True))
+        grads = [next(found) if a and t is not None else None for t, a in zip(own, asked, strict=True)]
+    return (None, None, None, None, None, *grads)
 
 
 def _value(x: Tensor, flat: bool) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from gemminer import models
@@ -25,29 +26,69 @@ def test_norm_residual_and_relu_in_both_modes(affine: bool, momentum: float | No
     ticket = ticket_for(model, density)
     sparse = sparsify(model, ticket, engine="sparse")
     assert isinstance(sparse, SparseNetwork)
-    assert sum(op.kind == "chain" for op in sparse.operations) == 2  # all convolutions in one, the classifier
     for i, training in enumerate([True, True, False]):
         model.train(training)
         sparse.train(training)
         compare(model, sparse, ticket, noise(5, 2, 8, 8, seed=i))
+        assert len(sparse.chains) == 2  # all convolutions in one, the classifier
 
 
-def test_a_mode_in_the_control_flow_or_a_hook_stops_fusion() -> None:
+def test_what_stops_a_chain_stops_nothing_else() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3)
+            self.conv, self.norm, self.last = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.dropout(self.conv(x), 0.5, self.training)
+            h = F.dropout(F.relu(self.norm(self.conv(x))), 0.5, self.training)
+            out: Tensor = self.last(h)
+            return out
 
     model = Dropping()
     sparse = sparsify(model, ticket_for(model, 0.5), engine="sparse")
-    assert type(sparse) is Dropping
-    assert torch.equal(sparse.eval()(torch.ones(1, 1, 4, 4)), sparse(torch.ones(1, 1, 4, 4)))
-    hooked = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    ticket = ticket_for(hooked, 0.5)
-    seen: list[int] = []
-    hooked[1].register_forward_hook(lambda *_: seen.append(1))
-    sparsify(hooked, ticket, engine="sparse")(torch.ones(1, 1, 4, 4))
-    assert seen
+    assert isinstance(sparse, SparseNetwork)
+    x = torch.ones(2, 1, 4, 4)
+    assert not torch.equal(sparse(x), sparse(x))
+    assert [len(chain.links.units) for chain in sparse.chains] == [1, 1]
+    assert torch.equal(sparse.eval()(x), sparse(x))
+
+
+# Of commit 7a3455c, where a trace was replayed: units in each chain.
+FUSED = {
+    "resnet20": [21, 1],
+    "vgg16": [2, 2, 3, 3, 3, 1],
+    "mobilenet-v2": [57, 1],
+    "wideresnet-10-1": [1, 2, 3, 3, 1],
+    "lenet-5": [1, 1, 3],
+    "lenet-300-100": [3],
+    "conv-2": [2, 3],
+    "torchvision resnet18": [1, 19, 1],
+    "torchvision densenet121": (63, 121),
+    "torchvision shufflenet_v2_x0_5": [1, 5, 3, 3, 3, 5, 3, 3, 3, 3, 3, 3, 3, 5, 3, 3, 3, 1, 1],
+    "timm resnet18": [1, 19, 1],
+    "timm convnext_atto": (38, 41),
+    "timm vit_tiny_patch16_224": (50, 50),
+}
+
+
+def network(name: str) -> nn.Module:
+    source, _, kind = name.rpartition(" ")
+    if source == "torchvision":
+        return torchvision.models.get_model(kind, num_classes=4)  # type: ignore[no-any-return]
+    if source == "timm":
+        timm = pytest.importorskip("timm")
+        size = {"img_size": 32} if "vit" in kind else {}
+        return timm.create_model(kind, num_classes=4, **size)  # type: ignore[no-any-return]
+    return models.build(kind, width=1.0 if "lenet" in kind else 0.1)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_was_fused_stays_fused(name: str) -> None:
+    model = network(name).eval()
+    sparse = sparsify(model, ticket_for(model, 0.02), engine="sparse")
+    assert isinstance(sparse, SparseNetwork)
+    with torch.no_grad():
+        sparse(noise(2, 3, 32, 32, dtype=torch.float32))
+    units = [len(chain.links.units) for chain in sparse.chains]
+    expected = FUSED[name]
+    assert (len(units), sum(units)) == expected if isinstance(expected, tuple) else units == expected

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from gemminer.core.errors import UsageError
 from gemminer.sparse.training.convert import sparsify
 from gemminer.sparse.training.modules import SparseLinear
 from tests.sparse.training.helpers import close, compare, noise, ticket_for
@@ -60,3 +62,49 @@ def test_linear_takes_any_leading_dimensions() -> None:
     for shape in ((6,), (3, 6), (2, 3, 6), (70, 6)):
         compare(model, sparse, ticket, noise(*shape))
     assert isinstance(sparse.net[0], SparseLinear)
+
+
+def test_a_layer_with_hooks_on_its_gradient_or_itself_stays_dense() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Conv2d(1, 1, 1), nn.Linear(4, 2)
+    ).double()
+    shapes: list[torch.Size] = []
+    model[0].weight.register_hook(lambda g: shapes.append(g.shape))  # type: ignore[operator]
+    model[1].weight.register_post_accumulate_grad_hook(lambda p: shapes.append(p.grad.shape))  # type: ignore[operator]
+    model[2].forward = lambda x: 2 * nn.functional.linear(x, model[2].weight)  # type: ignore[method-assign, arg-type]
+    model[3].register_state_dict_post_hook(lambda *_: None)
+    model[4].bias.register_hook(torch.zeros_like)  # type: ignore[operator]
+    ticket = ticket_for(model, 0.5)
+    sparse = sparsify(model, ticket, engine="sparse")
+    kinds = [type(module).__name__ for module in sparse.net]  # type: ignore[union-attr]
+    assert kinds == ["MaskedLinear", "MaskedLinear", "MaskedLayer", "MaskedConv2d", "SparseLinear"]
+    sparse.net[4](sparse.net[1](sparse.net[0](noise(3, 4)))).sum().backward()
+    assert shapes == [(4, 4), (4, 4)]
+    assert not sparse.net[4].bias.grad.any()
+    assert not sparse.net[1].weight.grad[~ticket.masks["1.weight"]].any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_sparse_network_is_neither_compiled_nor_exported() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    sparse = sparsify(model, ticket_for(model, 0.5), engine="sparse")
+    x = torch.ones(2, 4)
+    for make in (
+        lambda net: torch.compile(net, backend="eager")(x),
+        lambda net: torch.export.export(net, (x,)),
+        lambda net: torch.jit.trace(net, x),
+        lambda net: torch.onnx.export(net, (x,), io.BytesIO(), dynamo=False),
+    ):
+        for net in (sparse, nn.Sequential(sparse.net[0])):
+            torch._dynamo.reset()
+            with pytest.raises(UsageError, match="densify"):
+                make(net)
+
+
+def test_a_layer_keeps_what_a_forward_may_ask_it() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1))
+    model[0].scale = 3  # type: ignore[assignment]
+    layer = sparsify(model, ticket_for(model, 0.5), engine="sparse").net[0]  # type: ignore[index, union-attr]
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride) == (2, 4, (3, 3), (2, 2))
+    assert layer.scale == 3
+    assert layer.weight.shape == (4, 2, 3, 3)

@@ -1,0 +1,130 @@
+"""Calls of PyTorch's functions on what is deferred: put off too, or answered, or made on computed tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gemminer.sparse.training.deferred import FACTS, Deferred, computed, suspended
+from gemminer.sparse.training.modules import NormCall, deferring
+
+_OUT = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"}  # hand the memory out
+
+
+def may_change(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a function may write into its arguments, by the convention of PyTorch's names; a custom one may."""
+    name = str(getattr(func, "__name__", ""))
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return True
+    in_place = name.endswith("_") and not name.endswith("__")
+    in_place = in_place or name in _OUT or name in ("__setitem__", "__set__") or name.startswith("__i")
+    return in_place or "out" in kwargs or bool(kwargs.get("inplace")) or any(a is True for a in args)
+
+
+def called(func: Any, args: Any, kwargs: Any) -> Any:
+    if func in FACTS:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    record = _RECORDED.get(func)
+    result = None
+    if record is not None:
+        with contextlib.suppress(TypeError):  # a form of the call that we do not know
+            result = record(*args, **kwargs)
+    return func(*computed(args), **computed(kwargs)) if result is None else result
+
+
+def _norm(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: Any = False,
+    momentum: Any = 0.1, eps: Any = 1e-5,
+) -> Tensor | None:  # fmt: skip
+    if not isinstance(input, Deferred) or not all(isinstance(x, float | int) for x in (momentum, eps)):
+        return None
+    call = NormCall(running_mean, running_var, weight, bias, bool(training), float(momentum), float(eps))
+    return input.recorder.norm(input, call)  # type: ignore[no-any-return]
+
+
+def _relu(input: Any, inplace: bool = False) -> Tensor | None:
+    put_off: Tensor | None = input.recorder.relu(input, in_place=inplace) if isinstance(input, Deferred) else None
+    return put_off
+
+
+def _relu_(input: Any) -> Tensor | None:
+    return _relu(input, True)
+
+
+def _add(input: Any, other: Any) -> Tensor | None:
+    recorder = next(x.recorder for x in (input, other) if isinstance(x, Deferred))
+    return recorder.add(input, other)  # type: ignore[no-any-return]
+
+
+def _add_(input: Any, other: Any) -> Tensor | None:
+    return input.recorder.add(input, other, in_place=True) if isinstance(input, Deferred) else None
+
+
+def _part(input: Any, index: Any) -> Tensor | None:
+    all_ = slice(None)
+    if not isinstance(input, Deferred) or not isinstance(index, tuple) or len(index) != 4:
+        return None
+    if not all(isinstance(i, slice) for i in index) or index[:2] != (all_, all_) or index[2] != index[3]:
+        return None
+    step = index[2].step
+    ours = isinstance(step, int) and step >= 1 and index[2] == slice(None, None, step)
+    return input.recorder.part(input, step) if ours else None
+
+
+def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Tensor | None:
+    if not isinstance(input, Deferred) or mode != "constant" or value or not isinstance(pad, tuple | list):
+        return None
+    if len(pad) != 6 or tuple(pad[:4]) != (0, 0, 0, 0) or not all(isinstance(n, int) and n >= 0 for n in pad):
+        return None
+    return input.recorder.pad(input, *pad[4:])  # type: ignore[no-any-return]
+
+
+_RECORDED: dict[Any, Callable[..., Tensor | None]] = {
+    F.batch_norm: _norm,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((torch.relu_, Tensor.relu_), _relu_),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _add_),
+    Tensor.__getitem__: _part,
+    F.pad: _pad,
+}
+
+
+class _Patch:
+    """While a pass runs, `autograd.Function.apply`, which no mode sees, computes the deferred among its arguments."""
+
+    def __init__(self) -> None:
+        self.lock, self.count = threading.Lock(), 0
+        self.original: Any = None
+
+    def enter(self) -> None:
+        with self.lock:
+            self.count += 1
+            if self.count == 1:
+                original = self.original = vars(torch.autograd.Function)["apply"]
+
+                def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+                    bound = original.__get__(None, cls)
+                    if deferring.recorder is None:
+                        return bound(*args, **kwargs)
+                    args, kwargs = computed(args), computed(kwargs)
+                    with suspended():
+                        return bound(*args, **kwargs)
+
+                torch.autograd.Function.apply = classmethod(apply)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.count -= 1
+            if self.count == 0:
+                torch.autograd.Function.apply = self.original
+
+
+patch = _Patch()

@@ -1,0 +1,324 @@
+"""A forward pass whose sparse layers, and the norms, additions and ReLUs behind them, are put off and run in chains."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from gemminer.sparse.memory import BufferPool
+from gemminer.sparse.training.calls import called, may_change, patch
+from gemminer.sparse.training.deferred import Deferred, Node, become, computed, memory_of, suspended, tensors_in
+from gemminer.sparse.training.modules import (
+    DTYPES,
+    NormCall,
+    SparseLayer,
+    SparseLinear,
+    deferring,
+    run_chain,
+    transformed,
+)
+from gemminer.sparse.training.plan import Chain, Step, Task, tasks_of
+
+Plans = dict[Any, list[Task]]
+_MOST_PLANS = 64
+_NOTHING = Node("", (), (0,), torch.float32)
+
+
+class Recorder(TorchFunctionMode):
+    """A forward pass. As a mode it sees every call of PyTorch's functions.
+
+    Args:
+        plans: the plans made so far, by the operations they are for.
+        ran: told of each chain.
+    """
+
+    def __init__(self, plans: Plans, pool: BufferPool, ran: Callable[[Chain], None]) -> None:
+        super().__init__()
+        self.plans, self.pool, self.ran = plans, pool, ran
+        self.nodes: list[Node] = []
+        self.pending: set[int] = set()  # of `nodes`, by id
+        self.deferred: list[Deferred] = []
+        self.inside: list[Deferred] = []  # from before: within a unit, so that they have no result
+        self.mode = (True, False)  # gradients, inference
+        self.moving: set[int] = set()  # statistics that what was put off will move, by id
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if Deferred in types:
+            return called(func, args, kwargs)
+        if self.nodes and self._disturbs(func, args, kwargs):
+            self.flush()
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> Recorder:
+        self.outer, deferring.recorder = deferring.recorder, self
+        patch.enter()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        patch.leave()
+        deferring.recorder = self.outer
+
+    # --- what is put off ---------------------------------------------------------------------------------------
+
+    def layer(self, layer: SparseLayer, x: Tensor) -> Tensor:
+        """A layer's output."""
+        shape = layer.out_shape(tuple(x.shape)) if self._can(x) and layer.values.dtype is x.dtype else None
+        if shape is None or 0 in shape or 0 in x.shape or not _usual(layer.values, layer.bias):
+            return layer.now(computed(x))
+        return self._put_off(Node("layer", (self._operand(x),), shape, x.dtype, layer=layer))
+
+    def norm(self, x: Deferred, call: NormCall) -> Tensor | None:
+        """A norm's output; None, as of all below, if it cannot be put off."""
+        if not self._can(x) or len(x.shape) not in (2, 4) or not _usual(*call.tensors(), dtype=x.dtype):
+            return None
+        values = math.prod(x.shape) // x.shape[1]
+        if (call.mean is None) != (call.var is None) or (values == 1 if call.training else call.mean is None):
+            return None
+        if any(t.shape != (x.shape[1],) for t in call.tensors()):
+            return None
+        if call.training:
+            stats = {id(t) for t in (call.mean, call.var) if t is not None}
+            if stats & self.moving:
+                return None
+            self.moving |= stats
+        return self._put_off(Node("norm", (self._operand(x),), tuple(x.shape), x.dtype, norm=call))
+
+    def relu(self, x: Deferred, *, in_place: bool = False) -> Tensor | None:
+        if not self._can(x) or (in_place and self._seen(x)):
+            return None
+        return self._put_off(Node("relu", (self._operand(x),), tuple(x.shape), x.dtype), x if in_place else None)
+
+    def add(self, a: Any, b: Any, *, in_place: bool = False) -> Tensor | None:
+        ours = isinstance(a, Tensor) and isinstance(b, Tensor) and a is not b and self._can(a) and self._can(b)
+        if not ours or a.shape != b.shape or a.dtype is not b.dtype or 0 in a.shape:
+            return None
+        if in_place and (not isinstance(a, Deferred) or self._seen(a)):
+            return None
+        node = Node("add", (self._operand(a), self._operand(b)), tuple(a.shape), a.dtype)
+        return self._put_off(node, a if in_place else None)
+
+    def part(self, x: Deferred, step: int) -> Tensor | None:
+        """x[:, :, ::step, ::step]."""
+        if not self._can(x) or len(x.shape) != 4:
+            return None
+        n, c, h, w = x.shape
+        node = Node("part", (self._operand(x),), (n, c, -(-h // step), -(-w // step)), x.dtype, (step,))
+        return self._put_off(node)
+
+    def pad(self, x: Deferred, before: int, after: int) -> Tensor | None:
+        """`before` and `after` channels of zeros on a part."""
+        if not self._can(x) or x.node.kind != "part":
+            return None
+        n, c, h, w = x.shape
+        return self._put_off(Node("pad", (self._operand(x),), (n, before + c + after, h, w), x.dtype, (before, after)))
+
+    def _can(self, x: Tensor) -> bool:
+        """Whether an operation on x can be put off: never under autocast, a transform, or hooks on saved tensors."""
+        if isinstance(x, Deferred):
+            if x.recorder is not self:
+                return False
+        elif not _usual(x):
+            return False
+        if torch.is_autocast_enabled("cpu") or transformed() or _saved_hooks() or deferring.recorder is not self:
+            return False
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if mode != self.mode:
+            self.flush()
+            self.mode = mode
+        return True
+
+    def _operand(self, x: Tensor) -> Node | Tensor:
+        if isinstance(x, Deferred) and id(x.node) in self.pending:
+            return x.node
+        tensor: Tensor = computed(x)
+        return tensor
+
+    def _seen(self, x: Deferred) -> bool:
+        """Whether x is, or has, a part that would change with it."""
+        return any(n.kind == "part" and (n is x.node or x.node in n.inputs) for n in self.nodes)
+
+    def _put_off(self, node: Node, in_place: Deferred | None = None) -> Tensor:
+        self.nodes.append(node)
+        self.pending.add(id(node))
+        if in_place is not None:
+            in_place.node = node
+            return in_place
+        new = Deferred(node, self)
+        self.deferred.append(new)
+        return new
+
+    # --- when it is run ----------------------------------------------------------------------------------------
+
+    def _disturbs(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call on other tensors reads or changes what is yet to be run."""
+        given = list(tensors_in((args, kwargs)))
+        if self.moving and any(id(t) in self.moving for t in given):
+            return True
+        if not may_change(func, args, kwargs):
+            return False
+        changed = {memory_of(t) for t in given if t.is_floating_point()}
+        return bool(changed) and any(memory_of(t) in changed for node in self.nodes for t in node.tensors())
+
+    def flush(self, wanted: Sequence[Deferred] = (), *, last: bool = False) -> None:
+        """Run all that was put off; at the end of the pass (`last`) whatever is still held somewhere is wanted."""
+        nodes, deferred, probe = self.nodes, self.deferred, Deferred(_NOTHING, self)
+        self.nodes, self.deferred, self.pending, self.moving = [], [], set(), set()
+        counts = [sys.getrefcount(x) for x in [*deferred, probe]]
+        held = [x for x, count in zip(deferred, counts, strict=False) if count > counts[-1]]
+        number = {id(node): i for i, node in enumerate(nodes)}
+        alive = frozenset(number[id(x.node)] for x in held)
+        asked = alive if last else frozenset(number[id(x.node)] for x in wanted if id(x.node) in number)
+        results = self._run(nodes, asked, alive)
+        for x in held:
+            i = number[id(x.node)]
+            if i in results:
+                become(x, results.pop(i))
+            else:
+                self.inside.append(x)
+
+    def finish(self) -> None:
+        """The end of the pass: nothing is left deferred."""
+        self.flush(last=True)
+        inside, probe, self.inside = self.inside, Deferred(_NOTHING, self), []
+        counts = [sys.getrefcount(x) for x in [*inside, probe]]
+        for x, count in zip(inside, counts, strict=False):
+            if count > counts[-1] and isinstance(x, Deferred):
+                self.compute([x])
+
+    def compute(self, wanted: Sequence[Deferred]) -> None:
+        """Make these tensors of their own."""
+        if any(id(x.node) in self.pending for x in wanted):
+            self.flush(wanted)
+        for x in wanted:
+            if isinstance(x, Deferred) and x.node.result is None:  # within a unit: computed once more, by itself
+                nodes: list[Node] = []
+                _ancestors(x.node, nodes)
+                results = self._run(nodes, frozenset([len(nodes) - 1]), frozenset())
+                become(x, results[len(nodes) - 1])
+
+    def _run(self, nodes: list[Node], wanted: frozenset[int], alive: frozenset[int]) -> dict[int, Tensor]:
+        """Run operations in their order; returns the results of those that are wanted, or alive."""
+        if not nodes:
+            return {}
+        number = {id(node): i for i, node in enumerate(nodes)}
+        given: dict[int, int] = {}
+        there: list[Tensor] = []
+
+        def ref(x: Node | Tensor) -> int:
+            if id(x) in number:
+                return number[id(x)]
+            tensor = x.result if isinstance(x, Node) else x
+            assert tensor is not None
+            if id(tensor) not in given:
+                there.append(tensor)
+                given[id(tensor)] = -len(there)
+            return given[id(tensor)]
+
+        steps = tuple(Step(n.kind, tuple(map(ref, n.inputs)), n.numbers, _batch(n)) for n in nodes)
+        key = (steps, wanted, alive)
+        if key not in self.plans:
+            if len(self.plans) >= _MOST_PLANS:
+                self.plans.clear()
+            self.plans[key] = tasks_of(steps, wanted, alive)
+        values: dict[int, Tensor] = {-i - 1: tensor for i, tensor in enumerate(there)}
+        for node in nodes:
+            node.check()
+        with self._as_recorded():
+            for task in self.plans[key]:
+                self._do(task, nodes, steps, values)
+                for dead in task.last:
+                    values.pop(dead, None)
+        return {i: values[i] for i in wanted | alive if i in values}
+
+    def _do(self, task: Task, nodes: list[Node], steps: Sequence[Step], values: dict[int, Tensor]) -> None:
+        if isinstance(task.run, int):
+            values[task.run] = _by_torch(nodes[task.run], [values[r] for r in steps[task.run].reads])
+            return
+        chain = task.run
+        self.ran(chain)
+        pairs = [
+            (None if layer is None else nodes[layer].layer, None if norm is None else nodes[norm].norm)
+            for layer, norm in zip(chain.layers, chain.norms, strict=True)
+        ]
+        outputs = run_chain(chain.links, pairs, [values[r] for r in chain.inputs], self.pool)
+        values.update(zip(chain.outputs, outputs, strict=True))
+
+    @contextlib.contextmanager
+    def _as_recorded(self) -> Iterator[None]:
+        """Whatever the modes are now, compute in those of the calls; and put nothing off."""
+        grad, inference = self.mode
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch._C.DisableTorchFunction())
+            if torch.is_inference_mode_enabled() != inference:
+                stack.enter_context(torch.inference_mode(inference))
+            if torch.is_grad_enabled() != grad:
+                stack.enter_context(torch.set_grad_enabled(grad))
+            if torch.is_autocast_enabled("cpu"):
+                stack.enter_context(torch.autocast("cpu", enabled=False))
+            if _saved_hooks():
+                stack.enter_context(saved_tensors_hooks(lambda x: x, lambda x: x))
+            stack.enter_context(suspended())
+            yield
+
+
+def _ancestors(node: Node, found: list[Node]) -> None:
+    """The operations without a result that a node needs, in order, itself last."""
+    todo = [node]
+    order: dict[int, Node] = {}
+    while todo:
+        top = todo[-1]
+        missing = [x for x in top.inputs if isinstance(x, Node) and x.result is None and id(x) not in order]
+        if missing:
+            todo += missing
+        else:
+            order[id(todo.pop())] = top
+    found += order.values()
+
+
+def _batch(node: Node) -> tuple[bool, tuple[int, ...]] | None:
+    if node.layer is None:
+        return None
+    flat = isinstance(node.layer, SparseLinear)
+    return flat, node.shape[:-1] if flat else node.shape[:1]
+
+
+def _by_torch(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    if node.norm is not None:
+        return node.norm.by_torch(inputs[0], node.norm.weight, node.norm.bias)
+    if node.kind == "add":
+        return inputs[0] + inputs[1]
+    if node.kind == "relu":
+        return F.relu(inputs[0])
+    if node.kind == "part":
+        (s,) = node.numbers
+        return inputs[0][:, :, ::s, ::s]
+    before, after = node.numbers
+    return F.pad(inputs[0], (0, 0, 0, 0, before, after))
+
+
+def _usual(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
+    """Whether these are plain tensors of a kind the kernels take, of one type if that is given."""
+    return all(
+        type(t) in (Tensor, nn.Parameter)
+        and (t.dtype in DTYPES if dtype is None else t.dtype is dtype)
+        and t.is_cpu
+        and t.layout is torch.strided
+        for t in tensors
+        if t is not None
+    )
+
+
+def _saved_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
