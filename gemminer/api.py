@@ -20,7 +20,6 @@ from gemminer.runs.checks import CheckResult, check_names, judge
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
-from gemminer.training import engine as engines
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.settings import Settings
 from gemminer.training.task import Loss, Metric, accuracy, cross_entropy
@@ -40,20 +39,18 @@ def _experiment(
     **given: Any,
 ) -> Experiment:
     """The experiment of a call."""
+    file = None if checkpoint is None else Checkpoint(Path(checkpoint))
+    if file is not None:
+        file.load()  # a file that is no checkpoint is refused before anything else
     return build(
         model,
         train_data,
         metric=metric,
         metric_name=str(getattr(metric, "__name__", "metric")),
         monitor=monitor or Monitor(),
-        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+        checkpoint=file,
         **given,
     )
-
-
-def _with_engine(experiment: Experiment) -> Experiment:
-    """The same, its layers chosen that compute kept weights only: as a checkpoint says, if there is one."""
-    return experiment.with_task(below=engines.resumed(experiment.task, experiment.flops))
 
 
 def _experiment_of(
@@ -62,7 +59,7 @@ def _experiment_of(
     """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
     facts = ticket.provenance
     prunes = {"exclude": tuple(facts.get("exclude", ())), "embeddings": facts.get("embeddings", False)}
-    experiment = _with_engine(_experiment(model, train_data, **prunes, **given))
+    experiment = _experiment(model, train_data, **prunes, **given)
     settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
     ticket.check_fits(model)
     return dataclasses.replace(experiment, settings=options_of(Settings, settings, "training"))
@@ -112,7 +109,7 @@ def mine(
         embeddings: prune embedding tables too.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
-        checkpoint: a file that a killed search is resumed from; removed at the end.
+        checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
         monitor: a `gemminer.core.progress.Monitor` that is told of every step.
         options: the method's own, see `gemminer.methods.get(method).options`.
 
@@ -120,7 +117,8 @@ def mine(
         The ticket: `ticket.apply(model)` makes `model` the subnetwork, `gemminer.train(model, ticket, ...)` trains it.
 
     Raises:
-        UsageError: a density, name or option that cannot be, data that is not pairs, nothing to prune.
+        UsageError: a density, name or option that cannot be, data that is not pairs, nothing to prune, a checkpoint of
+            another call.
         GemminerError: the loss is not finite, the disk is full.
 
     Source: Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at Initialization", NeurIPS 2022.
@@ -150,15 +148,11 @@ def mine(
         exclude=numbers.strings("exclude", exclude),
         embeddings=embeddings,
     )
-    if row.trains:  # the others never ask, and choosing may mean to time this machine's kernels first
-        experiment = _with_engine(experiment)
     resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=options)
-    chosen = resolved.options
     experiment.check_density(density)
-    if resolved.seconds is not None:
-        chosen = dataclasses.replace(chosen, epochs=experiment.affordable(resolved.seconds))
     found: list[Ticket] = []
-    experiment.search(method, density, chosen, draw_of(initialiser, row, density, seed), found.append)
+    draw = draw_of(initialiser, row, density, seed)
+    experiment.search(method, density, resolved.options, draw, found.append, resolved.seconds)
     if experiment.task.checkpoint:
         experiment.task.checkpoint.clear()
     return found[0]
@@ -193,7 +187,7 @@ def train(
         loss: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
-        checkpoint: a file that a killed training is resumed from; removed at the end.
+        checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
         monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
@@ -202,7 +196,7 @@ def train(
         "flops_dense", "flops_sparse"}}; `classes` where there is one class index and one value for each test example.
 
     Raises:
-        UsageError: the ticket is of another model; a setting that cannot be.
+        UsageError: the ticket is of another model; a setting that cannot be; a checkpoint of another call.
         GemminerError: the loss is not finite.
 
     >>> import gemminer, torch
@@ -307,7 +301,7 @@ def check(
         engine=engine,
     )
     require_test(experiment.test)
-
+    experiment = experiment.with_engine()  # chosen once for all trainings
     own = [experiment.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
     return judge(experiment, ticket, own, names)
 

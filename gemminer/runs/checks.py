@@ -7,6 +7,7 @@ training from the altered one, over seeds, by more than chance.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from gemminer.core.numbers import strings
 from gemminer.core.randomness import generator, mixed
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
+from gemminer.runs import identity
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.settings import options_of
 
@@ -165,7 +167,10 @@ def _found_by(
     task = dataclasses.replace(experiment.task, phase=f"check:{check}:search")
     with borrowed(task.model) as model:
         ticket.start_from(model)
-        found = row.find(task, density, chosen, seed)
+        of = (identity.of_search, f"{method} for the check {check}", density, chosen, seed)
+        # A method that does not train writes no checkpoint: the step's is that of the training that follows.
+        with experiment.claimed(*of) if row.trains else contextlib.nullcontext():
+            found = row.find(task, density, chosen, seed)
     return ticket.replace(masks=found.masks, check=check)
 
 

@@ -5,6 +5,7 @@ Each step leaves the model as it was. Recipes and users' own models share these 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -26,7 +27,7 @@ from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
 from gemminer.data import Batches
-from gemminer.runs import environment
+from gemminer.runs import environment, identity
 from gemminer.training import cost, engine
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
 from gemminer.training.loop import fit
@@ -124,12 +125,14 @@ class Experiment:
         options: Any,
         draw: Draw | None,
         keep: Callable[[Ticket], object],
+        seconds: float | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
         """Search for a ticket from weights drawn by `draw` (None: the model's own); returns its digest and cost.
 
         Args:
             keep: called with the ticket.
+            seconds: the time that the search may take, instead of the options' epochs.
             facts: further facts for the ticket's provenance.
         """
         row = methods.get(method)
@@ -142,7 +145,12 @@ class Experiment:
                     for name, p in parameters.items():
                         p.copy_(weights[name])
             initial = State(named_state(model))
-            found = row.find(self.task, density, options, self.seed)
+            with self.claimed(identity.of_search, method, density, options, self.seed, seconds):
+                if seconds is not None:
+                    options = dataclasses.replace(options, epochs=self._epochs_in(seconds))
+                # A method that does not train never asks, and choosing may mean to time this machine's kernels first.
+                task = self.with_engine().task if row.trains else self.task
+                found = row.find(task, density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
         epochs = len(found.rows) if found.epochs is None else found.epochs
         start = initial if found.start is None else State(found.start)
@@ -169,6 +177,24 @@ class Experiment:
         keep(ticket)
         spent = self._cost(masks, epochs, seconds, found.rows)
         return {"live": found.live, "cost": spent, "digest": ticket.digest}
+
+    def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:
+        """The task's checkpoint, if it has one, held as one of this; raises UsageError where it is another's."""
+        checkpoint = self.task.checkpoint
+        return contextlib.nullcontext() if checkpoint is None else checkpoint.claimed(of(self.task, *what))
+
+    def with_engine(self) -> Experiment:
+        """The same, its layers chosen that compute kept weights only: as the checkpoint says, if there is one."""
+        return self if self.task.below is not None else self.with_task(below=engine.resumed(self.task, self.flops))
+
+    def _epochs_in(self, seconds: float) -> int:
+        """The epochs that fit in so many seconds: measured once, even if resumed."""
+        checkpoint = self.task.checkpoint
+        if checkpoint is None:
+            return self.affordable(seconds)
+        known = (checkpoint.load() or {}).get("epochs_in_budget")
+        checkpoint.also["epochs_in_budget"] = epochs = int(known or self.affordable(seconds))
+        return epochs
 
     @gradients()
     def affordable(self, seconds: float) -> int:
@@ -207,12 +233,15 @@ class Experiment:
         """
         model = self.task.model
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
-        task = dataclasses.replace(self.task, train=train_batches)
-        with borrowed(model):
+        with borrowed(model), contextlib.ExitStack() as stack:
             rule, net = Dense(model), None
             if ticket is not None:
                 ticket = ticket.fitted(model)
                 ticket.apply(model)
+            stack.enter_context(self.claimed(identity.of_training, ticket, self.settings, self.seed, index, phase))
+            task = self.with_engine().task if ticket is not None else self.task
+            task = dataclasses.replace(task, train=train_batches)
+            if ticket is not None:
                 net = engine.kept_only(task, ticket.masks)
                 rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
                 task = task if net is None else dataclasses.replace(task, model=net)

@@ -104,7 +104,10 @@ class Folder:
 
     def checkpoint(self, step: str) -> Checkpoint:
         """The checkpoint of a step while it runs."""
-        return Checkpoint(self.state / f"{step.replace(':', '-')}.pt")
+        # --resume may ask for another engine: what was begun with the other starts over, and says so. Nobody else's
+        # call can be in a folder of this recipe, so there is nothing to say before the first epoch.
+        path = self.state / f"{step.replace(':', '-')}.pt"
+        return Checkpoint(path, free=frozenset({"the engine"}), early=False)
 
     def log(self, row: Mapping[str, Any]) -> None:
         _append(self._metrics_file, row)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import atomic
+
+FORMAT = "gemminer.checkpoint/1"
 
 
 def checkpoint_seconds() -> float:
@@ -29,33 +33,91 @@ def checkpoint_seconds() -> float:
 
 @dataclass
 class Checkpoint:
-    """A loop's checkpoint file, written at most every `every` seconds."""
+    """A loop's checkpoint file, written at most every `every` seconds.
+
+    Args:
+        of: what it is a checkpoint of, texts by name; where it is set, a file that says something else is refused.
+        free: names in which the file may say something else.
+        early: write what it is of before there is anything else to keep.
+        also: further facts to keep in every state.
+    """
 
     path: Path
     every: float = field(default_factory=checkpoint_seconds)
     last: float = 0.0
+    of: Mapping[str, str] | None = None
+    free: frozenset[str] = frozenset()
+    early: bool = True
+    also: dict[str, Any] = field(default_factory=dict)
+    begun: bool = True  # False while the file says only what it is of
 
     def due(self) -> bool:
         return time.monotonic() - self.last >= self.every
 
     def save(self, state: dict[str, Any]) -> None:
+        state = {"format": FORMAT, "of": None if self.of is None else dict(self.of), **self.also, **state}
         with atomic(self.path) as temporary:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # torch's own word for a full disk
                 raise GemminerError(f"cannot write {self.path}: {str(error).splitlines()[0]}") from None
-        self.last = time.monotonic()
+        self.last, self.begun = time.monotonic(), True
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None where there is none."""
+        """The saved state, or None where there is none; raises an error of one sentence for a file that is no such."""
         if not self.path.exists():
             return None
+        if not self.path.is_file():
+            what = "a folder" if self.path.is_dir() else "no ordinary file"
+            raise UsageError(f"{self.path} is {what}, so it cannot hold a checkpoint: give the name of a file")
         try:
             state = torch.load(self.path, weights_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise GemminerError(f"the checkpoint {self.path} is damaged ({reason}): delete it to begin anew") from None
-        return dict(state)
+            raise GemminerError(
+                f"the checkpoint {self.path} is damaged ({reason}) or no checkpoint at all: give another file, or "
+                "delete it to begin anew"
+            ) from None
+        if not isinstance(state, dict) or not (state.get("format") == FORMAT or {"phase", "rule"} <= state.keys()):
+            raise UsageError(f"{self.path} is not a checkpoint of gemminer: give another file")
+        if self.of is not None:
+            self._check(state.get("of"))
+        return state
+
+    def _check(self, theirs: Mapping[str, str] | None) -> None:
+        """Raise UsageError unless the file says that it is of the same."""
+        assert self.of is not None
+        other = "delete it to begin anew, or give another file"
+        if not theirs:
+            raise UsageError(
+                f"the checkpoint {self.path} is of an older version and does not say what it is of: {other}"
+            )
+        names = [*self.of, *(name for name in theirs if name not in self.of)]
+        differs = [name for name in names if name not in self.free and self.of.get(name) != theirs.get(name)]
+        if differs:
+            name = differs[0]
+            was, now = theirs.get(name, "not set"), self.of.get(name, "not set")
+            raise UsageError(
+                f"the checkpoint {self.path} is of another call ({name}: {was} there, {now} here): repeat that call, "
+                f"{other}"
+            )
+
+    @contextlib.contextmanager
+    def claimed(self, of: Mapping[str, str]) -> Iterator[None]:
+        """Say what the file is a checkpoint of, before anything is computed.
+
+        Raises UsageError, and leaves the file as it is, where it is another's. A file that in the end holds nothing but
+        this is removed.
+        """
+        self.of = dict(of)
+        if self.load() is None and self.early:
+            self.save({"phase": ""})
+            self.last, self.begun = 0.0, False
+        try:
+            yield
+        finally:
+            if not self.begun:
+                self.clear()
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gemminer.runs.execute import run_recipe, train_ticket
 from gemminer.runs.recipe import make
 from gemminer.sparse.training.modules import SparseLayer
 from gemminer.training import engine
+from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.task import Task
 from tests.helpers import tiny_data, tiny_net
 
@@ -113,7 +115,7 @@ def test_an_engine_that_cannot_be_is_refused_before_anything_runs(capsys: pytest
     assert not Path("nowhere").exists()
 
 
-def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path) -> None:
+def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, net = tiny_data(), tiny_net()
     ticket = gemminer.mine(net, data, density=0.2, method="erk", initialiser="keep")
 
@@ -134,6 +136,10 @@ def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path) -> Non
         path = tmp_path / "state"
         with pytest.raises(KeyboardInterrupt):
             gemminer.train(net, ticket, data, data, epochs=5, engine="dense", checkpoint=path, monitor=Killed())
+        with pytest.raises(UsageError, match=r"of another call \(the engine: dense there, sparse here\)"):
+            gemminer.train(net, ticket, data, data, epochs=5, engine="sparse", checkpoint=path)
+        # A run's own folder lets it, and what was begun with the other engine starts over.
+        monkeypatch.setattr("gemminer.api.Checkpoint", functools.partial(Checkpoint, free=frozenset({"the engine"})))
         told = Told()
         found = gemminer.train(net, ticket, data, data, epochs=5, engine="sparse", checkpoint=path, monitor=told)
     finally:

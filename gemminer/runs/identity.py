@@ -1,0 +1,91 @@
+"""What a checkpoint is of: the call, the network, its first weights and the data, as texts by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gemminer.core.model_state import named_state
+from gemminer.core.ticket import Ticket
+from gemminer.data.fingerprint import digest, fingerprint
+from gemminer.training.task import Task
+
+# What another call may change without changing what is computed, and what is named below.
+_NOT_OF = {
+    "below", "channels_last", "checkpoint", "engine", "loss", "metric", "metric_name", "model", "monitor",
+    "notes", "phase", "train", "validation",
+}  # fmt: skip
+
+
+def of_search(
+    task: Task, method: str, density: float, options: Any, seed: int, seconds: float | None = None
+) -> dict[str, str]:
+    """What a search is: to be asked when the model holds its first weights.
+
+    Args:
+        seconds: the time that the search was given instead of epochs, which differ whenever they are measured.
+    """
+    own = dataclasses.asdict(options)
+    if seconds is not None:
+        own = {name: value for name, value in own.items() if name != "epochs"} | {"budget": f"{seconds:g}s"}
+    return {"the call": "mine", "the method": method, "the density": repr(density), **_settings(own), **_of(task, seed)}
+
+
+def of_training(task: Task, ticket: Ticket | None, settings: Any, seed: int, index: int, phase: str) -> dict[str, str]:
+    """What a training is: to be asked when the ticket has been applied."""
+    which = "none" if ticket is None else ticket.digest[:12]
+    own = {"the call": "train", "the ticket": which, "the training seed": repr(index)}
+    return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed), "the phase": phase}
+
+
+def _settings(fields: Mapping[str, Any]) -> dict[str, str]:
+    return {name: repr(value) for name, value in fields.items()}
+
+
+def _of(task: Task, seed: int) -> dict[str, str]:
+    state = named_state(task.model)
+    shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in state.items()}
+    own = {f.name: _text(getattr(task, f.name)) for f in dataclasses.fields(task) if f.name not in _NOT_OF}
+    found = {
+        "the phase": task.phase,
+        "the seed": repr(int(seed)),
+        "the model": f"{type(task.model).__name__} {digest(sorted(shapes.items()))}",
+        "the data": f"{task.train.examples} examples in {len(task.train)} batches, {fingerprint(task.train)}",
+        "the loss": called(task.loss),
+        "the engine": task.engine,
+        **own,
+    }
+    if task.validation is not None:
+        found["the metric"] = called(task.metric)
+    return {**found, "the model's first weights": digest(sorted(state.items()))}  # last: others say more
+
+
+def _text(value: Any) -> str:
+    if callable(value):
+        return called(value)
+    if isinstance(value, Tensor) or (isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())):
+        return digest(value)
+    return str(value.digest) if hasattr(value, "digest") else repr(value)
+
+
+def called(function: Callable[..., Any]) -> str:
+    """A function's name, with what is fixed of its arguments; a module's with its numbers. No addresses."""
+    if isinstance(function, functools.partial):
+        fixed = [_fixed(a) for a in function.args] + [f"{n}={_fixed(v)}" for n, v in sorted(function.keywords.items())]
+        return f"{called(function.func)}({', '.join(fixed)})"
+    if isinstance(function, nn.Module):
+        numbers = {n: v for n, v in vars(function).items() if isinstance(v, (int, float, str)) and n != "training"}
+        said = ", ".join(f"{n}={v!r}" for n, v in sorted(numbers.items()) if not n.startswith("_"))
+        return f"{type(function).__name__}({said}) {digest(sorted(named_state(function).items()))}"
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return f"{called(owner)}.{getattr(function, '__name__', '')}"
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _fixed(value: Any) -> str:
+    return digest(value) if isinstance(value, Tensor) else called(value) if callable(value) else repr(value)
