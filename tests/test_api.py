@@ -342,7 +342,7 @@ def test_checks_are_paired_and_leave_the_model(pair: Pair, snapshot: Snapshot) -
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"seeds": 0}, "seeds must be 1 or more"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1"),
         ({"names": ["shufle"]}, "unknown check 'shufle'; did you mean 'shuffle'"),
         ({"model": nn.Linear(6, 3)}, "this ticket is of another model"),
         ({"lr": math.nan}, "lr"),

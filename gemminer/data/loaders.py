@@ -64,8 +64,8 @@ class LoaderBatches:
     as their streams cannot be set otherwise. `set_epoch(index)` is called where a sampler or data set has it.
     The epochs of a data set that makes a random generator of its own are not reproducible.
 
-    A stream without a length is read once to count it. Batches must be pairs; dictionaries, as
-    Hugging Face's, need a `collate_fn` that returns (inputs, targets). Raises UsageError for anything else.
+    A stream without a length is read once to count it. Batches must be pairs, or dictionaries as
+    Hugging Face's, with targets under "labels". Raises UsageError for anything else.
 
     >>> loader = DataLoader([(0.0, 0), (0.1, 0), (0.2, 1)], batch_size=2, shuffle=True)
     >>> [len(targets) for _, targets in LoaderBatches(loader, seed=1).epoch(0)]
@@ -148,6 +148,8 @@ def _length(thing: Any) -> int | None:
 def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
+    if isinstance(batch, Mapping) and (label := next((n for n in ("labels", "label") if n in batch), None)):
+        return {name: part for name, part in batch.items() if name != label}, batch[label]
     got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
     if isinstance(batch, Mapping):
         got = f"a dictionary of {', '.join(map(str, batch))}"
@@ -163,7 +165,7 @@ def as_batches(
     """Batches from any container of pairs (inputs, targets).
 
     A pair of tensors or NumPy arrays, a TensorDataset of two tensors or a Subset of one: whole batches by
-    index (float64 arrays become torch's default float type). Another map-style Dataset: a DataLoader around
+    index. Another map-style Dataset: a DataLoader around
     it. A DataLoader, which keeps its own batch size and order; an IterableDataset comes inside one. An object
     that already is Batches is returned as it is. Raises UsageError for anything else.
 

@@ -45,8 +45,6 @@ def _as_tensor(array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array
     try:
-        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # its type is the model's business
     except TypeError as error:
         raise UsageError(f"an array of {array.dtype} is no data to train on: pass numbers") from error
-    # float64 is NumPy's default, and nothing a layer takes.
-    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor

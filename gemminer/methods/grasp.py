@@ -30,6 +30,7 @@ from gemminer.methods.parts.one_shot import (
     twice_differentiable,
 )
 from gemminer.methods.registry import Found, register
+from gemminer.training.feed import mapped
 from gemminer.training.task import Task
 
 # A gradient for g, and for H g a gradient and the way back through it.
@@ -74,14 +75,14 @@ def of_each_class(task: Task, count: int) -> Seen:
             if taken.setdefault(label, 0) < count:
                 taken[label] += 1
                 chosen.append(i)
-        examples += [(tree_map(lambda t, i=i: t[i], inputs), targets[i]) for i in chosen]
+        examples += [(mapped(lambda t, i=i: t[i], inputs), targets[i]) for i in chosen]
     parts = math.ceil(len(examples) / size)  # of even sizes: batch norm cannot train on one example left over
     bounds = [len(examples) * i // parts for i in range(parts + 1)]
     return [_batch(examples[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _batch(examples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-    inputs = tree_map(lambda *parts: torch.stack(parts), *(x for x, _ in examples))
+    inputs = mapped(lambda *parts: torch.stack(parts), *(x for x, _ in examples))
     return inputs, torch.stack([y for _, y in examples])
 
 

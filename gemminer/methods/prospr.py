@@ -60,8 +60,8 @@ class _With(nn.Module):
         full = full_names(model)
         self.model, self.values = model, {full[name]: value for name, value in values.items()}
 
-    def forward(self, inputs: object) -> object:
-        return functional_call(self.model, self.values, (inputs,))
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return functional_call(self.model, self.values, args, kwargs)
 
 
 _RECOMPUTED = "_checkpoint_without_reentrant_generator"  # of torch.utils.checkpoint; yields before and after a call

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.selection import lowest, target
 from gemminer.methods.parts.allocation import allocate
 from gemminer.methods.parts.one_shot import ScoreOptions, scored, scoring
 from gemminer.methods.registry import Found, register
+from gemminer.training.feed import mapped
 from gemminer.training.task import Task
 
 
@@ -192,7 +193,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     A weight that a round removes stays removed.
     """
     inputs, _ = next(iter(task.train.epoch(0)))
-    ones = tree_map(ones_like_first, inputs)
+    ones = mapped(ones_like_first, task.place_inputs(inputs))
     with scoring(task, seed) as weights, linearised(task.model):
         left = _Left(weights)
         count = target(density, left.total)

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gemminer import data, methods
 from gemminer.core.draw import Draw
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
@@ -30,6 +30,7 @@ from gemminer.data import Batches
 from gemminer.runs import environment, identity
 from gemminer.training import cost, engine
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
+from gemminer.training.feed import Feed, feeds, reason, shapes
 from gemminer.training.loop import fit
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
@@ -53,13 +54,38 @@ def wants_channels_last(task: Task) -> bool:
     if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.shape[:1] == targets.shape[:1]:
         tries.insert(0, (inputs[:8], targets[:8]))
     for some in tries:
-        with borrowed(task.model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with borrowed(task.model), private_randomness():
             try:
                 trial.loss_of(*some).backward()
-            except (RuntimeError, GemminerError):
+            except Exception:  # a trial: a model may raise anything on what is no whole batch
                 continue
             return True
     return False
+
+
+def looked_at(task: Task, batches: Batches, what: str, feeds: Iterable[Feed]) -> Feed:
+    """The first of these ways in which the model takes the first batch's inputs; the model is left as it was.
+
+    Training data are tried in training mode, others in evaluation mode. Raises UsageError if it takes them in none.
+    """
+    first = next(iter(batches.epoch(0)), None)
+    if first is None:
+        raise UsageError(f"the {what} data gave no batch")
+    failed: Exception | None = None
+    for feed in feeds:
+        trial = dataclasses.replace(task, feed=feed)
+        with borrowed(task.model), private_randomness(), torch.no_grad():
+            trial.train_mode() if what == "training" else task.model.eval()
+            try:
+                trial.forward(first[0])
+            except Exception as error:  # whatever a model raises
+                failed = failed or error
+                continue
+            return feed
+    assert failed is not None
+    raise UsageError(
+        f"the model does not take the {what} data's inputs ({shapes(first[0])}): {reason(failed)}"
+    ) from failed
 
 
 def reseeded(batches: Batches, *keys: object) -> Batches:
@@ -319,9 +345,17 @@ def build(
     made = Task(model, batches, held_out(validation), **task)
     made.prunable()
     engine.checked(made.engine, made.device)
+    first = next(iter(batches.epoch(0)), (None, None))[0]
+    made = dataclasses.replace(made, feed=looked_at(made, batches, "training", feeds(model, first)))
+    tested = held_out(test)
+    for what, part in (("validation", made.validation), ("test", tested)):
+        if part is not None:
+            looked_at(made, part, what, [made.feed])
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
     products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
-    experiment = Experiment(made, held_out(test), Settings(), cost.count(made, products), seed, classes)
+    experiment = Experiment(made, tested, Settings(), cost.count(made, products), seed, classes)
+    if made.feed.floats:
+        experiment.note(f"the inputs are whole numbers, which the model does not take: it gets them as {made.dtype}")
     if (text := modes_note(model, made.held or ())) is not None:
         experiment.note(text)
     return experiment

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gemminer.core.model_state import borrowed
 from gemminer.core.names import named_parameters
+from gemminer.core.randomness import private_randomness
 from gemminer.training.task import Task
 
 # Backward costs twice the forward pass: one product for the inputs' gradient, one for the weights'.
@@ -82,7 +83,7 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
         task.train_mode()  # no fused inference path that hides its products
         named = named_parameters(task.model)
         owners = {_memory(named[name]): name for name in parameters}
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _Counter(owners) as counter:
+        with private_randomness(), _Counter(owners) as counter:
             task.forward(inputs)
     rest = counter.flops.pop(None, 0.0)
     return Flops({n: counter.flops.get(n, 0.0) / examples for n in parameters}, rest / examples, examples)

@@ -29,7 +29,7 @@ def measure(task: Task, batches: Batches, *, by_class: bool = True) -> tuple[flo
     with modes(task.model):
         task.model.eval()
         for inputs, targets in batches.epoch(0):
-            placed = task.place(targets)
+            placed = task.place_targets(targets)
             values = task.metric(task.forward(inputs), placed)
             examples = values.numel() if values.dim() else len(targets)  # a scalar is a mean over the batch
             total += float(values.double().mean()) * examples

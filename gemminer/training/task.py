@@ -16,6 +16,7 @@ from gemminer.core.progress import Monitor
 from gemminer.core.prunable import prunable_weights
 from gemminer.data import Batches
 from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.feed import Feed, mapped
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Tensor]
@@ -55,6 +56,7 @@ class Task:
         below: parameter name -> the density below which its layer computes kept weights only, as `training.engine`
             chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
+        feed: how a batch's inputs are given to the model; by default as they are.
         held: the norms that stay in evaluation mode while the model trains; by default
             `core.model_state.held_in_evaluation` of the model as it is now.
         phase: the name under which a search's epochs are logged.
@@ -74,6 +76,7 @@ class Task:
     channels_last: bool = False
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
+    feed: Feed = field(default_factory=Feed)
     held: tuple[str, ...] | None = None
     phase: str = "search"
     checkpoint: Checkpoint | None = None
@@ -108,32 +111,51 @@ class Task:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of the model's first floating-point parameter."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+
     def place(self, value: Any) -> Any:
         """A batch on the model's device and in its memory format."""
-        if isinstance(value, Tensor):
-            if self.channels_last and value.dim() == 4:
-                return value.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-            return value.to(self.device, non_blocking=True)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self.place, value))  # a NamedTuple takes its fields one by one
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.place(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self.place(v) for k, v in value.items()}
-        return value
+        return mapped(self._placed, value)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            tensor = tensor.clone()  # one made in inference mode cannot be kept for a backward pass
+        if self.channels_last and tensor.dim() == 4:
+            return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
+
+    def place_inputs(self, inputs: Any) -> Any:
+        """A batch's inputs as the model takes them: placed, and in its type."""
+        dtype = self.dtype
+        return mapped(lambda tensor: self.feed.typed(self._placed(tensor), dtype), inputs)
+
+    def place_targets(self, targets: Any) -> Any:
+        """A batch's targets, placed; double-precision numbers become the model's type, and others in a double model."""
+        dtype = self.dtype
+        doubles = (torch.float64,) if dtype is not torch.float64 else (torch.float16, torch.bfloat16, torch.float32)
+
+        def typed(tensor: Tensor) -> Tensor:
+            placed = self._placed(tensor)
+            return placed.to(dtype) if self.feed.cast and placed.dtype in doubles else placed
+
+        return mapped(typed, targets)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output for one batch of inputs."""
-        return self.model(self.place(inputs))
+        return self.feed.call(self.model, self.place_inputs(inputs))
 
     def loss_of(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of one batch; raises an error of one sentence where output and target do not fit."""
         output = self.forward(inputs)
         try:
-            return self.loss(output, self.place(targets))
+            return self.loss(output, self.place_targets(targets))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            shapes = f"output {_shape(output)}, targets {_shape(targets)}"
-            raise GemminerError(f"the loss does not fit the model and data ({shapes}): {error}") from error
+            seen = f"output {_shape(output)}, targets {_shape(targets)}"
+            hint = "; give a loss and a metric that read output.logits" if hasattr(output, "logits") else ""
+            raise GemminerError(f"the loss does not fit the model and data ({seen}): {error}{hint}") from error
 
 
 def _shape(value: Any) -> str:

@@ -143,7 +143,7 @@ def test_workers_draw_the_same_whatever_they_did_before(persistent: bool) -> Non
 @pytest.mark.parametrize(
     ("collate", "says"),
     [
-        (lambda rows: {"input_ids": 1, "labels": 2}, "a dictionary of input_ids, labels"),
+        (lambda rows: {"input_ids": 1, "mask": 2}, "a dictionary of input_ids, mask"),
         (lambda rows: (1, 2, 3), "3 parts"),
         (lambda rows: torch.zeros(2, 3), "a Tensor"),
     ],

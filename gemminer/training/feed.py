@@ -1,0 +1,113 @@
+"""How a batch's inputs are given to the model: found out by trying on the first batch, before anything is computed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.names import unwrapped
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How inputs are given to a model; the default is as they are.
+
+    Args:
+        cast: floating-point inputs are given in the model's type.
+        floats: so are whole numbers, for a model that does not take them as they are.
+        unpacked: a dictionary or tuple holds the arguments of `forward`, by name or in order.
+    """
+
+    cast: bool = False
+    floats: bool = False
+    unpacked: bool = False
+
+    def call(self, model: Callable[..., Any], inputs: Any) -> Any:
+        if not self.unpacked:
+            return model(inputs)
+        return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+    def typed(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """A tensor of the inputs in the model's type, if it is to be."""
+        if dtype is None or not self.cast or tensor.dtype == dtype or tensor.is_complex():
+            return tensor
+        return tensor.to(dtype) if tensor.is_floating_point() or self.floats else tensor
+
+
+def feeds(model: nn.Module, inputs: Any) -> Iterator[Feed]:
+    """The ways in which the model may take such inputs, the likeliest first."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    cast = len(types) == 1  # of several the model itself knows which it needs where
+    ways = []
+    if _binds(model, Feed(), inputs):
+        ways.append(False)
+    if isinstance(inputs, (Mapping, tuple, list)) and _binds(model, Feed(unpacked=True), inputs):
+        named = isinstance(inputs, Mapping) and set(inputs) <= set(_parameters(model))
+        ways.insert(0 if named else len(ways), True)
+    whole = any(not (t.is_floating_point() or t.is_complex()) for t in tensors_of(inputs))
+    for floats in (False, True) if whole and cast else (False,):
+        for unpacked in ways or [False]:
+            yield Feed(cast, floats, unpacked)
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(unwrapped(model).forward).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _binds(model: nn.Module, feed: Feed, inputs: Any) -> bool:
+    """Whether `forward` has the parameters for these inputs."""
+    try:
+        feed.call(inspect.signature(unwrapped(model).forward).bind, inputs)
+    except TypeError:
+        return False
+    except ValueError:  # a forward without a signature
+        return True
+    return True
+
+
+def mapped(function: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """The value with the function called on each tensor in it (and those of others of its structure)."""
+    if isinstance(value, Tensor):
+        return function(value, *others)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(function, *parts) for parts in zip(value, *others, strict=True)))
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(function, *parts) for parts in zip(value, *others, strict=True))
+    if isinstance(value, Mapping):
+        items = {key: mapped(function, value[key], *(other[key] for other in others)) for key in value}
+        try:
+            return items if isinstance(value, dict) else type(value)(items)  # type: ignore[call-arg]
+        except TypeError:
+            return items
+    return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a batch's inputs or targets."""
+    found: list[Tensor] = []
+    mapped(found.append, value)
+    return found
+
+
+def shapes(value: Any) -> str:
+    """Inputs or targets in a sentence: their shapes and types."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {shapes(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 4:
+        return ", ".join(map(shapes, value))
+    return type(value).__name__
+
+
+def reason(error: BaseException) -> str:
+    """An error's first line, for a sentence."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
