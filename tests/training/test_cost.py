@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -73,3 +74,154 @@ def test_counting_changes_nothing(training: bool, snapshot: Callable[[nn.Module]
     flops(model, torch.rand(4, 6, generator=torch.Generator()))
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), generators)
+
+
+def test_attention_fused_by_pytorch_is_counted() -> None:
+    """16 tokens of 64, 4 heads: 3 * 2*16*64*64 in, 2*16*64*64 out, 2 * 2*16*16*64 of queries, keys, values; 640 * 2."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.head = nn.MultiheadAttention(64, 4, bias=False, batch_first=True), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attend(x, x, x, need_weights=False)[0].mean(1))
+
+    found = flops(Net(), torch.rand(5, 16, 64))
+    assert found.by_parameter == {
+        "attend.in_proj_weight": 3 * 131072,
+        "attend.out_proj.weight": 131072,
+        "head.weight": 1280,
+    }
+    assert found.rest == 65536
+    assert found.dense == 591_104
+
+
+class _Of(nn.Module):
+    """A function of the input and one weight (4, 6) beside it."""
+
+    def __init__(self, f: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.f = nn.Linear(6, 4, bias=False), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x, self.layer.weight)
+
+
+def _sdpa(x: Tensor, w: Tensor, **options: object) -> Tensor:
+    q = x.unflatten(-1, (2, 3)).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(q, q, q, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("f", "owned", "rest"),
+    [
+        (lambda x, w: torch.einsum("bti,oi->bto", x, w), 2 * 7 * 24, 0),
+        (lambda x, w: torch.bmm(x, w.t().expand(len(x), 6, 4)), 2 * 7 * 24, 0),
+        (lambda x, w: torch.baddbmm(torch.zeros(1), x, w.t().expand(len(x), 6, 4)), 2 * 7 * 24, 0),
+        (lambda x, w: torch.addbmm(torch.zeros(7, 4), x, w.t().expand(len(x), 6, 4)), 2 * 7 * 24, 0),
+        (lambda x, w: torch.addmm(torch.zeros(4), x.flatten(0, 1), w.t()), 2 * 7 * 24, 0),
+        (lambda x, w: torch.stack([w.mv(row) for row in x[:, 0]]), 2 * 24, 0),
+        (lambda x, w: torch.stack([torch.addmv(torch.zeros(4), w, row) for row in x[:, 0]]), 2 * 24, 0),
+        (lambda x, w: torch.stack([w[0].dot(row) for row in x[:, 0]]), 2 * 6, 0),
+        (lambda x, w: x @ x.transpose(1, 2), 0, 2 * 7 * 7 * 6),
+        (_sdpa, 0, 2 * 2 * 7 * 7 * 6),
+        (lambda x, w: _sdpa(x, w, is_causal=True), 0, 2 * 2 * 7 * 7 * 6),
+        (lambda x, w: _sdpa(x, w, attn_mask=torch.zeros(7, 7)), 0, 2 * 2 * 7 * 7 * 6),
+        (lambda x, w: _sdpa(x, w, dropout_p=0.1), 0, 2 * 2 * 7 * 7 * 6),
+    ],
+)
+def test_products_by_whatever_call(f: Callable[[Tensor, Tensor], Tensor], owned: int, rest: int) -> None:
+    found = flops(_Of(f), torch.rand(5, 7, 6))
+    assert (found.by_parameter["layer.weight"], found.rest) == (owned, rest)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_no_mode_hides_an_encoder_layer(mode: Callable[[], Any], frozen: bool) -> None:
+    """Without gradients, in evaluation mode, PyTorch computes the whole layer as one operation."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True).requires_grad_(not frozen)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer.eval()(x)[:, 0])
+
+    with mode():
+        found = flops(Net(), torch.rand(5, 3, 8))
+    assert found.dense == 2 * 3 * (3 * 64 + 64 + 128 + 128) + 2 * (2 * 3 * 3 * 8) + 2 * 24
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_take_each_weight_once_a_step(kind: type[nn.RNNBase], gates: int) -> None:
+    """Two layers, both directions: 5 hidden from 6 inputs and from 10, over 7 steps."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.over, self.head = kind(6, 5, 2, batch_first=True, bidirectional=True), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.over(x)[0][:, -1])
+
+    assert flops(Net(), torch.rand(5, 7, 6)).dense == 2 * 7 * gates * 2 * (30 + 25 + 50 + 25) + 2 * 30
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3), (nn.RNNCell, 1)])
+def test_recurrent_cells(kind: type[nn.Module], gates: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = kind(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.cell(x)
+            return self.head(h[0] if isinstance(h, tuple) else h)
+
+    assert flops(Net(), torch.rand(4, 6)).dense == 2 * gates * (30 + 25) + 2 * 15
+
+
+def test_bilinear_layers() -> None:
+    """y_o = sum_j (sum_i x_i W_oij) z_j: 2 * 5*3*4 for W, and 2 * 5*4 for z, which no mask changes."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = nn.Bilinear(3, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pair(x[:, :3], x[:, 3:])
+
+    found = flops(Net(), torch.rand(5, 7))
+    assert found.by_parameter == {"pair.weight": 120}
+    assert found.rest == 40
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_of_every_kind(layout: torch.memory_format) -> None:
+    """5x5 -> transposed, stride 2, groups 2: each of 25 places meets 4 * 3 * 9 weights; 11x11 -> depthwise 9x9; 1x1."""
+    model = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1, bias=False)
+    ).to(memory_format=layout)
+    found = flops(model, torch.rand(5, 4, 5, 5).to(memory_format=layout))
+    assert found.by_parameter == {"0.weight": 2 * 25 * 4 * 3 * 9, "1.weight": 2 * 81 * 6 * 9, "2.weight": 2 * 81 * 12}
+    assert found.rest == 0
+
+
+def test_grouped_products_of_experts() -> None:
+    """14 tokens, each to one of two experts (6, 4): 2 * 14 * 24, whoever takes how many."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.head = nn.Parameter(torch.rand(2, 16, 8)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ends = torch.tensor([5, len(x)], dtype=torch.int32)
+            return self.head(torch._grouped_mm(x.bfloat16(), self.experts.bfloat16(), offs=ends).float())
+
+    found = flops(Net(), torch.rand(16, 16))
+    assert found.dense * found.examples == 2 * found.examples * 16 * 8 + 2 * found.examples * 24
