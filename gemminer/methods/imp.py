@@ -3,14 +3,14 @@
 Sources: Frankle & Carbin, ICLR 2019 ("cold": rewind to initialisation); Frankle et al., ICML 2020 ("warm": rewind to
 step k, and train the rest of the schedule); Renda et al., ICLR 2020 ("lr": keep the weights, restart the schedule).
 The ticket's own training is not part of the search: n rounds are n trainings, and one more by whoever uses it.
+Momentum starts from nothing after each rewinding: the state that is rewound to holds weights and buffers only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.selection import keep_highest, target
-from gemminer.data import Batches
 from gemminer.methods.registry import Found, register
 from gemminer.training.loop import fit
 from gemminer.training.rules import KeepMask
@@ -48,7 +47,7 @@ class Options(Settings):
         invert: remove the largest weights instead, the sanity check.
     """
 
-    schedule: Literal["cosine", "multistep", "constant"] = "multistep"
+    schedule: Literal["cosine", "cosine-by-epoch", "multistep", "constant"] = "multistep"
     rewind: Literal["cold", "warm", "lr"] = "cold"
     rewind_steps: int = 0
     rate: float = 0.2
@@ -118,23 +117,6 @@ class _Round(KeepMask):
 
     def state_dict(self) -> dict[str, Any]:
         return {"imp": self.history}
-
-
-class _From:
-    """The batches of a training that starts `skip` steps into epoch `first`."""
-
-    def __init__(self, batches: Batches, first: int, skip: int) -> None:
-        self.batches, self.first, self.skip = batches, first, skip
-
-    @property
-    def examples(self) -> int:
-        return self.batches.examples
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
-        return itertools.islice(self.batches.epoch(index), self.skip if index == self.first else 0, None)
 
 
 def _resumed(task: Task, key: str) -> dict[str, Any] | None:
@@ -207,7 +189,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         history["round"] = number
         first, skip = history["at"] if number > 1 else (0, 0)
         rows = fit(
-            dataclasses.replace(task, train=_From(task.train, first, skip)) if number > 1 else task,
+            task,
             _Round(model, history, k),
             settings,
             seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +44,8 @@ def fit(
         phase: the name of this training in rows and checkpoints.
         settings: epochs, optimiser and learning-rate schedule.
         first_epoch: the epoch of the schedule to begin with (rewinding methods start at step k).
-        first_step: the steps of that epoch which `task.train` leaves out.
+        first_step: the steps of that epoch that are over: so many of its batches are left out, and the learning rate
+            and the numbers of the steps are those of the rest.
         last_epoch: the epoch of the schedule to end with; by default the last.
 
     Raises:
@@ -152,9 +154,9 @@ def _epoch(
 def _batches(task: Task, rule: Rule, clock: Clock) -> Iterator[tuple[Any, Any]]:
     """The epoch's batches and, where the last epoch ends before a schedule does, as many more as that takes.
 
-    Those are of the epoch before, which had as many as a whole one has.
+    Those are of the epoch before, which had as many as a whole one has. A first epoch may begin in the middle.
     """
-    yield from task.train.epoch(clock.epoch)
+    yield from itertools.islice(task.train.epoch(clock.epoch), clock.batches, None)
     clock.came()
     while rule.scheduled and clock.short:
         before = clock.taken

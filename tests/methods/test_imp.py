@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
@@ -93,6 +94,32 @@ def test_imp_is_the_published_procedure(rewind: str, k: int | None) -> None:
     facts = ticket.provenance
     assert facts["at_initialisation"] == (rewind == "cold")
     assert facts["epochs"] == pytest.approx(3 * EPOCHS - 2 * (k or 0) / 6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "due"),
+    [
+        ({"schedule": "cosine"}, [0.0962, 0.0946, 0.0926]),  # 0.1 * (1 + cos(pi * k / 40)) / 2 for k = 5, 6, 7
+        ({"schedule": "cosine-by-epoch"}, [0.1, 0.1, 0.1]),
+        ({"schedule": "multistep", "milestones": (1, 2)}, [0.1, 0.1, 0.1]),
+    ],
+    ids=lambda value: value["schedule"] if isinstance(value, dict) else "",
+)
+def test_a_later_round_goes_on_with_the_rate_of_the_step_it_rewinds_to(
+    schedule: dict[str, Any], due: list[float]
+) -> None:
+    """Ten steps an epoch, four epochs, rewound to step 5: a round has 35 steps, the last 35 of the first's."""
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    try:
+        inputs, targets = tiny_data()
+        task = dataclasses.replace(task_of(), train=TensorBatches(inputs[:80], targets[:80], batch_size=8))
+        search("imp", 0.8**3, task, rewind="warm", rewind_steps=5, lr=0.1, **schedule)
+    finally:
+        hook.remove()
+    first, second, third = rates[:40], rates[40:75], rates[75:]
+    assert [round(rate, 4) for rate in second[:3]] == due
+    assert second == third == first[5:]
 
 
 def test_warm_rewinding_goes_to_the_published_fraction_by_default() -> None:

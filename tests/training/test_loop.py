@@ -260,3 +260,75 @@ def test_any_batches_will_do() -> None:
     model, pair = tiny_net(), tiny_data(24)
     for data in (LoaderBatches(DataLoader(TensorDataset(*pair), batch_size=8)), TensorBatches(*pair, batch_size=8)):
         assert len(fit(Task(model, data), Dense(model), Settings(epochs=1), seed=0)) == 1
+
+
+# --- an epoch that begins in the middle ------------------------------------------------------------------------
+
+
+class _Seen(Dense):
+    """Each step's number, learning rate and batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.steps: list[int] = []
+        self.rates: list[float] = []
+        self.batches: list[Tensor] = []
+        model.register_forward_pre_hook(lambda _, inputs: self.batches.append(inputs[0].clone()))
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        self.optimiser = optimiser
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        self.steps.append(step)
+        self.rates.append(self.optimiser.param_groups[0]["lr"])
+
+
+class _Stop(Monitor):
+    """Ctrl-C at the end of the second epoch that is trained: the first is in the checkpoint."""
+
+    epochs = 0
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.epochs += 1
+        if self.epochs == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(epochs=4, lr=0.1),
+        Settings(epochs=4, lr=0.1, schedule="cosine-by-epoch"),
+        Settings(epochs=4, lr=0.1, schedule="multistep", milestones=(1, 3)),
+        Settings(epochs=4, lr=0.1, schedule="constant", optimiser="adam"),
+    ],
+    ids=lambda settings: settings.schedule,
+)
+@pytest.mark.parametrize("start", [0, 5, 10, 17, 39])
+def test_a_training_may_begin_at_any_step(settings: Settings, start: int, tmp_path: Path) -> None:
+    """Ten steps an epoch: the batches, the numbers and the rates are those of a whole training from that step on."""
+
+    def train(first: int, **fields: Any) -> tuple[_Seen, list[dict[str, Any]], nn.Module]:
+        net = tiny_net()
+        seen = _Seen(net)
+        task = Task(net, TensorBatches(*tiny_data(40), batch_size=4), **fields)
+        return seen, fit(task, seen, settings, seed=1, first_epoch=first // 10, first_step=first % 10), net
+
+    whole, part = train(0)[0], train(start)
+    assert part[0].steps == list(range(start, 40))
+    assert part[0].rates == whole.rates[start:]
+    assert all(torch.equal(a, b) for a, b in zip(part[0].batches, whole.batches[start:], strict=True))
+    if settings.schedule == "cosine" and start == 5:
+        assert round(part[0].rates[0], 4) == 0.0962
+    assert [row["epoch"] for row in part[1]] == list(range(start // 10 + 1, 5))
+    assert [row["step"] for row in part[1]] == list(range((start // 10 + 1) * 10, 41, 10))
+
+    if start < 30:
+        with pytest.raises(KeyboardInterrupt):
+            train(start, checkpoint=Checkpoint(tmp_path / "c.pt", every=0.0), monitor=_Stop())
+        seen, rows, net = train(start, checkpoint=Checkpoint(tmp_path / "c.pt", every=0.0))
+        assert seen.steps == list(range(rows[0]["step"], 40))
+        assert all(
+            torch.equal(a, b) for a, b in zip(net.state_dict().values(), part[2].state_dict().values(), strict=True)
+        )
