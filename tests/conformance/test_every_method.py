@@ -19,6 +19,8 @@ from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
+from gemminer.data import TensorBatches
+from gemminer.training.task import Task
 from tests.conformance.models import MODELS, build, options_of, task_of
 from tests.helpers import mined
 
@@ -75,6 +77,18 @@ class TestEveryMethod:
     def test_other_counts_are_exact(self, method: str, density: float) -> None:
         ticket = search(method, build("Plain"), density=density)
         assert ticket.kept == round(density * ticket.prunable)
+
+    def test_odd_densities_of_tiny_layers_are_exact(self, method: str) -> None:
+        """Layers of 6, 2, 1 and 2 weights, where every layer's share is rounded: exactly round(density * d)."""
+        layers = (nn.Linear(3, 2), nn.Linear(2, 1, bias=False), nn.Linear(1, 1), nn.Linear(1, 2))
+        data = TensorBatches(torch.randn(12, 3), torch.arange(12) % 2, batch_size=6)
+        own = {"classifier": 0.0} if method == "smart-ratio" else {}
+        for density in (1 / 11, 0.13, 0.2272, 0.3181, 0.5, 0.77, 0.9544, 1.0)[
+            :: 2 if methods.get(method).trains else 1
+        ]:
+            task = Task(nn.Sequential(*layers), data)
+            ticket = mined(methods.get(method).find, task, density, options_of(method, **own), 0)
+            assert (ticket.prunable, ticket.kept) == (11, round(density * 11)), density
 
     def test_all_seeds_count_or_none(self, method: str) -> None:
         """A product of seeds never varies at 0: either every seed gives its own ticket, or the method is not random."""
