@@ -3,7 +3,8 @@
 Source: Alizadeh et al., "Prospect Pruning: Finding Trainable Weights at Initialization using Meta-Gradients", ICLR
 2022. As in the released code: every parameter takes part in the steps, the mask acts on the start alone, each step
 has its own batch and so has the loss after them. Where we differ on purpose: the released code cuts the graph at the
-first momentum (a clone that is detached); ours does not unless `detach_first`.
+first momentum (a clone that is detached); ours does not unless `detach_first`. Its scores with `first_order` and its
+structured masks are left out; it keeps ceil(density * d) weights, we round.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Options(DataOptions):
         steps: the number M of SGD steps after which the loss is measured.
         lr: the learning rate of those SGD steps.
         momentum: the momentum of those SGD steps.
-        detach_first: treat the first step's momentum as a constant, as the released code does.
+        detach_first: treat the first step's momentum as a constant, as the released code does; without momentum
+            there is nothing to detach, there and here.
     """
 
     steps: int = 3
@@ -104,7 +106,7 @@ def loss_after(task: Task, masks: Mapping[str, Tensor], seen: Seen, options: Opt
         if velocity:
             velocity = [options.momentum * v + g for v, g in zip(velocity, grads, strict=True)]
         else:
-            velocity = [g.detach() for g in grads] if options.detach_first else grads
+            velocity = [g.detach() for g in grads] if options.detach_first and options.momentum else grads
         values = {name: w - options.lr * v for (name, w), v in zip(values.items(), velocity, strict=True)}
     return _loss(task, values, seen[options.steps * n :])
 

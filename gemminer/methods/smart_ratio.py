@@ -3,7 +3,8 @@
 Source: Su et al., "Sanity-Checking Pruning Methods: Random Tickets can Win the Jackpot", NeurIPS 2020. Where we
 differ from the released code on purpose: the excess of a full layer is shared by the others in proportion (there:
 by the first that have room); 0.3 is for the classifier, the last layer if it is linear (there: for every linear
-layer, which would leave a network of linear layers no say in its density).
+layer, which would leave a network of linear layers no say in its density); counts are exact (there: rounded down in
+each layer); `invert` turns both shapes upside down (there "ascending" divides by l^2 as before for VGG).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Options:
         shape: "resnet" keeps in layer l of L in proportion to (L-l+1)^2 + (L-l+1); "vgg", for networks without
             shortcuts, divides that by l^2.
         classifier: the density of a last layer that is linear; 0 gives it the same share as any other layer.
-        invert: make densities rise with depth instead, the source's own "ascending" check.
+        invert: make densities rise with depth instead: the ratios in reverse order. For "resnet" that is the source's
+            "ascending" check; for "vgg" the source goes on dividing by l^2, so that its ratios 1 + 1/l still fall.
     """
 
     shape: Literal["resnet", "vgg"] = "resnet"

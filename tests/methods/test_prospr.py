@@ -53,6 +53,19 @@ def test_prosprs_meta_gradient_is_the_finite_difference_of_real_training(steps: 
     assert_ranked("prospr", oracle.abs(), task, options)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_without_momentum_there_is_nothing_to_detach(steps: int) -> None:
+    """As in the released code, whose momentum is a tensor of its own only where there is one."""
+    task = task_of(small())
+    scores = []
+    for detach in (False, True):
+        options = prospr.Options(steps=steps, momentum=0.0, detach_first=detach)
+        masks = {n: torch.ones_like(p, requires_grad=True) for n, p in task.model.named_parameters() if p.dim() == 2}
+        loss = prospr.loss_after(task, masks, first(task, steps + 1), options)
+        scores.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(masks.values()))]))
+    assert torch.equal(*scores)
+
+
 def test_prospr_without_the_first_momentums_graph_is_another_score() -> None:
     task = task_of(small())
     full, cut = (mined(methods.get("prospr").find, task, 0.5, prospr.Options(detach_first=x), 0) for x in (False, True))

@@ -24,6 +24,11 @@ def test_smart_ratio_by_hand() -> None:
     assert kept("smart-ratio", 112 / 550, classifier=0.0) == [11, 27, 68, 6]  # 11.25, 27, 67.5, 6.25
 
 
+def test_the_vgg_shape_upside_down_rises_with_depth() -> None:
+    """Reversed, 2/16, 6/9, 12/4 of 18, 72, 360 = 2.25 : 48 : 1080; the source's ascending 2, 3/2, 4/3 would fall."""
+    assert kept("smart-ratio", (30 + 226) / 550, shape="vgg", invert=True) == [0, 10, 216, 30]  # 0.45, 9.59, 215.96
+
+
 def test_smart_ratio_says_when_the_classifier_alone_is_too_much() -> None:
     with pytest.raises(UsageError, match="classifier"):
         kept("smart-ratio", 25 / 550)
