@@ -3,7 +3,7 @@
 Source: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020. Where we
 differ from the released code on purpose: it draws the linear layers anew before it scores them, we score the weights
 that will be trained; it splits its examples in two halves, sorted by class, we take batches of the training size in
-the stream's order (batch norm sees all classes).
+the stream's order (batch norm sees all classes). Its sums over the halves are means here, which changes no ranking.
 """
 
 from __future__ import annotations

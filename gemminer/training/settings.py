@@ -12,7 +12,7 @@ from torch import Tensor
 from gemminer.core.errors import UsageError, unknown
 
 OPTIMISERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("cosine", "multistep", "constant")
+SCHEDULES = ("cosine", "cosine-by-epoch", "multistep", "constant")
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Settings:
 
     At epoch e (a fraction, updated each step) of T = `epochs` the learning rate is
 
-        cosine      lr * (1 + cos(pi * e / T)) / 2
-        multistep   lr * gamma^(number of milestones <= floor(e))
-        constant    lr
+        cosine            lr * (1 + cos(pi * e / T)) / 2
+        cosine-by-epoch   the same of floor(e): a step down after each epoch, as in Rare Gems' released code
+        multistep         lr * gamma^(number of milestones <= floor(e))
+        constant          lr
 
     Args:
         epochs: passes over the training data.
@@ -43,7 +44,7 @@ class Settings:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-by-epoch", "multistep", "constant"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
 
@@ -63,7 +64,9 @@ class Settings:
 
     def lr_at(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, a fraction between two."""
-        if self.schedule == "cosine":
+        if self.schedule == "cosine-by-epoch":
+            epoch = math.floor(epoch)
+        if self.schedule.startswith("cosine"):
             return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         if self.schedule == "multistep":
             return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)

@@ -61,3 +61,8 @@ def test_optimisers_by_name() -> None:
     for settings in (Settings(nesterov=True, optimiser="adam"), Settings(nesterov=True, momentum=0)):
         with pytest.raises(UsageError, match="nesterov needs optimiser sgd with a momentum"):
             settings.build(weights)
+
+
+def test_cosine_by_epoch_steps_down_after_each_epoch() -> None:
+    stairs, smooth = (Settings(epochs=4, lr=0.2, schedule=kind) for kind in ("cosine-by-epoch", "cosine"))
+    assert [stairs.lr_at(e) for e in (0.0, 0.9, 1.0, 1.5)] == [smooth.lr_at(e) for e in (0, 0, 1, 1)]

@@ -24,6 +24,7 @@ class Options(Settings):
         start: the fraction of weights live at the first step, where lambda is solved for.
         slack: unfrozen weights for each live one, where lambda is solved for; a frozen weight never returns.
         freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ..., as published.
+        freeze_late: with freeze_every, freeze at the end of epochs E+1, 2E+1, ..., as the released code does.
         repair: the last fraction of the search in which nothing is frozen, with freeze_every 0.
         scores: the distribution scores start from, on [0, 1]: uniform, bernoulli (0 or 1, evenly), beta (2, 2).
         threshold: a weight is on where its score is above this.
@@ -40,6 +41,7 @@ class Options(Settings):
     slack: float = 6.0
     weight_decay: float = 0.0
     freeze_every: int = 0
+    freeze_late: bool = False
     repair: float = 0.25
     scores: Literal["uniform", "bernoulli", "beta"] = "uniform"
     threshold: float = 0.5
@@ -69,7 +71,7 @@ class Options(Settings):
             raise UsageError(f"scores must be uniform, bernoulli or beta, not {self.scores!r}")
         if self.mask not in ("q", "live"):
             raise UsageError(f"mask must be q or live, not {self.mask!r}")
-        schedules.check_time(self.epochs, self.freeze_every)
+        schedules.check_time(self.epochs, self.freeze_every, self.freeze_late)
 
     @property
     def scales(self) -> bool:
@@ -84,6 +86,7 @@ class Options(Settings):
             density,
             total,
             freeze_every=self.freeze_every,
+            freeze_late=self.freeze_late,
             repair=self.repair,
             start=self.start,
             slack=self.slack if self.ridge is None else None,

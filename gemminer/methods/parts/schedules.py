@@ -11,13 +11,17 @@ from gemminer.core.selection import target
 FREEZE_AT_MOST = 0.015
 
 
-def freeze_epochs(epochs: int, every: int) -> list[int]:
+def freeze_epochs(epochs: int, every: int, late: bool = False) -> list[int]:
     """The published schedule: E, 2E, ..., K*E with K = floor((T-1)/E), less any that leaves under E-1 epochs.
+
+    `late` is an epoch later each, E+1, 2E+1, ...: the released code counts epochs from 0 and freezes after training.
 
     >>> freeze_epochs(150, 5)[-1], len(freeze_epochs(150, 5))
     (145, 29)
+    >>> freeze_epochs(150, 5, late=True)[::28]
+    [6, 146]
     """
-    return [e for e in range(every, epochs, every) if epochs - e >= every - 1]
+    return [e + late for e in range(every, epochs, every) if epochs - e - late >= every - 1]
 
 
 def check_repair(repair: float) -> None:
@@ -32,12 +36,12 @@ def check_period(every: int) -> None:
         raise UsageError(f"freeze_every is a number of epochs, 0 or more, not {every}")
 
 
-def check_time(epochs: int, every: int) -> None:
+def check_time(epochs: int, every: int, late: bool = False) -> None:
     """Raise UsageError where so many epochs leave none to freeze at."""
-    if every and not freeze_epochs(epochs, every):
+    if every and not freeze_epochs(epochs, every, late):
         raise UsageError(
             f"{epochs} epochs leave no time to freeze every {every}: "
-            f"search for at least {2 * every} epochs or freeze more often"
+            f"search for at least {2 * every + late} epochs or freeze more often"
         )
 
 
@@ -48,6 +52,7 @@ def freeze_schedule(
     total: int,
     *,
     freeze_every: int = 0,
+    freeze_late: bool = False,
     repair: float = 0.25,
     start: float = 0.5,
     slack: float | None = None,
@@ -64,13 +69,14 @@ def freeze_schedule(
         density: the asked fraction of weights kept.
         total: d, the number of prunable weights.
         freeze_every: 0 freezes a little every few steps; E > 0 freezes at the end of epochs E, 2E, ...
+        freeze_late: with `freeze_every`, an epoch later each.
         repair: the last fraction of the search in which nothing is frozen, with `freeze_every` 0.
         start: with `slack`, the fraction of weights live at the first step.
         slack: unfrozen weights for each that is live, where lambda is solved for; None where it is fixed.
     """
     final, last = target(density, total), epochs * steps - 1
     if freeze_every:
-        ends = [epoch * steps - 1 for epoch in freeze_epochs(epochs, freeze_every)]
+        ends = [epoch * steps - 1 for epoch in freeze_epochs(epochs, freeze_every, freeze_late)]
         return {end: round(total * density ** (k / len(ends))) for k, end in enumerate(ends, start=1)}
     if slack is not None:
         found, before = {}, total

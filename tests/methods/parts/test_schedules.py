@@ -26,6 +26,17 @@ def test_the_published_schedule() -> None:
     assert list(schedule.values())[-1] == 3864 == round(0.0144 * 268_336)
 
 
+def test_the_released_codes_schedule_is_an_epoch_later() -> None:
+    """Epochs are counted from 0 there and freeze after training: 6, 11, ..., 146 of 150, which leaves E - 1."""
+    assert freeze_epochs(150, 5, late=True) == list(range(6, 147, 5))
+    schedule = Options(epochs=150, freeze_every=5, freeze_late=True).freeze_schedule(100, 0.0144, 268_336)
+    early = Options(epochs=150, freeze_every=5).freeze_schedule(100, 0.0144, 268_336)
+    assert list(schedule.items()) == [(step + 100, count) for step, count in early.items()]
+    assert freeze_epochs(10, 5, late=True) == [6]
+    with pytest.raises(UsageError, match="at least 11 epochs"):
+        Options(epochs=8, freeze_every=5, freeze_late=True)
+
+
 @given(st.integers(1, 400), st.integers(1, 40))
 def test_published_freezes_leave_time_to_recover_and_never_come_first(epochs: int, every: int) -> None:
     found = freeze_epochs(epochs, every)
