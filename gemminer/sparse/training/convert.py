@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -14,14 +15,13 @@ from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import crossover
-from gemminer.sparse.training.fuse import fused
+from gemminer.sparse.training.fuse import SparseNetwork, fused
+from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer, MaskedLinear
 from gemminer.sparse.training.modules import (
-    MaskedConv2d,
-    MaskedLayer,
-    MaskedLinear,
     SparseConv2d,
     SparseLayer,
     SparseLinear,
+    as_plain,
 )
 
 ENGINES = ("auto", "sparse")
@@ -196,8 +196,7 @@ class _Conversion:
         if only and type(module) in (nn.Conv2d, nn.Linear):
             module.__class__ = MaskedConv2d if type(module) is nn.Conv2d else MaskedLinear
             module.register_buffer("mask", mask.to(masked[0].dtype), persistent=False)
-            assert isinstance(module, MaskedConv2d | MaskedLinear)
-            module.masked()
+            _ = module.weight  # holds pruned weights from now on
             return module
         own = {name: self.masks[id(p)] for name, p in module.named_parameters() if id(p) in self.masks}
         attention = isinstance(module, nn.MultiheadAttention)
@@ -273,21 +272,33 @@ def densify(model: nn.Module) -> dict[str, Tensor]:
 
     Names are those of the model without DataParallel and torch.compile around it.
     """
-    state: dict[str, Tensor] = {}
-    _collect(model, "", state)
-    return state
+    token = as_plain.set(True)
+    try:  # by the model's own `state_dict`: with its hooks, and the versions that its modules' loading asks for
+        state: dict[str, Tensor] = model.state_dict()
+    finally:
+        as_plain.reset(token)
+    plain = _plain_prefixes(model)
+    new: dict[str, Tensor] = OrderedDict((_renamed(name, plain), tensor) for name, tensor in state.items())
+    new._metadata = {_renamed(f"{path}.", plain)[:-1]: facts for path, facts in state._metadata.items()}  # type: ignore[attr-defined]
+    return new
 
 
-def _collect(module: nn.Module, prefix: str, state: dict[str, Tensor]) -> None:
-    if (inner := wrapped(module)) is not None and not isinstance(module, MaskedLayer):
-        _collect(module.get_submodule(inner), prefix, state)
-    elif isinstance(module, SparseLayer):
-        module.dense_state(prefix, state)
-    elif isinstance(module, MaskedLayer):
-        _collect(module.layer, prefix, state)
-        for i, name in enumerate(module.names):
-            state[prefix + name] = state[prefix + name] * module.get_buffer(f"mask{i}")
-    else:
-        module._save_to_state_dict(state, prefix, False)
-        for name, child in module.named_children():
-            _collect(child, f"{prefix}{name}.", state)
+def _renamed(name: str, plain: Mapping[str, str]) -> str:
+    path, dot, last = name.rpartition(".")
+    return plain.get(path + dot, path + dot) + last
+
+
+def _plain_prefixes(model: nn.Module) -> dict[str, str]:
+    """The prefix of each module's entries in `state_dict`, and the one they have without wrappers."""
+    found, todo = {}, [(model, "", "")]
+    while todo:
+        module, prefix, plain = todo.pop()
+        found[prefix] = plain
+        inner = wrapped(module)
+        if inner is not None:
+            own = prefix if isinstance(module, SparseNetwork | MaskedLayer) else f"{prefix}{inner}."
+            todo.append((module.get_submodule(inner), own, plain))
+        else:
+            children = ((name, child) for name, child in module._modules.items() if child is not None)
+            todo += [(child, f"{prefix}{name}.", f"{plain}{name}.") for name, child in children]
+    return found

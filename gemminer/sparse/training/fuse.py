@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from gemminer.sparse.memory import BufferPool
-from gemminer.sparse.training.modules import SparseLayer, refuse_tracing
+from gemminer.sparse.training.modules import SparseLayer, as_plain, refuse_tracing
 from gemminer.sparse.training.plan import Chain
 from gemminer.sparse.training.recorder import Plans, Recorder
 
@@ -30,6 +30,9 @@ class SparseNetwork(nn.Module):
             output = self.net(*args, **kwargs)
             recorder.finish()
         return output
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net.state_dict(*args, **kwargs) if as_plain.get() else super().state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What the plain model's users ask it for, such as a Transformer's `config`."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,14 @@ class _Deferring(threading.local):
 deferring = _Deferring()
 
 
+# While it is set, `state_dict` of a sparse network gives the plain model's: `sparse.densify`.
+as_plain = ContextVar("as_plain", default=False)
+
+
 class SparseLayer(nn.Module):
     """A layer's kept weights as one parameter, `values`, in the order of the flattened weight; `kept` says which.
 
+    It is an instance of the layer's class, with its attributes: a forward may ask for either.
     Where the kernels cannot run (a GPU, half precision, autocast) it builds the dense weight and PyTorch runs it.
     """
 
@@ -52,7 +58,7 @@ class SparseLayer(nn.Module):
     sift = False  # whether each pass looks for zeros among the values, as in a search
 
     def __init__(self, plain: nn.Conv2d | nn.Linear, mask: Tensor) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         weight, bias = plain.weight, plain.bias
         # A forward may ask a layer for its sizes, or for what its author wrote into it.
         self.__dict__ |= {name: value for name, value in vars(plain).items() if name not in _PLAIN}
@@ -105,11 +111,13 @@ class SparseLayer(nn.Module):
         """The output, computed at once."""
         return run_chain(_ALONE, [(self, None)], [x], self._pool)[0]
 
-    def dense_state(self, prefix: str, state: dict[str, Tensor]) -> None:
-        """Add this layer's entries of the plain state dict."""
-        state[f"{prefix}weight"] = self.weight.detach()
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if not as_plain.get():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        destination[f"{prefix}weight"] = self.weight.detach()
         if self.bias is not None:
-            state[f"{prefix}bias"] = self.bias.detach()
+            destination[f"{prefix}bias"] = self.bias.detach()
 
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         kept = state.get(f"{prefix}kept")
@@ -128,7 +136,7 @@ class SparseLayer(nn.Module):
         return f"{self.kept.numel()} of {int(np.prod(self.shape))} weights kept, shape={self.shape}"
 
 
-class SparseConv2d(SparseLayer):
+class SparseConv2d(SparseLayer, nn.Conv2d):  # type: ignore[misc, override]
     """A 2d convolution that runs its kept weights only: any kernel, one stride, zero padding, groups, no dilation.
 
     y[n, o] = bias[o] + sum over kept (o, c, ky, kx) of values * x[n, c] shifted by (ky, kx).
@@ -152,7 +160,7 @@ class SparseConv2d(SparseLayer):
         return (shape[0], self.shape[0], height, width) if min(height, width) > 0 else None
 
 
-class SparseLinear(SparseLayer):
+class SparseLinear(SparseLayer, nn.Linear):  # type: ignore[misc, override]
     """A linear layer that runs its kept weights only; leading dimensions are batch."""
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
@@ -166,62 +174,6 @@ class SparseLinear(SparseLayer):
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return (*shape[:-1], self.shape[0]) if shape and shape[-1] == self.shape[1] else None
-
-
-class _MaskedWeight:
-    """Base of a layer that stays dense: pruned weights and their gradients are zero, so the weights stay zero.
-
-    A multiplication by the mask in each forward pass would cost a small network a tenth of its step.
-    """
-
-    weight: Tensor
-    mask: Tensor
-    _hook = -1
-
-    def masked(self) -> Tensor:
-        """The weight, with a hook that zeros the gradient of pruned weights."""
-        if self._hook not in (self.weight._backward_hooks or ()) and self.weight.requires_grad:  # new, or a copy
-            self._hook = self.weight.register_hook(self._hold).id
-        return self.weight
-
-    def _hold(self, gradient: Tensor) -> Tensor:
-        return gradient * self.mask if gradient.requires_grad else gradient.mul_(self.mask)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)  # type: ignore[misc]
-        with torch.no_grad():
-            self.weight.mul_(self.mask)
-
-
-class MaskedConv2d(_MaskedWeight, nn.Conv2d):
-    """A convolution that stays dense under its mask."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._conv_forward(x, self.masked(), self.bias)
-        return y
-
-
-class MaskedLinear(_MaskedWeight, nn.Linear):
-    """A linear layer that stays dense under its mask."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.masked(), self.bias)
-
-
-class MaskedLayer(nn.Module):
-    """Any other module with masked parameters: `layer` computes with parameter * mask, so zeros and their gradients
-    stay zero."""
-
-    def __init__(self, layer: nn.Module, masks: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.layer, self.names = layer, tuple(masks)
-        for i, mask in enumerate(masks.values()):
-            self.register_buffer(f"mask{i}", mask, persistent=False)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        own = dict(self.layer.named_parameters())
-        masked = {name: own[name] * self.get_buffer(f"mask{i}") for i, name in enumerate(self.names)}
-        return torch.func.functional_call(self.layer, masked, args, kwargs)
 
 
 @dataclass(eq=False)

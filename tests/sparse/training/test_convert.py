@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from gemminer import models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.training.convert import densify, sparsify
-from gemminer.sparse.training.modules import MaskedConv2d, MaskedLayer, SparseConv2d
+from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer
+from gemminer.sparse.training.modules import SparseConv2d
 from gemminer.training.rules import KeepMask
 from tests.sparse.training.helpers import close, noise, ticket_for
 
@@ -135,6 +137,39 @@ def test_copies_pickles_and_state_dicts() -> None:
     wrong = sparsify(model, ticket_for(model, 0.1), engine="sparse")
     with pytest.raises(GemminerError, match="make the model from the ticket"):
         wrong.load_state_dict(sparse.state_dict())
+
+
+class Versioned(nn.Module):
+    """Loads by the version it was saved with, and writes one more entry."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.line = nn.Linear(4, 4), nn.Conv1d(1, 2, 3)
+        self.register_state_dict_post_hook(
+            lambda module, state, prefix, local: state.update({f"{prefix}kind": Tensor()})
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(self.first(x)[:, None])
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *rest: Any) -> None:
+        assert local["version"] == 3
+        del state[f"{prefix}kind"]
+        super()._load_from_state_dict(state, prefix, local, *rest)
+
+
+@pytest.mark.parametrize("around", [lambda net: net, nn.Sequential, nn.DataParallel], ids=["bare", "inside", "wrapped"])
+def test_versions_and_hooks_of_a_state_dict_are_kept(around: Any) -> None:
+    """torchvision's MNASNet loads no state dict without its version."""
+    model = around(Versioned())
+    ticket = ticket_for(model, 0.5)
+    state = densify(sparsify(ticket.apply(model), ticket, engine="sparse"))
+    plain = getattr(model, "module", model)
+    assert list(state) == list(plain.state_dict())
+    assert state._metadata == plain.state_dict()._metadata  # type: ignore[attr-defined]
+    plain.load_state_dict(state)
 
 
 def test_bad_input_is_explained() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.convert import sparsify
-from gemminer.sparse.training.modules import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
+from gemminer.sparse.training.masked import MaskedConv2d, MaskedLinear
+from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 from tests.sparse.training.helpers import ticket_for
 
 

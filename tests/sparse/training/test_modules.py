@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError
-from gemminer.sparse.training.convert import sparsify
+from gemminer.sparse.training.convert import densify, sparsify
 from gemminer.sparse.training.modules import SparseLinear
 from tests.sparse.training.helpers import close, compare, noise, ticket_for
 
@@ -108,3 +110,45 @@ def test_a_layer_keeps_what_a_forward_may_ask_it() -> None:
     assert (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride) == (2, 4, (3, 3), (2, 2))
     assert layer.scale == 3
     assert layer.weight.shape == (4, 2, 3, 3)
+
+
+class Asks(nn.Module):
+    """A forward that goes by its layers' kinds and reads their weights and sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.line = nn.Conv2d(2, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                x = layer(x).flatten(2)
+            elif isinstance(layer, nn.Conv1d):
+                x = F.conv1d(x, layer.weight, layer.bias, padding=layer.padding)
+            elif isinstance(layer, nn.MultiheadAttention):
+                y = x.transpose(1, 2)
+                x = x + layer(y, y, y)[0].transpose(1, 2)
+            elif isinstance(layer, nn.Linear):
+                x = F.linear(x.mean(2)[:, : layer.in_features], layer.weight, layer.bias)
+        return x
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["itself", "a copy"])
+@pytest.mark.parametrize("engine", ["sparse", "auto"])
+def test_a_forward_may_go_by_kinds_and_read_weights(engine: Any, copied: bool) -> None:
+    """Found by a forward that loops over its children (a layer was passed by) and by Swin (pruned weights moved)."""
+    model = Asks().double()
+    ticket = ticket_for(model, 0.5)
+    ticket.apply(model)
+    sparse = sparsify(model, ticket, engine=engine)
+    sparse = copy.deepcopy(sparse) if copied else sparse
+    x = noise(3, 2, 4, 4)
+    for net in (model, sparse):
+        net(x).square().sum().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.sub_(p.grad, alpha=0.1)  # type: ignore[arg-type]
+    trained = densify(sparse)
+    for name, right in model.state_dict().items():
+        torch.testing.assert_close(trained[name], right * ticket.masks.get(name, 1))
