@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gemminer import methods
 from gemminer.core import numbers
-from gemminer.core.errors import UsageError
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
@@ -21,8 +21,8 @@ from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
 from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.losses import Loss, Metric, cross_entropy
 from gemminer.training.settings import Settings
-from gemminer.training.task import Loss, Metric, accuracy, cross_entropy
 
 if TYPE_CHECKING:
     from gemminer.runs.compare import Outcome
@@ -33,7 +33,7 @@ def _experiment(
     model: nn.Module,
     train_data: Any,
     *,
-    metric: Metric,
+    metric: Metric | None,
     monitor: Monitor | None,
     checkpoint: str | Path | None = None,
     **given: Any,
@@ -46,7 +46,6 @@ def _experiment(
         model,
         train_data,
         metric=metric,
-        metric_name=str(getattr(metric, "__name__", "metric")),
         monitor=monitor or Monitor(),
         checkpoint=file,
         **given,
@@ -77,7 +76,7 @@ def mine(
     batch_size: int = BATCH_SIZE,
     initialiser: str = "default",
     loss: Loss = cross_entropy,
-    metric: Metric = accuracy,
+    metric: Metric | None = None,
     validation_data: Any = None,
     exclude: str | Sequence[str] = (),
     embeddings: bool = False,
@@ -103,7 +102,8 @@ def mine(
         initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
             constant for Gem-Miner), "keep" takes the model's, any of `gemminer.core.draw.kinds()` draws from that.
         loss: (output, target) -> scalar; cross-entropy by default.
-        metric: (output, target) -> tensor to average, higher is better; accuracy by default.
+        metric: (output, target) -> a number, or one for each example, higher is better; by default the accuracy over
+            the labels that the loss does not ignore or, where the loss is not cross-entropy of classes, minus the loss.
         validation_data: logged each epoch; never used to choose.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
@@ -168,7 +168,7 @@ def train(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
-    metric: Metric = accuracy,
+    metric: Metric | None = None,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
@@ -223,10 +223,17 @@ def train(
         checkpoint=checkpoint,
     )
     trained: dict[str, Tensor] = {}
-    result = experiment.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
-    with torch.no_grad():
-        for name, tensor in named_state(model).items():
-            tensor.copy_(trained[name])
+    try:
+        result = experiment.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
+    except GemminerError as error:
+        if trained:
+            raise type(error)(f"{error}; the trained weights are in the model") from error
+        raise
+    finally:
+        if trained:
+            with torch.no_grad():
+                for name, tensor in named_state(model).items():
+                    tensor.copy_(trained[name])
     if experiment.task.checkpoint:
         experiment.task.checkpoint.clear()
     return result
@@ -244,7 +251,7 @@ def check(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
-    metric: Metric = accuracy,
+    metric: Metric | None = None,
     engine: str = "auto",
     monitor: Monitor | None = None,
     **settings: Any,

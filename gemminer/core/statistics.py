@@ -31,6 +31,13 @@ class Check:
     ticket_values: tuple[float, ...]
 
 
+def least_gain(metric: str, values: Sequence[float]) -> float:
+    """The least gain of a metric that matters: half a point of accuracy, half a per cent of other metrics' size."""
+    if metric.lower().endswith("accuracy"):
+        return 0.005
+    return 0.005 * max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+
+
 def paired_test(
     ticket: Sequence[float], check: Sequence[float], *, margin: float = 0.005, level: float = 0.95
 ) -> Check:

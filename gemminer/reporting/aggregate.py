@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gemminer.core.statistics import Check, Judgement, overall, paired_test
+from gemminer.core.statistics import Check, Judgement, least_gain, overall, paired_test
 from gemminer.core.ticket import Layer
 from gemminer.reporting import format
 from gemminer.runs.record import PerClass, Record
@@ -280,13 +280,19 @@ def stat(values: Iterable[float | None]) -> Stat | None:
 def checks_over(records: Iterable[Record]) -> dict[str, Check]:
     """Each check judged over the pairs of all records that have it."""
     found: dict[str, list[Check]] = {}
+    metric = "accuracy"
     for record in records:
+        metric = record.metric
         for name, check in record.checks.items():
             found.setdefault(name, []).append(check)
     return {
-        name: paired_test([v for c in rows for v in c.ticket_values], [v for c in rows for v in c.values])
+        name: _test([v for c in rows for v in c.ticket_values], [v for c in rows for v in c.values], metric)
         for name, rows in found.items()
     }
+
+
+def _test(ours: Sequence[float], theirs: Sequence[float], metric: str) -> Check:
+    return paired_test(ours, theirs, margin=least_gain(metric, [*ours, *theirs]))
 
 
 def _row(method: str, asked: float, runs: list[Run]) -> Row:
@@ -346,7 +352,8 @@ def _gap(best: Row, other: Row) -> Check | None:
     else:
         theirs = {run.seed: run.after for run in other.runs if run.after is not None}
         pairs = [(r.after, x) for r in best.runs if r.after is not None and (x := theirs.get(r.seed)) is not None]
-    return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    metric = best.runs[0].record.metric
+    return _test([a for a, _ in pairs], [b for _, b in pairs], metric) if pairs else None
 
 
 def _dense(full: list[Run], pruned: list[Run]) -> Stat | None:

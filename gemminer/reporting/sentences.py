@@ -92,23 +92,28 @@ def _times(x: float, own: float) -> str:
     ratio = x / own
     if 0.95 <= ratio <= 1.05:
         return "as many"
-    return (
-        f"{format.epochs(x)} ({ratio:.2g} times that)"
-        if ratio > 1
-        else f"{format.epochs(x)} (1/{1 / ratio:.2g} of that)"
-    )
+    part = f"{_two(ratio)} times that" if ratio > 1 else f"1/{_two(1 / ratio)} of that"
+    return f"{format.epochs(x)} ({part})"
+
+
+def _two(x: float) -> str:
+    """Two digits, written out: 3.3, 330, 1,600."""
+    return f"{float(f'{x:.2g}'):,.0f}" if x >= 10 else f"{x:.2g}"
 
 
 def headline(field: Field) -> str:
-    """Which method is best at which density."""
+    """Which method is best at which density, where its lead over the others is beyond chance."""
     if not field.rows:
         return f"{field.title}: dense networks only, {spread(field.dense, field.metric)}"
+    methods = {row.method for rows in field.rows.values() for row in rows}
+    if len(methods) == 1:
+        return f"{field.title}: one method, {next(iter(methods))}"
     best: dict[str, list[float]] = {}
-    for asked, rows in field.rows.items():
-        best.setdefault(rows[0].method, []).append(asked)
-    if len({row.method for rows in field.rows.values() for row in rows}) == 1:
-        return f"{field.title}: one method, {next(iter(best))}"
-    every = len(best) == 1 and len(field.rows) > 1
+    for asked in _sure(field):
+        best.setdefault(field.rows[asked][0].method, []).append(asked)
+    if not best:
+        return f"{field.title}: no method is told apart"
+    every = len(next(iter(best.values()))) == len(field.rows) > 1
     parts = [
         f"{method} {'finds the best ticket at ' + _at(at, every) if i == 0 else 'at ' + _names(at)}"
         for i, (method, at) in enumerate(sorted(best.items(), key=lambda item: -len(item[1])))
@@ -118,13 +123,17 @@ def headline(field: Field) -> str:
 
 def lead_beyond_chance(field: Field) -> str:
     """A sentence about the densities where the best method's lead is beyond chance."""
-    rivals = {asked: rows for asked, rows in field.rows.items() if len(rows) > 1 and rows[0].after}
-    sure = [asked for asked, rows in rivals.items() if not tied(rows)]
-    if not rivals:
+    sure = _sure(field)
+    if not any(len(rows) > 1 and rows[0].after for rows in field.rows.values()):
         return ""
     if not sure:
         return "No lead over the next methods is beyond chance."
     return f"The lead is beyond chance at {_at(sure, len(sure) == len(field.rows) > 1)}."
+
+
+def _sure(field: Field) -> list[float]:
+    """The densities at which the best method's lead over all others is beyond chance."""
+    return [asked for asked, rows in field.rows.items() if len(rows) > 1 and rows[0].after and not tied(rows)]
 
 
 def _at(densities: Sequence[float], every: bool) -> str:
@@ -139,12 +148,15 @@ def summary(found: Sequence[Field]) -> str:
     """One sentence over all fields: the one headline, or how often each method is best."""
     if len(found) == 1:
         return headline(found[0])
-    wins: dict[str, int] = {}
-    for field in found:
-        for rows in field.rows.values():
-            wins[rows[0].method] = wins.get(rows[0].method, 0) + 1
-    total = sum(wins.values())
+    total = sum(len(field.rows) for field in found)
     if not total:
         return "Dense networks only: no ticket to compare"
+    wins: dict[str, int] = {}
+    for field in found:
+        for asked in _sure(field):
+            method = field.rows[asked][0].method
+            wins[method] = wins.get(method, 0) + 1
+    if not wins:
+        return f"No method is told apart in {total} comparisons"
     parts = [f"{method} in {n}" for method, n in sorted(wins.items(), key=lambda item: -item[1])]
-    return f"Best ticket in {total} comparisons: {format.listed(parts, 4)}"
+    return f"Best ticket beyond chance in {sum(wins.values())} of {total} comparisons: {format.listed(parts, 4)}"

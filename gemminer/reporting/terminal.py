@@ -32,7 +32,7 @@ def _numbers(row: dict[str, Any], metric: str) -> tuple[str, ...]:
     """What an epoch came to, the first what matters most."""
     parts = [f"loss {row['loss']:.4f}"]
     if row.get("validation") is not None:
-        parts.append(f"validation {metric} {row['validation']:.4f}")
+        parts.append(f"validation {row.get('metric', metric)} {row['validation']:.4f}")
     if "kept" in row:
         parts += [f"kept {row['kept']:.3%}", f"live {row['live']:.3%}"]
     return tuple(parts)

@@ -188,9 +188,11 @@ class CheckResult:
 
     verdict: statistics.Judgement
     checks: dict[str, Check]
+    metric: str = "accuracy"
 
     def __str__(self) -> str:
-        lines = [f"{self.verdict}: training from the ticket against training from what is left of it"]
+        by = "" if self.metric == "accuracy" else f", by {self.metric}"
+        lines = [f"{self.verdict}: training from the ticket against training from what is left of it{by}"]
         for name, c in self.checks.items():
             lines.append(
                 f"  {name:<8} {c.mean:.4f} +- {c.std:.4f}  ticket better by {c.difference:+.4f}"
@@ -220,7 +222,7 @@ def judge(
         folder: where the ticket of a check that searches is kept for a resumed run.
     """
     ticket = ticket.fitted(experiment.task.model)
-    step = step or (lambda name, work: work(experiment))
+    step, metric = step or (lambda name, work: work(experiment)), experiment.task.metric_name
     found: dict[str, Check] = {}
     for name in asked:
         searched = None if get(name).kept_as is None else _search_once(name, ticket, step, folder)
@@ -228,8 +230,8 @@ def judge(
         for i in range(len(own)):
             train = functools.partial(_train, name=name, ticket=ticket, index=i, searched=searched)
             values.append(step(f"check:{name}:{i}", train)["test"])
-        found[name] = statistics.paired_test(own, values)
-    return CheckResult(statistics.overall(list(found.values())), found)
+        found[name] = statistics.paired_test(own, values, margin=statistics.least_gain(metric, [*own, *values]))
+    return CheckResult(statistics.overall(list(found.values())), found, metric)
 
 
 def _train(experiment: Experiment, name: str, ticket: Ticket, index: int, searched: Ticket | None) -> dict[str, Any]:

@@ -31,7 +31,9 @@ from gemminer.runs import environment, identity
 from gemminer.training import cost, engine
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
 from gemminer.training.feed import Feed, feeds, reason, shapes
+from gemminer.training.look import with_metric
 from gemminer.training.loop import fit
+from gemminer.training.losses import Metric
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -272,11 +274,11 @@ class Experiment:
                 rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
                 task = task if net is None else dataclasses.replace(task, model=net)
             rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
-            test, classes = measure(task, self.test) if self.test else (None, None)
-            result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
-            if keep:
+            if keep:  # before anything is measured: a metric may fail, and what was trained is not lost
                 engine.write_back(net, model)
                 keep(model)
+            test, classes = measure(task, self.test) if self.test else (None, None)
+            result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
         kept = {"layers_kept": list(map(ticket.masks.kept, ticket.masks))} if ticket else {}
         masks = ticket.masks if ticket else Masks({})
         result["cost"] = self._cost(masks, len(rows), rows[-1]["seconds"], [kept] * len(rows))
@@ -314,6 +316,7 @@ def build(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     classes: tuple[str, ...] = (),
+    metric: Metric | None = None,
     **task: Any,
 ) -> Experiment:
     """The experiment of a model and its data, for recipes and for users alike; its training has default settings.
@@ -324,7 +327,8 @@ def build(
     Args:
         train, validation, test: data that `gemminer.data.as_batches` takes.
         batch_size: the batch size for data sets and tensors; a DataLoader has its own.
-        task: other fields of `Task`: loss, metric, exclude, embeddings, engine, checkpoint, monitor.
+        metric: the user's; by default accuracy where the loss is cross-entropy of classes, else minus the loss.
+        task: other fields of `Task`: loss, exclude, embeddings, engine, checkpoint, monitor.
 
     Raises:
         UsageError: not a model, not data, nothing to prune, an engine that cannot be.
@@ -351,6 +355,7 @@ def build(
     for what, part in (("validation", made.validation), ("test", tested)):
         if part is not None:
             looked_at(made, part, what, [made.feed])
+    made = with_metric(made, metric, measured=validation is not None or test is not None)
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
     products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
     experiment = Experiment(made, tested, Settings(), cost.count(made, products), seed, classes)

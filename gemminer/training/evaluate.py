@@ -9,6 +9,7 @@ from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import has_statistics, modes
 from gemminer.core.names import named_modules
 from gemminer.data import Batches
+from gemminer.training.losses import ignored_label
 from gemminer.training.task import Task
 
 
@@ -26,22 +27,28 @@ def measure(task: Task, batches: Batches, *, by_class: bool = True) -> tuple[flo
     """
     total, count = 0.0, 0
     seen: list[tuple[Tensor, Tensor]] | None = [] if by_class else None
+    ignored = ignored_label(task.metric)
     with modes(task.model):
         task.model.eval()
         for inputs, targets in batches.epoch(0):
             placed = task.place_targets(targets)
-            values = task.metric(task.forward(inputs), placed)
-            examples = values.numel() if values.dim() else len(targets)  # a scalar is a mean over the batch
+            values = task.metric_of(inputs, targets)
+            if values.numel() == 0:  # every label of the batch is ignored
+                continue
+            mean = values.dim() == 0 or (values.numel() == 1 and ignored is None)  # of the batch
+            examples = len(targets) if mean else values.numel()
             total += float(values.double().mean()) * examples
             count += examples
             if seen is not None:
                 single = isinstance(placed, Tensor) and placed.dtype == torch.int64 and placed.dim() == 1
+                if single and ignored is not None:
+                    placed = placed[placed != ignored]
                 if single and values.shape == placed.shape:
                     seen.append((placed, values))
                 else:
                     seen = None
     if count == 0:
-        raise GemminerError("there is nothing to evaluate on: the data set is empty")
+        raise GemminerError("there is nothing to evaluate on: the data set is empty, or no example has a label")
     return total / count, _by_class(seen) if seen else None
 
 

@@ -67,6 +67,8 @@ def fit(
             if task.validation and rule.settle:
                 recalibrate(task, rule.settle)
             row["validation"] = mean_metric(task, task.validation) if task.validation else None
+            if task.metric_name != "accuracy":
+                row["metric"] = task.metric_name
             row["seconds"] = time.monotonic() - begun
             rows.append(row)
             task.monitor.epoch(row)

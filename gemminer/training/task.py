@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import held_in_evaluation, train_mode
@@ -17,26 +16,7 @@ from gemminer.core.prunable import prunable_weights
 from gemminer.data import Batches
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.feed import Feed, mapped
-
-Loss = Callable[[Any, Any], Tensor]
-Metric = Callable[[Any, Any], Tensor]
-
-
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (N, C, ...) or, for tokens, (N, T, C) against class indices of the leading shape."""
-    return F.cross_entropy(*_classes_second(output, target))
-
-
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """The fraction of predictions that are right: a value for each prediction, to be averaged."""
-    output, target = _classes_second(output, target)
-    return (output.argmax(dim=1) == target).double()
-
-
-def _classes_second(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if output.dim() == target.dim() + 1 and output.shape[:-1] == target.shape:
-        return output.reshape(-1, output.shape[-1]), target.reshape(-1)  # (N, T, C): classes last, as in text
-    return output, target
+from gemminer.training.losses import Loss, Metric, accuracy, as_loss, as_values, cross_entropy, ignored_label
 
 
 @dataclass
@@ -48,7 +28,7 @@ class Task:
         train: the training batches.
         validation: held-out training data for methods that choose something; never the test set.
         loss: (output, target) -> scalar to minimise.
-        metric: (output, target) -> tensor whose mean over examples is reported; higher is better.
+        metric: (output, target) -> number, or a number for each example, whose mean is reported; higher is better.
         metric_name: the metric's name in reports.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
@@ -148,14 +128,44 @@ class Task:
         return self.feed.call(self.model, self.place_inputs(inputs))
 
     def loss_of(self, inputs: Any, targets: Any) -> Tensor:
-        """The loss of one batch; raises an error of one sentence where output and target do not fit."""
+        """The loss of one batch; raises an error of one sentence where output and target do not fit.
+
+        It is 0 where cross-entropy ignores every label of the batch, of which PyTorch would take the mean.
+        """
+        return self.loss_between(self.forward(inputs), targets)
+
+    def loss_between(self, output: Any, targets: Any) -> Tensor:
+        """The loss of a batch's output."""
+        ignored = ignored_label(self.loss)
+        if ignored is not None and isinstance(output, Tensor) and _all_are(targets, ignored):
+            return output.reshape(-1)[:0].sum()
+        try:
+            found = self.loss(output, self.place_targets(targets))
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise self._misfit("loss", output, targets, error) from error
+        return as_loss(found)
+
+    def metric_of(self, inputs: Any, targets: Any) -> Tensor:
+        """What the metric returns for one batch, as a tensor; an error is one sentence."""
         output = self.forward(inputs)
         try:
-            return self.loss(output, self.place_targets(targets))
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            seen = f"output {_shape(output)}, targets {_shape(targets)}"
-            hint = "; give a loss and a metric that read output.logits" if hasattr(output, "logits") else ""
-            raise GemminerError(f"the loss does not fit the model and data ({seen}): {error}{hint}") from error
+            found = self.metric(output, self.place_targets(targets))
+        except GemminerError:
+            raise
+        except Exception as error:
+            raise self._misfit("metric", output, targets, error) from error
+        return as_values(found)
+
+    def _misfit(self, what: str, output: Any, targets: Any, error: Exception) -> GemminerError:
+        shapes = f"output {_shape(output)}, targets {_shape(targets)}"
+        said = str(error) if str(error) else type(error).__name__
+        hint = "; give a loss and a metric that read output.logits" if hasattr(output, "logits") else ""
+        return GemminerError(f"the {what} does not fit the model and data ({shapes}): {said}{hint}")
+
+
+def _all_are(targets: Any, label: int) -> bool:
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() > 0
+    return whole and bool((targets == label).all())
 
 
 def _shape(value: Any) -> str:

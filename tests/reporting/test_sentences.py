@@ -30,3 +30,24 @@ def test_the_answer_says_how_good_how_sure_and_at_what_cost() -> None:
     assert sentences.answer(single, 0.01).standing == "a single seed, so its lead over imp may be chance"
     assert sentences.answer(only(gem), 0.01).standing == "the only method"
     assert sentences.headline(only(gem)) == "resnet20 on digits: one method, gem"
+
+
+def test_a_heading_claims_nothing_that_may_be_chance() -> None:
+    values = {"good": (0.97, 0.96, 0.98), "level": (0.96, 0.97, 0.95), "poor": (0.80, 0.80, 0.81)}
+    good, level, poor = ([small(name, s, [x]) for s, x in enumerate(found)] for name, found in values.items())
+    for rows, said in (
+        ([*good, *level], "no method is told apart"),
+        ([*good, *poor], "good finds the best ticket at 1% density"),
+    ):
+        field = only(rows)
+        assert sentences.headline(field) == f"resnet20 on digits: {said}"
+        assert ("No lead" in sentences.lead_beyond_chance(field)) == ("told apart" in said)
+    both = [only([*good, *poor]), only([*good, *level])]
+    assert sentences.summary(both) == "Best ticket beyond chance in 1 of 2 comparisons: good in 1"
+    assert sentences.summary(both[1:] * 2) == "No method is told apart in 2 comparisons"
+
+
+def test_ratios_are_written_out() -> None:
+    assert [sentences._times(x, own) for x, own in ((1, 330), (0.1, 160), (13_200, 40), (6, 4), (4, 4.1))] == [
+        "1 (1/330 of that)", "0.1 (1/1,600 of that)", "13,200 (330 times that)", "6 (1.5 times that)", "as many",
+    ]  # fmt: skip

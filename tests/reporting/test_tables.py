@@ -25,6 +25,7 @@ def test_summary_is_mean_and_deviation_over_seeds_and_pairs() -> None:
             accuracy=types.SimpleNamespace(before=0.5, after=after),
             cost={"search": costs, "train": costs},
             checks={"shuffle": check},
+            metric="accuracy",
         )
 
     figures = zip(cells, (fake(0.9, 0.5), fake(0.8, 0.5), fake(0.7, 0.3)), strict=True)

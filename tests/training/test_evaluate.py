@@ -51,13 +51,13 @@ def test_accuracy_by_class_is_of_each_class_s_examples() -> None:
     task = Task(nn.Embedding.from_pretrained(chances), Lists())
     batches = Lists((torch.tensor([0, 0, 3]), torch.tensor([0, 1, 3])), (torch.tensor([3]), torch.tensor([1])))
     assert measure(task, batches) == (2 / 4, [1.0, 0.0, None, 1.0])
-    # A metric of the whole batch, regression, negative (ignored) and token targets have no classes.
+    # A metric of the whole batch, regression and token targets have no classes; ignored labels do not count.
     mean = Task(task.model, Lists(), metric=lambda output, target: (output.argmax(1) == target).double().mean())
     assert measure(mean, batches) == (2 / 4, None)
     real = Task(task.model, Lists(), metric=lambda output, target: output[:, 0] * target)
     assert measure(real, Lists((torch.tensor([0]), torch.tensor([0.5])))) == (0.5, None)
     ignored = Lists((torch.tensor([1, 2]), torch.tensor([1, -100])))
-    assert measure(task, ignored) == (1 / 2, None)
+    assert measure(task, ignored) == (1.0, [None, 1.0])
     tokens = Lists((torch.tensor([[1, 2]]), torch.tensor([[1, 1]])))
     assert measure(task, tokens) == (1 / 2, None)
 
