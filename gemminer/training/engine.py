@@ -75,10 +75,11 @@ def kept_only(task: Task, masks: Mapping[str, Tensor]) -> nn.Module | None:
 
 
 def write_back(net: nn.Module | None, model: nn.Module) -> None:
-    """Copy a sparse network's state into the plain model, zeros where pruned."""
+    """Copy a sparse network's state into the plain model, zeros where pruned, and what its modules counted or kept."""
     if net is not None:
-        from gemminer.sparse.training.convert import densify
+        from gemminer.sparse.training.convert import carry_back, densify
 
+        carry_back(net, model)
         state = densify(net)
         with torch.no_grad():
             for name, tensor in named_state(model).items():

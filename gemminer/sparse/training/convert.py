@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -302,3 +302,47 @@ def _plain_prefixes(model: nn.Module) -> dict[str, str]:
             children = ((name, child) for name, child in module._modules.items() if child is not None)
             todo += [(child, f"{prefix}{name}.", f"{plain}{name}.") for name, child in children]
     return found
+
+
+def carry_back(net: nn.Module, model: nn.Module) -> None:
+    """Write into `model` what passes of `net`, its converted copy, left beside the state dict.
+
+    That is numbers, texts and tensors in attributes, also in lists and dicts, and buffers that are not saved.
+    """
+    theirs = dict(named_modules(net))
+    for name, module in named_modules(model):
+        own = theirs.get(name)
+        if own is None or type(own) is not type(module):
+            continue
+        for key, value in vars(own).items():
+            if key not in _PLAIN and key in vars(module):
+                setattr(module, key, _carried(vars(module)[key], value))
+            elif key not in _PLAIN and _simple(value):
+                setattr(module, key, value)
+        for key in module._non_persistent_buffers_set & own._non_persistent_buffers_set:
+            buffer = own._buffers[key]
+            module._buffers[key] = None if buffer is None else buffer.detach().clone()
+
+
+_PLAIN = frozenset(vars(nn.Module()))
+
+
+def _simple(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def _carried(old: Any, new: Any) -> Any:
+    """What an attribute is to be: lists and dicts stay the same objects."""
+    if _simple(new):
+        return new
+    if isinstance(new, Tensor) and not isinstance(new, nn.Parameter):
+        return new
+    if type(old) is type(new) is list and not any(isinstance(x, nn.Module | nn.Parameter) for x in new):
+        old[:] = [_carried(old[i] if i < len(old) else None, x) for i, x in enumerate(new)]
+    elif type(old) is type(new) is dict and not any(isinstance(x, nn.Module | nn.Parameter) for x in new.values()):
+        fresh = {key: _carried(old.get(key), x) for key, x in new.items()}
+        old.clear()
+        old.update(fresh)
+    elif old is None and not isinstance(new, nn.Module | nn.Parameter):
+        return new
+    return old

@@ -18,6 +18,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.training.convert import densify, sparsify
 from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer
 from gemminer.sparse.training.modules import SparseConv2d
+from gemminer.training.engine import write_back
 from gemminer.training.rules import KeepMask
 from tests.sparse.training.helpers import close, noise, ticket_for
 
@@ -179,3 +180,64 @@ def test_bad_input_is_explained() -> None:
         sparsify(model, ticket, engine="fast")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="another model"):
         sparsify(nn.Sequential(nn.Linear(3, 2)), ticket)
+
+
+class Counting(nn.Module):
+    """Says its version, has a state of its own, one layer under two names, a hook that adds to the state dict."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up = nn.Linear(4, 4), nn.ConvTranspose1d(4, 4, 1)
+        self.again = self.first
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.steps, self.log, self.last, self.loaded = 0, [], None, None  # type: ignore[var-annotated]
+        self.register_state_dict_post_hook(
+            lambda m, state, prefix, meta: state.update({f"{prefix}added": torch.ones(1)})
+        )
+        self.register_load_state_dict_pre_hook(lambda m, state, prefix, *_: state.pop(f"{prefix}added"))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        self.loaded = metadata.get("version")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.calls += 1
+        self.log.append(self.steps)
+        self.last = self.again(F.relu(self.first(x)))
+        return self.up(self.last[..., None])[..., 0]  # type: ignore[no-any-return]
+
+
+def test_a_dense_state_dict_is_the_plain_models_own() -> None:
+    model = nn.Sequential(Counting(), nn.Linear(4, 2)).double()
+    ticket = ticket_for(model, 0.5)
+    sparse = sparsify(model, ticket, engine="sparse")
+    sparse(noise(3, 4))
+    state, plain = densify(sparse), model.state_dict()
+    assert list(state) == list(plain)
+    assert state._metadata == plain._metadata  # type: ignore[attr-defined]
+    assert state["0._extra_state"] == {"steps": 1}
+    model.load_state_dict(state, strict=True)
+    assert model[0].loaded == 3
+    assert model[0].steps == 1
+
+
+def test_what_passes_leave_beside_the_state_dict_is_carried_back() -> None:
+    model = nn.Sequential(Counting(), nn.Linear(4, 2)).double()
+    log = model[0].log
+    sparse = sparsify(model, ticket_for(model, 0.5), engine="sparse")
+    for _ in range(3):
+        sparse(noise(3, 4))
+    write_back(sparse, model)
+    assert (model[0].steps, float(model[0].calls)) == (3, 3.0)
+    assert model[0].log is log
+    assert log == [1, 2, 3]
+    close(model[0].last, sparse.net[0].last)  # type: ignore[index, union-attr]
