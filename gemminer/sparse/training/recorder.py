@@ -74,39 +74,41 @@ class Recorder(TorchFunctionMode):
 
     def layer(self, layer: SparseLayer, x: Tensor) -> Tensor:
         """A layer's output."""
-        shape = layer.out_shape(tuple(x.shape)) if self._can(x) and layer.values.dtype is x.dtype else None
-        if shape is None or 0 in shape or 0 in x.shape or not _usual(layer.values, layer.bias):
+        own, dtype = _facts(x)
+        shape = layer.out_shape(own) if layer.values.dtype is dtype and self._can(x) else None
+        if shape is None or 0 in shape or 0 in own or not _usual(layer.values, layer.bias):
             return layer.now(computed(x))
-        return self._put_off(Node("layer", (self._operand(x),), shape, x.dtype, layer=layer))
+        return self._put_off(Node("layer", (self._operand(x),), shape, dtype, layer=layer))
 
     def norm(self, x: Deferred, call: NormCall) -> Tensor | None:
         """A norm's output; None, as of all below, if it cannot be put off."""
-        if not self._can(x) or len(x.shape) not in (2, 4) or not _usual(*call.tensors(), dtype=x.dtype):
+        shape, dtype, tensors = x.node.shape, x.node.dtype, call.tensors()
+        if not self._can(x) or len(shape) not in (2, 4) or not _usual(*tensors, dtype=dtype):
             return None
-        values = math.prod(x.shape) // x.shape[1]
+        values = math.prod(shape) // shape[1]
         if (call.mean is None) != (call.var is None) or (values == 1 if call.training else call.mean is None):
             return None
-        if any(t.shape != (x.shape[1],) for t in call.tensors()):
+        if any(t.shape != shape[1:2] for t in tensors):
             return None
         if call.training:
             stats = {id(t) for t in (call.mean, call.var) if t is not None}
             if stats & self.moving:
                 return None
             self.moving |= stats
-        return self._put_off(Node("norm", (self._operand(x),), tuple(x.shape), x.dtype, norm=call))
+        return self._put_off(Node("norm", (self._operand(x),), shape, dtype, norm=call))
 
     def relu(self, x: Deferred, *, in_place: bool = False) -> Tensor | None:
         if not self._can(x) or (in_place and self._seen(x)):
             return None
-        return self._put_off(Node("relu", (self._operand(x),), tuple(x.shape), x.dtype), x if in_place else None)
+        return self._put_off(Node("relu", (self._operand(x),), x.node.shape, x.node.dtype), x if in_place else None)
 
     def add(self, a: Any, b: Any, *, in_place: bool = False) -> Tensor | None:
         ours = isinstance(a, Tensor) and isinstance(b, Tensor) and a is not b and self._can(a) and self._can(b)
-        if not ours or a.shape != b.shape or a.dtype is not b.dtype or 0 in a.shape:
+        if not ours or (facts := _facts(a)) != _facts(b) or 0 in facts[0]:
             return None
         if in_place and (not isinstance(a, Deferred) or self._seen(a)):
             return None
-        node = Node("add", (self._operand(a), self._operand(b)), tuple(a.shape), a.dtype)
+        node = Node("add", (self._operand(a), self._operand(b)), *facts)
         return self._put_off(node, a if in_place else None)
 
     def part(self, x: Deferred, step: int) -> Tensor | None:
@@ -163,10 +165,13 @@ class Recorder(TorchFunctionMode):
 
     def _disturbs(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call on other tensors reads or changes what is yet to be run."""
+        changes = may_change(func, args, kwargs)
+        if not changes and not self.moving:
+            return False
         given = list(tensors_in((args, kwargs)))
-        if self.moving and any(id(t) in self.moving for t in given):
+        if any(id(t) in self.moving for t in given):
             return True
-        if not may_change(func, args, kwargs):
+        if not changes:
             return False
         changed = {memory_of(t) for t in given if t.is_floating_point()}
         return bool(changed) and any(memory_of(t) in changed for node in self.nodes for t in node.tensors())
@@ -310,14 +315,17 @@ def _by_torch(node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 def _usual(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
     """Whether these are plain tensors of a kind the kernels take, of one type if that is given."""
-    return all(
-        type(t) in (Tensor, nn.Parameter)
-        and (t.dtype in DTYPES if dtype is None else t.dtype is dtype)
-        and t.is_cpu
-        and t.layout is torch.strided
-        for t in tensors
-        if t is not None
-    )
+    for t in tensors:
+        if t is not None:
+            right = t.dtype in DTYPES if dtype is None else t.dtype is dtype
+            if not right or type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or t.layout is not torch.strided:
+                return False
+    return True
+
+
+def _facts(x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and type, for one that is not computed yet without a call of PyTorch."""
+    return (x.node.shape, x.node.dtype) if isinstance(x, Deferred) else (tuple(x.shape), x.dtype)
 
 
 def _saved_hooks() -> bool:
