@@ -14,6 +14,7 @@ from gemminer import methods
 from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.model_state import copied, named_state
+from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult, check_names, judge
@@ -351,6 +352,7 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
         out: the folder to write in, made where it is missing; by default the file's own.
 
     Raises:
+        UsageError: a file that gemminer did not write would be replaced.
         GemminerError: the file cannot be read, or it has no record.
     """
     from gemminer.reporting import page, tables
@@ -358,6 +360,6 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
 
     found = archive.read(file)
     folder = Path(file).parent if out is None else Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign([folder / "report.html"])
     tables.write(folder, found.cells(), found.records, found.failures)
     return page.draw(found, folder / "report.html", str(file), tables.PAGE_FILES)

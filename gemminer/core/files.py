@@ -1,7 +1,8 @@
-"""Atomic writes: a file is complete or absent, never half written."""
+"""Atomic writes: a file is complete or absent, never half written. What a disk refuses is said in one sentence."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,13 +11,49 @@ from safetensors import SafetensorError
 
 from gemminer.core.errors import GemminerError
 
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may be so large",
+}
+MARK = ".gemminer-"  # in the names of temporary files: .NAME.gemminer-RANDOM
+
+
+def cannot_write(path: str | Path, error: BaseException) -> GemminerError:
+    """The error of a file that cannot be written, with the system's reason.
+
+    >>> str(cannot_write("gem", OSError(errno.ENOSPC, "No space left on device")))
+    'cannot write gem: the disk is full (No space left on device): make room, or choose another place'
+    """
+    return GemminerError(f"cannot write {path}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """The system's reason behind an error, in part of a sentence: a full disk is called so."""
+    cause = _system_error(error)
+    if cause is None:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    if cause.errno in _FULL:
+        return f"{_FULL[cause.errno]} ({cause.strerror}): make room, or choose another place"
+    return cause.strerror or str(cause)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one: PyTorch's writer of archives raises its own while a write fails."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
 
 class atomic:
     """A temporary file in the folder of `path` that replaces it at the end, and is removed on an error.
 
-    A full disk or a missing folder raises an error of one sentence; the old file at `path` stays whole. A process
-    killed while it writes leaves a file named `.NAME.*`, which the next run removes; so tensors are written as
-    bytes here, since safetensors' own `save_file` makes a second temporary file of a name we do not know.
+    A full disk or a missing folder raises an error of one sentence; the old file at `path` stays whole, and so does
+    what is no file at all (a folder, a device). A process killed while it writes leaves a file named
+    `.NAME.gemminer-*`, which the next run removes; so tensors are written as bytes here, since safetensors' own
+    `save_file` makes a second temporary file of a name we do not know.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -24,10 +61,12 @@ class atomic:
 
     def __enter__(self) -> Path:
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise GemminerError(f"cannot write {self.path}: {_what(self.path)} is there")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name[:64]}{MARK}")
         except OSError as error:
-            raise GemminerError(f"cannot write {self.path}: {error.strerror or error}") from None
+            raise cannot_write(self.path, error) from None
         os.close(handle)
         self.temporary = Path(name)
         return self.temporary
@@ -40,15 +79,45 @@ class atomic:
                 self.temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; a result is for all
                 self.temporary.replace(self.path)
         except OSError as failure:
-            raise GemminerError(f"cannot write {self.path}: {failure.strerror or failure}") from None
+            raise cannot_write(self.path, failure) from None
         finally:
             self.temporary.unlink(missing_ok=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise GemminerError(f"cannot write {self.path}: {error}") from None
+        if isinstance(error, (OSError, SafetensorError)) or (isinstance(error, RuntimeError) and _system_error(error)):
+            raise cannot_write(self.path, error) from None
+
+
+def _what(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a device"
 
 
 def save_text(path: str | Path, text: str) -> Path:
-    """Write a whole text file, atomically, its lines ended the same on every system."""
+    """Write a whole text file, atomically, its lines ended the same on every system.
+
+    Bytes of a name that are no text of this system's (they came in as lone surrogates) are spelled out.
+    """
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return Path(path)
+
+
+def append_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Add to the end of a text file; with `sync` it is on the disk before this returns."""
+    append_bytes(path, text.encode(errors="backslashreplace"), sync=sync)
+
+
+def append_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Add to the end of a file, as `append_text`; what a full disk took of it is cut off again."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)
+                raise
+            if sync:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from None

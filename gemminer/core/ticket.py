@@ -294,7 +294,7 @@ class Ticket:
         self.fitted(model)
 
     def save(self, path: str | Path, *, weights: bool = True) -> Path:
-        """Write one safetensors file, atomically.
+        """Write one safetensors file, atomically; a file that is there is replaced, whosever it is.
 
         With `weights=False` the masked parameters' initial values are left out, to be drawn again from `draw` at
         loading (ResNet-20: 45 KB instead of 1.1 MB). Raises UsageError where no draw gives them back bit for bit.

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import save_text
+from gemminer.core.ownership import refuse_foreign
 from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
 from gemminer.reporting.axes import Figure, to_json
 from gemminer.reporting.format import checked, deviation, epochs, is_share
@@ -138,6 +139,7 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], table_fil
         raise errors[0]
     fields = aggregate.fields(runs.values())
     if table_files is None:
+        refuse_foreign([target, target.with_suffix(".csv"), target.with_suffix(".md")])
         _save(target.with_suffix(".csv"), tables.fields_csv(fields))
         _save(target.with_suffix(".md"), tables.fields_markdown(fields, missing))
         table_files = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
@@ -324,4 +326,5 @@ def _save(target: Path, text: str) -> Path:
     """Write whole and in one step: a reader sees the old page or the new one, never half."""
     if not target.parent.is_dir():  # a path that was mistyped, where a run makes its own folder
         raise GemminerError(f"cannot write {target} (there is no such folder): choose another place")
+    refuse_foreign([target])
     return save_text(target, text)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.core.files import save_text
+from gemminer.core.ownership import refuse_foreign
 from gemminer.core.statistics import Check
 from gemminer.reporting import format, sentences
 from gemminer.reporting.aggregate import MEASURES, PHASES, Field, Row, Stat, checks_over, stat
@@ -22,6 +23,7 @@ from gemminer.runs.grid import Cell
 from gemminer.runs.record import Record
 
 Line = dict[str, Any]
+NAMES = ("table.csv", "table.md", "summary.csv", "costs.csv")
 PAGE_FILES = {"CSV": "table.csv", "over seeds": "summary.csv", "Markdown": "table.md"}  # what a page links to
 _GROUP = ("data", "model", "density", "method")
 
@@ -110,6 +112,7 @@ def write(out: Path, cells: Sequence[Cell], records: Mapping[str, Record], failu
     means = summary(cells, records)
     head = {"table.csv": rows, "summary.csv": means}
     head["costs.csv"] = [cost_row(c, records[c.digest]) for c in cells if c.digest in records]
+    refuse_foreign(out / name for name in NAMES)
     for name, lines in head.items():
         save_text(out / name, csv_text(lines))
     save_text(out / "table.md", f"## Over seeds\n\n{_markdown(means)}\n## Each cell\n\n{_markdown(rows)}")

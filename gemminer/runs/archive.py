@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.files import atomic
+from gemminer.core.files import append_bytes, atomic
 from gemminer.runs import grid, record
 from gemminer.runs import recipe as recipes
 from gemminer.runs.grid import Cell
@@ -32,6 +31,7 @@ from gemminer.runs.record import Record
 
 SCHEMA = "gemminer.results/1"
 NAME = "records.jsonl.gz"
+_ROOM = 2**26  # bytes that a file may hold whatever its length; records are some ten times as long as packed
 
 
 class Damaged(GemminerError):
@@ -141,12 +141,15 @@ def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
     end = 0
     while end < len(packed):
         member = zlib.decompressobj(wbits=31)
+        room = max(_ROOM, 200 * len(packed)) - sum(map(len, found))
         try:
-            text = member.decompress(packed[end:])
+            text = member.decompress(memoryview(packed)[end:], room + 1)
         except zlib.error:
             if found:  # a crashed system leaves zeros in place of the last member
                 break
             raise GemminerError(f"{path} is not a file of gemminer's records: it is not compressed by gzip") from None
+        if len(text) > room:
+            raise GemminerError(f"{path} is not a file of gemminer's records: it holds far more than it is long")
         if not member.eof:
             break
         found.append(text)
@@ -217,13 +220,7 @@ class Keeper:
         known = self._there.entries.get(entry.cell)
         if known is not None and replace(known, curves=()).as_dict() == entry.as_dict():
             return
-        try:
-            with self.path.open("ab") as file:
-                file.write(_packed([entry.as_dict()]))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise GemminerError(f"cannot write {self.path}: {error.strerror}") from None
+        append_bytes(self.path, _packed([entry.as_dict()]), sync=True)
         self._there = replace(self._there, entries={**self._there.entries, entry.cell: entry})
 
 

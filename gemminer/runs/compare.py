@@ -19,7 +19,8 @@ import torch
 
 from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import save_text
+from gemminer.core.files import MARK, save_text
+from gemminer.core.ownership import is_there, refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.runs import archive, checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
@@ -177,8 +178,9 @@ def run_cells(
     """
     cells = asked.cells()
     engines.checked(engine, device_of(device if backend == "local" else "cpu"))
-    expected = estimates(cells, root=root, download=download)
     out = out.absolute()
+    _refuse_foreign(out)
+    expected = estimates(cells, root=root, download=download)
     threads = _threads(out, threads, workers)
     _save(out / "compare.json", _description(asked, cells, threads))
 
@@ -228,6 +230,22 @@ def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch:
         keeper.keep(outcome.entry(cell))
         _save(folder / "error.json", {"schema": "gemminer.error/1", "when": environment.now(), **error})
     return watch.failed(cell, failure.sentence)
+
+
+# What a comparison writes in its folder, beside cells/; the last five are of reporting.
+FILES = ("compare.json", archive.NAME, "table.csv", "table.md", "summary.csv", "costs.csv", "report.html")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise UsageError where a comparison would replace a file that gemminer did not write, or is in no such folder."""
+    if is_there(out) and not out.is_dir():
+        raise UsageError(f"{out} is a file: give another folder with --out")
+    refuse_foreign(out / name for name in FILES)
+    if not is_there(out / "compare.json"):
+        for other in sorted(out.iterdir()) if out.is_dir() else ():
+            if other.name not in FILES and not other.name.startswith(tuple(f".{name}{MARK}" for name in FILES)):
+                what = f"{out} is not a comparison's folder (it holds {other.name})"
+                raise UsageError(f"{what}: give a new or an empty folder with --out")
 
 
 def _threads(out: Path, asked: int | None, workers: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import atomic
 from gemminer.core.model_state import copied
+from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.statistics import paired_test
 from gemminer.core.ticket import Ticket
@@ -34,6 +36,8 @@ from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.settings import Resolved, device_of, draw_of, resolve_recipe
 from gemminer.training import engine as engines
+
+WEIGHTS = "gemminer.weights/1"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def prepare(
 
 def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[str, Any]:
     """Train the ticket in a file as `recipe` says, and save the trained weights; `where` goes to `prepare`."""
+    refuse_foreign([out])
     ticket, experiment = _with_ticket(recipe, path, where)
     return experiment.train(ticket, 0, "train", lambda model: _save_weights(model, out))
 
@@ -130,8 +135,9 @@ def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in copied(model).items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in copied(model).items()}))
+        temporary.write_bytes(save(weights, metadata={"gemminer": json.dumps({"format": WEIGHTS})}))
 
 
 class _Logged(Monitor):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import save_text
+from gemminer.core.files import MARK, append_text, reason, save_text
+from gemminer.core.ownership import is_there, ours, refuse_foreign
 from gemminer.training.checkpoint import Checkpoint
 
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
+# What a run writes in its state/: finished steps, checkpoints of steps, the ticket that a check searches for.
+_STATE = re.compile(r"steps\.jsonl|inverted\.safetensors|(budget|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt")
+_MARKER = "gemminer.run/1 "  # and the recipe's digest, in state/recipe
 # Errors of a file system without locks, or without its lock server.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
 
@@ -55,45 +60,117 @@ def _locked(folder: Path, wait: float = 3.0) -> FileLock:
 class Folder:
     """A run's folder: finished steps, checkpoints and epoch rows, all of which outlive the process.
 
-    Raises UsageError where the folder holds another recipe's run, or a run at all and neither `resume` nor
+    What gemminer did not write is never touched. Raises UsageError where the folder holds anything but a run, a file of
+    somebody's in the place of one of a run's, another recipe's run, or a run at all and neither `resume` nor
     `overwrite` is asked for; Busy, a UsageError, where another process is running in it.
     """
 
     def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.state = path, path / "state"
         self._steps_file, self._metrics_file = self.state / "steps.jsonl", path / "metrics.jsonl"
-        existing = self.state / "recipe"
         try:
-            if path.exists() and not path.is_dir():
-                raise UsageError(f"{path} is a file: give another folder with --out")
-            held = existing.exists() or (path / "record.json").exists()
-            if held and not overwrite:
-                if not resume:
-                    raise UsageError(
-                        f"{path} holds a run already: add --resume to go on with it, --overwrite to begin anew, or "
-                        "--out FOLDER for another place"
-                    )
-                if (found := existing.read_text().strip() if existing.exists() else "") != recipe_hash:
-                    raise UsageError(
-                        f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}): "
-                        "resume with the same options, or give another folder with --out"
-                    )
+            self._look(recipe_hash, resume, overwrite)  # nothing is made where there is nothing to do
             self.state.mkdir(parents=True, exist_ok=True)
             weakref.finalize(self, _locked(path).release)
+            held = self._look(recipe_hash, resume, overwrite)  # another run may have come in between
             if held and overwrite:
                 self._wipe()
-            for stale in [*self.state.glob(".*"), *(f for name in FILES for f in path.glob(f".{name}.*"))]:
-                stale.unlink()  # left by a process that was killed in an atomic write
+            for stale in self._temporary():
+                stale.unlink(missing_ok=True)  # left by a process that was killed in an atomic write
+            self._mark(recipe_hash)
         except OSError as error:
-            raise GemminerError(f"cannot use the folder {path}: {error.strerror}") from None
-        save_text(existing, recipe_hash)
+            raise GemminerError(f"cannot use the folder {path}: {reason(error)}") from None
         self.steps: dict[str, dict[str, Any]] = {
             row["step"]: row["result"] for row in _lines(self._steps_file) if "step" in row
         }
 
+    def _look(self, recipe_hash: str, resume: bool, overwrite: bool) -> bool:
+        """Whether the folder holds a run; raises UsageError unless this one may be in it."""
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file: give another folder with --out")
+        self._refuse_foreign()
+        found = self._recipe()
+        held = found is not None or ours(path / "record.json")
+        if not held:
+            return False
+        if not overwrite:
+            if not resume:
+                raise UsageError(
+                    f"{path} holds a run already: add --resume to go on with it, --overwrite to begin anew, or "
+                    "--out FOLDER for another place"
+                )
+            if found != recipe_hash:
+                raise UsageError(
+                    f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}): "
+                    "resume with the same options, or give another folder with --out"
+                )
+        return True
+
+    def _refuse_foreign(self) -> None:
+        """Raise UsageError where something stands that no run wrote, in a run's place or in a folder without a run."""
+        path, state, lock = self.path, self.state, self.state / "lock"
+        if state.is_symlink() or (is_there(state) and not state.is_dir()):
+            raise UsageError(f"{state} was not written by gemminer: give another folder with --out")
+        if is_there(lock) and (lock.is_symlink() or not lock.is_file() or lock.stat().st_size):
+            raise UsageError(f"{lock} was not written by gemminer: give another folder with --out")
+        if self._recipe() is None and not ours(path / "record.json"):
+            beside = [f for f in path.iterdir() if f != state and f.name != "error.json"] if path.is_dir() else []
+            inside = [f for f in state.iterdir() if f != lock] if state.is_dir() else []
+            passing = set(self._temporary())
+            for other in sorted([*beside, *inside]):
+                if other not in passing:
+                    raise UsageError(
+                        f"{path} is not a run's folder (it holds {other.relative_to(path)}): give a new or an empty "
+                        "folder with --out"
+                    )
+        recipe = state / "recipe"
+        if is_there(recipe) and self._recipe() is None:
+            raise UsageError(f"{recipe} was not written by gemminer: give another folder with --out")
+        refuse_foreign(path / name for name in (*FILES, "error.json"))
+        refuse_foreign(f for f in (state.iterdir() if state.is_dir() else ()) if _STATE.fullmatch(f.name))
+
+    def _recipe(self) -> str | None:
+        """The digest of the recipe whose run is here, by the mark that a run leaves."""
+        file = self.state / "recipe"
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > 200:
+            return None
+        text = file.read_text(encoding="utf-8", errors="replace").strip()
+        return text.removeprefix(_MARKER) if text.startswith(_MARKER) else None
+
+    def _mark(self, recipe_hash: str) -> None:
+        """Make the folder this recipe's; of two processes on a file system without locks one is refused."""
+        recipe = self.state / "recipe"
+        if self._recipe() is not None:
+            return
+        mine = self.state / f".recipe{MARK}{os.getpid():08d}"
+        try:
+            mine.write_text(_MARKER + recipe_hash + "\n")
+            os.link(mine, recipe)
+        except FileExistsError:
+            raise UsageError(f"another run has come to {self.path}: give another folder with --out") from None
+        except OSError:  # a file system without hard links
+            save_text(recipe, _MARKER + recipe_hash + "\n")
+        finally:
+            mine.unlink(missing_ok=True)
+
+    def _temporary(self) -> list[Path]:
+        """Files that a process leaves which is killed in an atomic write."""
+        names = [
+            *((self.path, name) for name in (*FILES, "error.json")),
+            (self.state, "recipe"),
+            (self.state, "steps.jsonl"),
+        ]
+        found = [file for folder, name in names for file in folder.glob(f".{name}{MARK}????????")]
+        for file in self.state.glob(f".*{MARK}????????"):
+            if _STATE.fullmatch(file.name[1:].rpartition(MARK)[0]):
+                found.append(file)
+        return [file for file in found if not file.is_symlink() and file.is_file()]
+
     def _wipe(self) -> None:
-        ours = [file for file in self.state.glob("*") if file.name != "lock"]
-        for file in [*ours, *(self.path / name for name in FILES)]:
+        """Remove a run's own files; `_look` has seen that they are."""
+        inside = [file for file in self.state.iterdir() if _STATE.fullmatch(file.name)]
+        for file in [*inside, *(self.path / name for name in FILES), self.state / "recipe"]:
             file.unlink(missing_ok=True)
 
     def finish(self, step: str, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,16 +198,9 @@ class Folder:
 
 
 def _append(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
-    try:
-        # A line cut short by a kill must not swallow this one.
-        prefix = "" if _whole(path) else "\n"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{prefix}{json.dumps(row)}\n")
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise GemminerError(f"cannot write {path}: {error.strerror}") from None
+    # A line cut short by a kill must not swallow this one.
+    prefix = "" if _whole(path) else "\n"
+    append_text(path, f"{prefix}{json.dumps(row)}\n", sync=sync)
 
 
 def _whole(path: Path) -> bool:

@@ -56,11 +56,9 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         state = {"format": FORMAT, "of": None if self.of is None else dict(self.of), **self.also, **state}
-        with atomic(self.path) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch's own word for a full disk
-                raise GemminerError(f"cannot write {self.path}: {str(error).splitlines()[0]}") from None
+        # To an open file: torch keeps the system's error then; with a name it says of a full disk "unexpected pos".
+        with atomic(self.path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
         self.last, self.begun = time.monotonic(), True
 
     def load(self) -> dict[str, Any] | None:

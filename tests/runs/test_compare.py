@@ -130,7 +130,8 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
     asked = plan(method="uniform", checks=[], dense=False)
     first = api.compare(asked, tmp_path, workers=0, threads=1)
     table = (tmp_path / "table.csv").read_bytes()
-    (tmp_path / "cells" / next(iter(first.records)) / "record.json").write_text("{")
+    path = tmp_path / "cells" / next(iter(first.records)) / "record.json"
+    path.write_text(path.read_text()[:200])
     log = Log()
     api.compare(asked, tmp_path, workers=0, watch=log)
     assert log.lines == ["started uniform 0"]

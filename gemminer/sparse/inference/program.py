@@ -137,7 +137,7 @@ class Program:
         return self._layouts[lanes]
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, atomically; its size grows with the number of kept weights."""
+        """Write one safetensors file in place of any, atomically; its size grows with the number of kept weights."""
         path = Path(path)
         terms = [e for op in self.operations if isinstance(op, Sum) for e in op.entries]
         packed = [_pack(e, _channels(self.inputs, self.operations, e.source)) for e in terms]

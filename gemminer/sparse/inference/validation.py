@@ -19,6 +19,7 @@ CODES = 2**62  # codes of strided planes: (channel * stride + row) * stride + co
 FLOATS = 2**29  # of the scratch array for one image, 2 GB
 CELLS = 2**22  # of a pool's window
 OPERATIONS = 2**15
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def need(right: bool, what: str) -> None:
@@ -55,7 +56,7 @@ def check_operations(inputs: tuple[int, ...], outputs: tuple[int, ...], operatio
             _check_pool(op, shapes)
         else:
             need(op.bias.shape == op.shape[:1] and bool(np.isfinite(op.bias).all()), "a bias")
-            need(not math.isnan(op.low) and not math.isnan(op.high), "a limit")
+            need(all(abs(limit) <= _LARGEST or math.isinf(limit) for limit in (op.low, op.high)), "a limit")
             for e in op.entries:
                 need(0 <= e.source < len(shapes), "a source")
                 _check_stride(e.stride, shapes[e.source])

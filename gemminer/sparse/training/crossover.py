@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gemminer.core.errors import GemminerError
 from gemminer.core.files import atomic
 from gemminer.sparse.training.fuse import fused
 from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
@@ -77,7 +78,7 @@ def crossovers(threads: int) -> dict[str, float]:
             return known
         with atomic(path) as temporary:
             Path(temporary).write_text(json.dumps(found))
-    except OSError:
+    except (OSError, GemminerError):
         pass  # if the home cannot be written, each process measures anew
     return found
 
