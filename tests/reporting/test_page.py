@@ -200,13 +200,20 @@ def test_damaged_metrics_and_unwritable_places_are_one_sentence(tmp_path: Path) 
     (run / "metrics.jsonl").write_text('{"phase": "search"}\n')
     with pytest.raises(GemminerError, match="without an epoch"):
         write(run)
+    (run / "metrics.jsonl").unlink()
+    for name, ending in (("thesis.html", ""), ("two.csv", "two.html"), ("two.md", "two.html")):
+        (tmp_path / name).write_text("thesis")
+        with pytest.raises(UsageError, match=f"{name} was not written by gemminer"):
+            report([run, run.parent / "none"][: 1 + bool(ending)], out=tmp_path / (ending or name))
+        assert (tmp_path / name).read_text() == "thesis"
+        (tmp_path / name).unlink()
     with pytest.raises(UsageError, match="at least one run"):
         report([])
 
 
 def test_a_failing_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, metrics=False)
-    write(run).write_text("old")
+    old = write(run).read_text()
 
     def full(*_: Any) -> None:
         raise OSError(28, os.strerror(28))
@@ -215,7 +222,7 @@ def test_a_failing_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(GemminerError, match="No space left"):
         write(run)
     assert {path.name for path in run.iterdir()} == {"record.json", "report.html"}
-    assert (run / "report.html").read_text() == "old"
+    assert (run / "report.html").read_text() == old
 
 
 def test_the_modules_read_files_only() -> None:
