@@ -36,8 +36,8 @@ def ours(path: Path) -> bool:
             end = file.read()
     except OSError:
         return False
-    if head == b"\n":
-        return path.suffix == ".csv"  # a table without rows
+    if head in (b"", b"\n"):  # a table, or a list of epochs, without rows
+        return path.suffix == (".csv" if head else ".jsonl")
     if head.startswith((b"{", b"[")):
         return bool(_SCHEMA.search(head)) or _rows(head)
     if head.startswith(b"\x1f\x8b"):
@@ -53,7 +53,8 @@ def _rows(head: bytes) -> bool:
     try:
         first = json.loads(lines[0])
     except ValueError:
-        return False
+        begun = (b'{"phase": "', b'{"step": "')
+        return len(lines) == 1 and any(head.startswith(text) or text.startswith(head) for text in begun)
     return isinstance(first, dict) and (
         (isinstance(first.get("phase"), str) and type(first.get("epoch")) is int)
         or (isinstance(first.get("step"), str) and isinstance(first.get("result"), dict))

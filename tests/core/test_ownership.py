@@ -54,11 +54,19 @@ def test_what_gemminer_writes_is_known_by_its_content(tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("kind", THEIRS)
 def test_everything_else_is_somebodys(tmp_path: Path, kind: str) -> None:
-    for name in ("record.json", "report.html", "ticket.safetensors", "metrics.jsonl"):
+    for name in ("record.json", "report.html", "ticket.safetensors", "metrics.jsonl")[: 4 if THEIRS[kind] else 3]:
         (tmp_path / name).write_bytes(THEIRS[kind])
         assert not ours(tmp_path / name)
         with pytest.raises(UsageError, match=f"{name} was not written by gemminer: move it away, or .* with --out"):
             refuse_foreign([tmp_path / name])
+
+
+def test_what_a_kill_leaves_of_the_first_line_is_ours(tmp_path: Path) -> None:
+    for text in (b"", b"{", b'{"pha', b'{"phase": "sea', b'{"step": "search", "res'):
+        (tmp_path / "metrics.jsonl").write_bytes(text)
+        assert ours(tmp_path / "metrics.jsonl")
+    (tmp_path / "record.json").write_bytes(b"")
+    assert not ours(tmp_path / "record.json")
 
 
 def test_a_ticket_a_folder_and_a_link_to_nowhere(ticket: Ticket, tmp_path: Path) -> None:
