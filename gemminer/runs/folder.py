@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import MARK, append_text, reason, save_text
@@ -127,7 +128,8 @@ class Folder:
         recipe = state / "recipe"
         if is_there(recipe) and self._recipe() is None:
             raise UsageError(f"{recipe} was not written by gemminer: give another folder with --out")
-        refuse_foreign(path / name for name in (*FILES, "error.json"))
+        unmarked = {"trained.safetensors"} if _unmarked_weights(path) else set()
+        refuse_foreign(path / name for name in (*FILES, "error.json") if name not in unmarked)
         refuse_foreign(f for f in (state.iterdir() if state.is_dir() else ()) if _STATE.fullmatch(f.name))
 
     def _recipe(self) -> str | None:
@@ -136,7 +138,9 @@ class Folder:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > 200:
             return None
         text = file.read_text(encoding="utf-8", errors="replace").strip()
-        return text.removeprefix(_MARKER) if text.startswith(_MARKER) else None
+        if text.startswith(_MARKER) or re.fullmatch(r"[0-9a-f]{12}", text):  # without the mark: an older run's
+            return text.removeprefix(_MARKER)
+        return None
 
     def _mark(self, recipe_hash: str) -> None:
         """Make the folder this recipe's; of two processes on a file system without locks one is refused."""
@@ -195,6 +199,19 @@ class Folder:
         kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
         if len(kept) < len(rows) or not _whole(self._metrics_file):
             save_text(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _unmarked_weights(path: Path) -> bool:
+    """Whether the trained weights are an older run's, which say nothing of gemminer: those of the ticket beside them."""
+    weights, ticket = path / "trained.safetensors", path / "ticket.safetensors"
+    if weights.is_symlink() or not weights.is_file() or not ours(ticket):
+        return False
+    try:
+        with safe_open(weights, framework="np") as found, safe_open(ticket, framework="np") as known:
+            start = {name.removeprefix("initial/") for name in known.keys() if name.startswith("initial/")}  # noqa: SIM118
+            return set(found.keys()) == start
+    except (OSError, SafetensorError):
+        return False
 
 
 def _append(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
