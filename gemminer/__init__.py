@@ -12,6 +12,10 @@ density = fraction of prunable weights kept, everywhere.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gemminer.core import interrupts
+
+interrupts.install()  # before PyTorch is imported, and in the program alone
+
 from gemminer.api import check, compare, draw, mine, train
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.progress import Monitor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ import typer
 
 import gemminer
 from gemminer.bench import commands as bench_commands
+from gemminer.core import interrupts
 from gemminer.core.errors import GemminerError, Stopped, UsageError
+from gemminer.core.files import reason
 from gemminer.reporting import commands as listing_commands
 from gemminer.reporting.flags import (
     ERR,
@@ -237,21 +240,33 @@ for room in (listing_commands, bench_commands):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program: exit code 0, 1 where cells failed, 2 with one sentence for the caller, 130 for Ctrl-C."""
+    """The program: exit code 0, 1 where cells failed, 2 with one sentence for the caller, 130 for Ctrl-C.
+
+    143 for SIGTERM, and 141, without a word, where who reads what it prints has stopped reading (`| head`).
+    """
+    interrupts.begin()
     try:
         code = app(args=argv, prog_name="gemminer", standalone_mode=False)  # what typer.Exit was raised with
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except BrokenPipeError:
+        return 141
     except Exception as error:
+        if interrupts.stopped() and not isinstance(error, Stopped):  # what a Ctrl-C was turned into on its way
+            return _complain(Stopped(interrupts.AGAIN))
         return _complain(error)
     if code == 130:  # typer gives Ctrl-C back as this code
-        return _complain(Stopped("stopped; the same command with --resume goes on where it was"))
+        return _complain(Stopped(interrupts.AGAIN))
     return code if isinstance(code, int) else 0
 
 
 def _complain(error: Exception) -> int:
     """One sentence for an error of the caller's or the disk's; any other is ours, and raised again."""
-    if isinstance(error, (GemminerError, OSError)):
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {reason(error)}" if error.filename else f"cannot write: {reason(error)}"
+    elif isinstance(error, GemminerError):
         text = str(error)
     elif hasattr(error, "format_message"):  # what typer makes of a wrong option, whichever click it carries
         text = error.format_message()
@@ -261,12 +276,22 @@ def _complain(error: Exception) -> int:
     else:
         raise error
     ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
-    return 130 if isinstance(error, Stopped) else 2
+    return interrupts.code() if isinstance(error, Stopped) else 2
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script, whatever its streams are: closed, or of an encoding that has not every character."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, PTH123
+        elif name != "stdin":
+            stream.reconfigure(errors="backslashreplace")
+    code = main()
+    interrupts.end()
+    if code == 141:  # nothing is left to flush at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

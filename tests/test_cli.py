@@ -458,7 +458,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence(tmp_path: Path, capsys: pytes
     [
         (KeyboardInterrupt(), 130, "gemminer: stopped; the same command with --resume goes on"),
         (typer.Abort(), 130, "gemminer: stopped"),
-        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "runs/x: the disk is full (No space left on device)"),
     ],
     ids=["ctrl-c", "abort", "disk"],
 )

@@ -25,16 +25,34 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 
 import typer
 from pydantic.fields import FieldInfo
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from gemminer.core.errors import UsageError
 from gemminer.core.progress import Monitor
 from gemminer.reporting.terminal import Board, board_for, monitor_for
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Flag, Recipe
+from gemminer.runs.settings import checked_threads
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """A console whose lines are broken on a terminal only, and that tells of a reader who has gone."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        return found if self.is_terminal else ConsoleDimensions(10_000, found.height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+OUT = _Console(highlight=False)
+ERR = _Console(stderr=True, highlight=False)
 
 
 def print_json(*values: Any) -> None:
@@ -136,6 +154,10 @@ class RecipeFields:
         elif kind is bool:
             flag = f"{flag}/--no-{flag.removeprefix('--')}"
         names = [how.short, flag] if how.short else [flag]
+        if self.command in ("mine", "check") and how.commands.get("check") and "train" not in how.commands:
+            # check's own spelling and that of mine: either will do for both
+            spellings = (how.name or f"--{name.replace('_', '-')}", how.commands["check"])
+            names += [spelling for spelling in spellings if spelling not in names]
         yield parameter(name, given, typer.Option(*names, help=text, **more))
         for cut in how.shortcuts:
             yield parameter(cut.option, cut.type, typer.Option(cut.flag, help=cut.help))
@@ -298,8 +320,10 @@ class Place:
 
 def set_threads(count: int | None) -> None:
     """The CPU threads of this process; None leaves them as they are."""
+    torch = importlib.import_module("torch")
+    checked_threads(torch.get_num_threads() if count is None else count)
     if count is not None:
-        importlib.import_module("torch").set_num_threads(count)
+        torch.set_num_threads(count)
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,7 @@ def _many_charts(
 
 def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict[str, Any]:
     page, found = path / "report.html", run.record
-    link = quote(os.path.relpath(page, folder)) if page.is_file() else ""
+    link = quote(os.fsencode(os.path.relpath(page, folder))) if page.is_file() else ""
     single = all(len(check.values) == 1 for check in found.checks.values())
     extra = {"verdicts": _verdicts(found), "cost": _costs(found)["together"], "single": single}
     return {"r": found, "name": run.name, "label": label, "link": link} | extra

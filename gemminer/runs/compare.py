@@ -28,7 +28,7 @@ from gemminer.runs.folder import Busy
 from gemminer.runs.grid import Cell, Grid
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
-from gemminer.runs.settings import device_of, resolve_recipe
+from gemminer.runs.settings import checked_threads, device_of, resolve_recipe
 from gemminer.runs.watch import Watch
 from gemminer.runs.workers import Event, Failure, Tell, run_all, share
 from gemminer.training import engine as engines
@@ -251,11 +251,9 @@ def _refuse_foreign(out: Path) -> None:
 def _threads(out: Path, asked: int | None, workers: int) -> int:
     """Threads of a cell: as asked, else as before in this folder, else a share of the cores."""
     if asked is not None:
-        if asked < 1:
-            raise UsageError(f"threads must be 1 or more, not {asked}")
-        return asked
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((out / "compare.json").read_text(encoding="utf-8"))["threads"])
+        return checked_threads(asked)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return checked_threads(int(json.loads((out / "compare.json").read_text(encoding="utf-8"))["threads"]))
     return share(workers)
 
 

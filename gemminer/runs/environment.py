@@ -63,6 +63,8 @@ def command() -> str:
     program, *arguments = sys.argv
     name = Path(program).name
     name = Path(program).parent.name if name == "__main__.py" else name
+    # A name that is no text in this system's encoding comes in as lone surrogates, which no file of text may hold.
+    arguments = [os.fsencode(text).decode(errors="replace") for text in arguments]
     return " ".join([name, *(without_places(text) for text in arguments)])
 
 

@@ -202,7 +202,7 @@ class Folder:
 
 
 def _unmarked_weights(path: Path) -> bool:
-    """Whether the trained weights are an older run's, which say nothing of gemminer: those of the ticket beside them."""
+    """Whether the trained weights are an older run's, without a mark: those of the ticket beside them."""
     weights, ticket = path / "trained.safetensors", path / "ticket.safetensors"
     if weights.is_symlink() or not weights.is_file() or not ours(ticket):
         return False

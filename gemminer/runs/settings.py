@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -120,3 +121,18 @@ def resolve_recipe(recipe: Recipe, examples: int) -> Resolved:
         options=recipe.options,
         train=recipe.train,
     )
+
+
+MOST_THREADS = 1024  # or the cores, if they are more: PyTorch ends the process where so many cannot be started
+
+
+def checked_threads(count: int) -> int:
+    """A number of CPU threads; raises UsageError for none, or for more than a machine has use for.
+
+    >>> checked_threads(2)
+    2
+    """
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if not 1 <= count <= most:
+        raise UsageError(f"threads must be 1 to {most}, not {count}: give --threads")
+    return count

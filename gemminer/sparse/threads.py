@@ -16,8 +16,17 @@ from queue import SimpleQueue
 
 import torch
 
+from gemminer.core.errors import UsageError
+
 _Task = tuple[Callable[[int], None], int, "SimpleQueue[BaseException | None]"]
+MOST = 1024  # threads of a launch: each waits for the next one ever after
 _SOFT = 1  # omp_pause_soft: end the waiting threads, keep what OpenMP knows
+
+
+def require_compiler() -> None:
+    """Raise UsageError where Numba compiles nothing: the kernels are machine code that Python cannot run."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise UsageError("the sparse engine is compiled by Numba: unset NUMBA_DISABLE_JIT, or use engine dense")
 
 
 def run_on_threads(work: Callable[[int], None], threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,7 +26,14 @@ def checked(engine: str, device: torch.device) -> str:
         raise unknown("engine", engine, ENGINES)
     if engine == "sparse" and device.type != "cpu":
         raise UsageError(f"engine 'sparse' runs on the CPU, not on {device}: use engine auto or dense")
+    if engine == "sparse" and not _compiles():
+        raise UsageError("engine 'sparse' is compiled by Numba: unset NUMBA_DISABLE_JIT, or use engine dense")
     return engine
+
+
+def _compiles() -> bool:
+    """Whether Numba may compile; without importing it."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
@@ -37,7 +45,7 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
     Args:
         flops: the FLOPs of the task's forward pass, if they have been counted.
     """
-    if checked(task.engine, task.device) == "dense" or task.device.type != "cpu":
+    if checked(task.engine, task.device) == "dense" or task.device.type != "cpu" or not _compiles():
         return {}
     if task.engine == "auto":
         flops = flops or cost.count(task, {})

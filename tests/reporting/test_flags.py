@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -11,6 +15,7 @@ import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from gemminer import models
 from gemminer.cli import main
 from gemminer.core.errors import UsageError
 from gemminer.reporting.flags import (
@@ -22,7 +27,7 @@ from gemminer.reporting.flags import (
     sentence,
     spread,
 )
-from gemminer.runs import recipe
+from gemminer.runs import execute, recipe
 from gemminer.runs.recipe import Recipe
 
 
@@ -139,3 +144,61 @@ def test_a_shell_completes(
     with pytest.raises(SystemExit):
         main([])
     assert set(capsys.readouterr().out.split()) == wanted
+
+
+def test_streams_that_are_closed_full_or_narrow(tmp_path: Path) -> None:
+    """One process of its own for them all: each has the streams replaced before the program begins."""
+    code = """
+import os, sys
+from gemminer.cli import entry
+def run(*argv, out, **more):
+    sys.argv = ["gemminer", *argv]
+    kept, sys.stdout = sys.stdout, out
+    try:
+        entry()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout = kept
+    return code
+read, write = os.pipe()
+os.close(read)
+codes = [
+    run("methods", out=os.fdopen(write, "w")),
+    run("methods", out=open("/dev/full", "w")),
+    run("methods", "snip", out=open("ascii", "w", encoding="ascii")),
+    run("models", out=open("wide", "w")),
+    run("methods", "snip", out=None),
+]
+print(codes)
+"""
+    environment = {**os.environ, "COLUMNS": "20", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[141, 2, 0, 0, 0]\n", done.stderr
+    assert done.stderr == (
+        "gemminer: cannot write: the disk is full (No space left on device): make room, or choose another place\n"
+    )
+    rows = (tmp_path / "wide").read_text().splitlines()
+    assert len(rows) == 1 + len(models.names())
+    assert all(name in row for name, row in zip(models.names(), rows[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mine --data digits --check shuffle --seeds 1",
+        "check gem --model lenet-5 --data digits --checks shuffle --check-seeds 1",
+    ],
+)
+def test_checks_are_spelled_either_way(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+
+    def run(recipe: Recipe, *args: Any, **more: Any) -> None:
+        seen.append(recipe)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(execute, "run_recipe", run)
+    monkeypatch.setattr(execute, "check_ticket", run)
+    assert main(line.split()) == 2
+    assert (seen[0].checks, seen[0].check_seeds) == (("shuffle",), 1)

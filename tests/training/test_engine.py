@@ -212,3 +212,18 @@ def test_a_resumed_call_computes_the_layers_it_computed_before(tmp_path: Path, m
     crossovers_of(0.0, monkeypatch)
     gemminer.train(net, ticket, data, epochs=4, checkpoint=path)
     assert all(torch.equal(t, whole[n]) for n, t in net.state_dict().items())
+
+
+def test_without_numbas_compiler_auto_is_dense_and_sparse_is_refused(
+    net: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setattr(engine, "WORTH", 0.0)
+    assert gemminer.mine(net, pair, 0.2, method="snip", engine="auto").kept == 65
+    with pytest.raises(UsageError, match="unset NUMBA_DISABLE_JIT, or use engine dense"):
+        gemminer.mine(net, pair, 0.2, method="snip", engine="sparse")
+    ticket = gemminer.mine(net, pair, 0.2, method="erk")
+    program = gemminer.sparse.compile(net, input_shape=(6,))
+    for use in (lambda: gemminer.sparse.sparsify(net, ticket), lambda: program(torch.zeros(1, 6))):
+        with pytest.raises(UsageError, match="unset NUMBA_DISABLE_JIT"):
+            use()

@@ -36,7 +36,8 @@ from gemminer.sparse.inference.validation import (
     need,
     whole,
 )
-from gemminer.sparse.threads import run_on_threads
+from gemminer.sparse.threads import MOST as MOST_THREADS
+from gemminer.sparse.threads import require_compiler, run_on_threads
 
 Images = TypeVar("Images", Tensor, Array)
 
@@ -99,6 +100,8 @@ class Program:
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
+        require_compiler()
+        threads = min(threads, MOST_THREADS)
         rows = np.ascontiguousarray(batch).reshape(len(batch), math.prod(self.inputs))
         logits = np.empty((len(batch), math.prod(self.outputs)), np.float32)
         self._run(rows, logits, threads)

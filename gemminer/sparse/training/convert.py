@@ -14,6 +14,7 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
 from gemminer.core.ticket import Ticket
+from gemminer.sparse.threads import require_compiler
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.fuse import SparseNetwork, fused
 from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer, MaskedLinear
@@ -68,6 +69,7 @@ def converted(
         below: with the engine auto, parameter name -> the density below which its layer is sparse, as `crossovers_of`
             gives them; None asks the machine.
     """
+    require_compiler()
     net = duplicate(unwrapped(model))  # what DataParallel and torch.compile would add, the kernels do not take
     named = named_parameters(net, ties=True)
     first = {id(p): name for name, p in reversed(named.items())}
