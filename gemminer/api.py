@@ -194,7 +194,8 @@ def train(
 
     Returns:
         {"test": metric or None, "classes": metric by class or None, "validation": None, "cost": {"epochs", "seconds",
-        "flops_dense", "flops_sparse"}}; `classes` where there is one class index and one value for each test example.
+        "flops_dense", "flops_sparse"}, "rate": {"lr", "max_norm", "steps", "seconds", "tried"}}; `classes` where there
+        is one class index and one value for each test example, `rate` is how the learning rate was found.
 
     Raises:
         UsageError: the ticket is of another model; a setting that cannot be; a checkpoint of another call.

@@ -81,7 +81,7 @@ def _dense(setup: Setup, data: tuple[Tensor, Tensor], channels_last: bool) -> Ca
     def run() -> None:
         model = networks.build(setup.model)
         task = networks.task_of(model, *data, batch=setup.batch, channels_last=channels_last)
-        fit(task, Dense(model), Settings(setup.epochs), seed=0)
+        fit(task, Dense(model), Settings(setup.epochs, lr=0.1), seed=0)
 
     return run
 

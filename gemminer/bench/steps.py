@@ -33,7 +33,7 @@ def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, r
     """A training step of all of a model's parameters; `run` computes it, by default the model itself."""
     images, labels = networks.images_of(setup.model, setup.batch)
     task = networks.task_of(run or model, images, labels, batch=setup.batch, channels_last=channels_last)
-    return stepper(task, Dense(model), Settings(EPOCHS, weight_decay=1e-4), images, labels)
+    return stepper(task, Dense(model), Settings(EPOCHS, lr=0.1, weight_decay=1e-4), images, labels)
 
 
 def sparse_net(name: str, model: nn.Module, density: float) -> nn.Module:

@@ -36,6 +36,7 @@ class Options(Settings):
     """Edge-Popup's settings: those of `training.settings.Settings` for the scores, and its own.
 
     Args:
+        lr: the scores' learning rate.
         rung: "layer" ranks scores in each layer, all of the same density (Edge-Popup as published); "global" ranks
             all together; "gradual" also freezes the lowest on Gem-Miner's schedule; "ridge" also penalises them.
         ridge: lambda of the penalty lambda * |s|^2, in the rung "ridge" only; weight_decay holds in every rung.
@@ -48,6 +49,7 @@ class Options(Settings):
         invert: keep the lowest |s| instead, the sanity check.
     """
 
+    lr: float = 0.1
     weight_decay: float = 5e-4
     rung: Literal["layer", "global", "gradual", "ridge"] = "layer"
     ridge: float = 1e-4

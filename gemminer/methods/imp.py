@@ -21,6 +21,7 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.selection import keep_highest, target
 from gemminer.methods.registry import Found, register
+from gemminer.training import rate
 from gemminer.training.loop import fit
 from gemminer.training.rules import KeepMask
 from gemminer.training.settings import Settings
@@ -37,6 +38,7 @@ class Options(Settings):
 
     Args:
         epochs: passes over the training data in each round.
+        lr: the initial learning rate; "auto" finds it in the first round, for all rounds.
         schedule: how the learning rate falls in a round; multistep without milestones drops it at 8/15 and 12/15 of the
             epochs (80 and 120 of 150).
         rewind: the weights after each round are those of step 0 ("cold"), those of step k ("warm") or left as trained
@@ -143,6 +145,11 @@ def _training(options: Options) -> Settings:
     return options
 
 
+def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the learning rate was found, for the ticket's provenance, if it was not given."""
+    return {"rate": rows[0]["rate"]} if "rate" in rows[0] else {}
+
+
 def _epochs(options: Options, density: float, total: int) -> float:
     return float(options.epochs * len(round_counts(total, density, options.rate)))
 
@@ -191,7 +198,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         rows = fit(
             task,
             _Round(model, history, k),
-            settings,
+            rate.taken(settings, history["rows"][0].get("rate") if number > 1 else None),
             seed=seed,
             phase=f"{task.phase}:round{number}",
             first_epoch=first,
@@ -213,5 +220,5 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         live=counts[-1] / total,
         epochs=math.fsum(row["fraction"] for row in history["rows"]),
         draw_holds=options.rewind == "cold",
-        facts={"rewind_step": k if options.rewind == "warm" else None},
+        facts={"rewind_step": k if options.rewind == "warm" else None, **_found(history["rows"])},
     )

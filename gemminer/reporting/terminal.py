@@ -33,6 +33,8 @@ def _numbers(row: dict[str, Any], metric: str) -> tuple[str, ...]:
     parts = [f"loss {row['loss']:.4f}"]
     if row.get("validation") is not None:
         parts.append(f"validation {row.get('metric', metric)} {row['validation']:.4f}")
+    if found := row.get("rate"):
+        parts.append(f"lr {found['lr']:g} found in {found['seconds']:.1f} s")
     if "kept" in row:
         parts += [f"kept {row['kept']:.3%}", f"live {row['live']:.3%}"]
     return tuple(parts)
@@ -55,7 +57,7 @@ class PlainMonitor(Monitor):
             self.note(f"{phase}: resumed after epoch {start} of {stop}")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self._stop or time.monotonic() - self._last >= self.every:
+        if row["epoch"] == self._stop or row.get("rate") or time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
             self.note(_sentence(row, self.metric))
 

@@ -214,8 +214,7 @@ def run_recipe(
     verdict = None
     if recipe.checks:
         verdict = judge(experiment, ticket, [t["test"] for t in trained], recipe.checks, step, folder.state)
-    notes = [note for done in folder.steps.values() for note in done.get("notes", ())]
-    result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, notes)
+    result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, folder)
     result.save(out / "record.json")
     return result
 
@@ -272,8 +271,9 @@ def _record(
     trained: Sequence[dict[str, Any]],
     dense: float | None,
     verdict: CheckResult | None,
-    notes: list[str],
+    folder: Folder,
 ) -> Record:
+    steps = folder.steps
     values = [t["test"] for t in trained]
     spread = paired_test(values, values)  # for its mean and deviation
     device = experiment.task.device
@@ -317,7 +317,8 @@ def _record(
         verdict=verdict.verdict if verdict else None,
         checks=verdict.checks if verdict else {},
         cost={"search": record.Cost(**searched["cost"]), "train": record.Cost(**trained[0]["cost"])},
-        notes=notes,
+        notes=[note for done in steps.values() for note in done.get("notes", ())],
+        rates={name: record.Rate(**done["rate"]) for name, done in steps.items() if done.get("rate")},
         engine=record.Engine(asked=experiment.task.engine, below=dict(experiment.task.below or {})),
         hardware=environment.hardware(str(device), torch.get_num_threads()),
         versions=environment.versions(),

@@ -28,7 +28,7 @@ from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
 from gemminer.data import Batches
 from gemminer.runs import environment, identity
-from gemminer.training import cost, engine
+from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
 from gemminer.training.feed import Feed, feeds, reason, shapes
 from gemminer.training.look import with_metric
@@ -279,9 +279,15 @@ class Experiment:
                 keep(model)
             test, classes = measure(task, self.test) if self.test else (None, None)
             result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
+            result["rate"] = rows[0].get("rate") or rate.given(self.settings)
         kept = {"layers_kept": list(map(ticket.masks.kept, ticket.masks))} if ticket else {}
         masks = ticket.masks if ticket else Masks({})
-        result["cost"] = self._cost(masks, len(rows), rows[-1]["seconds"], [kept] * len(rows))
+        if index == 0 and not phase.startswith("check:") and (said := length.short(rows, self.task.metric_name)):
+            self.note(said)
+        tried = result["rate"]["steps"] / max(1, len(task.train))  # of a rate, in epochs
+        each = [*[kept] * len(rows), *([{**kept, "fraction": tried}] if tried else [])]
+        spent = self._cost(masks, len(rows) + tried, rows[-1]["seconds"], each)
+        result["cost"] = {**spent, "epochs": len(rows)}
         return result
 
     def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

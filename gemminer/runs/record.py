@@ -100,6 +100,16 @@ class Cost(_Part):
     flops_sparse: float = math.nan
 
 
+class Rate(_Part):
+    """The learning rate of one training and its longest gradient, and the trials that found them, if any."""
+
+    lr: float = math.nan
+    max_norm: float | None = None
+    steps: int = Field(0, description="of all trials together")
+    seconds: float = 0.0
+    tried: tuple[tuple[float, float | None], ...] = Field((), description="rate and loss of each trial, in order")
+
+
 class Engine(_Part):
     """The engine asked for, and by weight name the density below which its layer computed kept weights only."""
 
@@ -134,6 +144,7 @@ class Record(_Part):
     cost: dict[str, Cost] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     engine: Engine | None = None
+    rates: dict[str, Rate] = Field(default_factory=dict, description="by training: train:0, dense, check:NAME:0")
     hardware: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     git: str | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
+from gemminer.training import rate
 from gemminer.training.clock import Clock
 from gemminer.training.evaluate import mean_metric, recalibrate
 from gemminer.training.rules import Rule
@@ -48,17 +49,20 @@ def fit(
             and the numbers of the steps are those of the rest.
         last_epoch: the epoch of the schedule to end with; by default the last.
 
+    The first row has `rate`, how the learning rate was found, if it was "auto": a resumed loop takes it from there.
+
     Raises:
         GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.
     """
-    optimiser = settings.build(rule.parameters())
     stop = settings.epochs if last_epoch is None else last_epoch
-    checkpoint = task.checkpoint
+    checkpoint, now = task.checkpoint, time.monotonic()
+    settings, found = _rate(task, rule, settings, seed, phase)
+    optimiser = settings.build(rule.parameters())
     rule.begin(optimiser)
     clock = Clock(len(task.train), settings.epochs, first_epoch, first_step)
     start, seconds, rows = _resumed(task, rule, optimiser, phase, clock) or (first_epoch, 0.0, [])
     task.monitor.begin(phase, start, stop)
-    begun = time.monotonic() - seconds
+    begun = now - seconds
     with private_randomness():
         for epoch in range(start, stop):
             loss = _epoch(task, rule, optimiser, settings, clock, seed, phase)
@@ -70,6 +74,8 @@ def fit(
             if task.metric_name != "accuracy":
                 row["metric"] = task.metric_name
             row["seconds"] = time.monotonic() - begun
+            if found and not rows:
+                row["rate"] = found
             rows.append(row)
             task.monitor.epoch(row)
             if checkpoint and (checkpoint.due() or epoch + 1 == stop):
@@ -77,6 +83,14 @@ def fit(
     if clock.told is not None:
         task.note(clock.told)
     return rows
+
+
+def _rate(task: Task, rule: Rule, settings: Settings, seed: int, phase: str) -> tuple[Settings, rate.Found | None]:
+    """The settings with a number for the rate: that of the checkpoint, if this phase has one, or found now."""
+    state = task.checkpoint.load() if task.checkpoint and settings.lr == "auto" else None
+    if state is not None and state["phase"] == phase and (found := state["rows"][0].get("rate")):
+        return rate.taken(settings, found), found
+    return rate.settled(task, rule, settings, seed=seed, phase=phase)
 
 
 def _state(
@@ -133,7 +147,7 @@ def _epoch(
     for inputs, targets in _batches(task, rule, clock):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch + clock.part)
-        total += step(task, rule, optimiser, inputs, targets, clock.tick())
+        total += step(task, rule, optimiser, inputs, targets, clock.tick(), settings.max_norm)
         count += 1
         task.monitor.step(phase, clock.step + 1, clock.end)
         if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
@@ -170,11 +184,21 @@ def _batches(task: Task, rule: Rule, clock: Clock) -> Iterator[tuple[Any, Any]]:
             return
 
 
-def step(task: Task, rule: Rule, optimiser: torch.optim.Optimizer, inputs: Any, targets: Any, index: int) -> Tensor:
-    """Optimiser step number `index` on one batch; returns its loss, detached."""
+def step(
+    task: Task,
+    rule: Rule,
+    optimiser: torch.optim.Optimizer,
+    inputs: Any,
+    targets: Any,
+    index: int,
+    max_norm: float | None = None,
+) -> Tensor:
+    """Optimiser step number `index` on one batch, gradients at most `max_norm` long; returns its loss, detached."""
     loss = task.loss_of(inputs, targets)
     loss.backward()
     rule.after_backward()
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(rule.parameters(), max_norm)
     optimiser.step()
     rule.after_step(index)
     return loss.detach()

@@ -29,24 +29,27 @@ class Settings:
     Args:
         epochs: passes over the training data.
         optimiser: the optimiser that takes the steps.
-        lr: the initial learning rate.
+        lr: the initial learning rate; "auto" finds it from the first batches (`training.rate`).
         momentum: SGD's momentum, or Adam's beta_1.
         nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
         schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.
         gamma: the factor by which multistep multiplies the rate at each milestone.
+        max_norm: gradients whose norm over all tensors is larger are shortened to it, as by
+            `torch.nn.utils.clip_grad_norm_`; by default found together with the rate, and none where lr is a number.
     """
 
     epochs: int = 40
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.1
+    lr: float | Literal["auto"] = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "cosine-by-epoch", "multistep", "constant"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
@@ -55,28 +58,37 @@ class Settings:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.epochs < 1:
             raise UsageError(f"epochs must be 1 or more, not {self.epochs}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"lr, the learning rate, must be above 0, not {self.lr}")
+        if self.lr != "auto" and not (isinstance(self.lr, float | int) and self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr, the learning rate, must be above 0 or auto, not {self.lr}")
+        if self.max_norm is not None and not (self.max_norm > 0 and math.isfinite(self.max_norm)):
+            raise UsageError(f"max_norm, the longest gradient, must be above 0, not {self.max_norm}")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum must be at least 0 and below 1, not {self.momentum}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise UsageError(f"weight_decay must be 0 or more, not {self.weight_decay}")
+
+    @property
+    def initial_lr(self) -> float:
+        """The initial learning rate as a number."""
+        if self.lr == "auto":
+            raise UsageError("lr='auto' stands for no number yet: `gemminer.training.loop.fit` finds it")
+        return self.lr
 
     def lr_at(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, a fraction between two."""
         if self.schedule == "cosine-by-epoch":
             epoch = math.floor(epoch)
         if self.schedule.startswith("cosine"):
-            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+            return self.initial_lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         if self.schedule == "multistep":
-            return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
-        return self.lr
+            return self.initial_lr * self.gamma ** sum(epoch >= m for m in self.milestones)
+        return self.initial_lr
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The optimiser, fused where PyTorch has a fused kernel for these tensors."""
         if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
             raise UsageError("nesterov needs optimiser sgd with a momentum above 0")
-        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        common: dict[str, Any] = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
         devices = {p.device.type for p in parameters}
         common["fused"] = devices <= {"cpu", "cuda"} and all(p.is_floating_point() for p in parameters)
         if self.optimiser == "sgd":

@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "snip:scope=layer": {"scope": "layer"},
 }
 
-_SHORT = ["--data", "digits", "--limit-train", "400", "--device", "cpu", "--threads", "1"]
+_SHORT = ["--data", "digits", "--limit-train", "400", "--device", "cpu", "--threads", "1", "-t", "lr=0.1"]
 _LENET = ["mine", "--model", "lenet-300-100", "--density", "0.05", "--epochs", "4", "--train-epochs", "3"]
 _RESNET = ["mine", "--model", "resnet20", "--density", "0.02", "--epochs", "2", "--train-epochs", "2"]
 RUNS: dict[str, list[str]] = {
@@ -171,7 +171,10 @@ def search(label: str, name: str, disturbed: float = 0.0) -> gemminer.Ticket:
     inputs, targets = batches.inputs, batches.targets  # type: ignore[attr-defined]
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     fields = {f.name for f in dataclasses.fields(methods.get(method).options)}
-    options = {**VARIANTS.get(label, {}), **({"epochs": EPOCHS} if "epochs" in fields else {})}
+    options: dict[str, Any] = (
+        {"lr": 0.1} if method == "imp" else {}
+    )  # what the pins were made with, before it was found
+    options |= {**VARIANTS.get(label, {}), **({"epochs": EPOCHS} if "epochs" in fields else {})}
     with one_thread():
         return gemminer.mine(
             model,

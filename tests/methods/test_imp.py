@@ -86,7 +86,7 @@ def reference(rounds: int, k: int | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("rewind", "k"), [("cold", 0), ("warm", 9), ("warm", 12), ("lr", None)])
 def test_imp_is_the_published_procedure(rewind: str, k: int | None) -> None:
     """6 steps an epoch, so k = 9 is in the middle of the second and k = 12 at its end."""
-    ticket, expected = search("imp", 0.8**3, rewind=rewind, rewind_steps=k or 0), reference(3, k)
+    ticket, expected = search("imp", 0.8**3, lr=0.1, rewind=rewind, rewind_steps=k or 0), reference(3, k)
     for name, mask in ticket.masks.items():
         assert torch.equal(mask, expected[f"mask/{name}"]), name
     for name, value in ticket.initial.items():
@@ -120,6 +120,16 @@ def test_a_later_round_goes_on_with_the_rate_of_the_step_it_rewinds_to(
     first, second, third = rates[:40], rates[40:75], rates[75:]
     assert [round(rate, 4) for rate in second[:3]] == due
     assert second == third == first[5:]
+
+
+def test_the_rate_is_found_in_the_first_round_for_all() -> None:
+    ticket = search("imp", 0.8**3, lr="auto")
+    own, rows = ticket.provenance["rate"], ticket.provenance["rows"]
+    assert own["steps"] > 0
+    assert [n for n, row in enumerate(rows) if "rate" in row] == [0]
+    again = search("imp", 0.8**3, lr=own["lr"], max_norm=own["max_norm"])
+    assert again == ticket
+    assert "rate" not in again.provenance
 
 
 def test_warm_rewinding_goes_to_the_published_fraction_by_default() -> None:

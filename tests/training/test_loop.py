@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(steps: int, bad: int) -> None:
 
     task = Task(model, TensorBatches(*tiny_data(2 * steps), batch_size=2), loss=loss)
     with pytest.raises(GemminerError, match=r"no longer finite in epoch 1 of 'train': lower the learning rate \(lr"):
-        fit(task, Dense(model), Settings(epochs=2), seed=0)
+        fit(task, Dense(model), Settings(epochs=2, lr=0.1), seed=0)
     assert calls[0] <= bad + 32  # not long after
 
 
@@ -235,7 +235,7 @@ def test_what_was_done_before_stays_on_the_disk(tmp_path: Path) -> None:
 
     task = Task(model, TensorBatches(*tiny_data(), batch_size=32), loss=loss, checkpoint=checkpoint)
     with pytest.raises(GemminerError, match="in epoch 3"):
-        fit(task, Dense(model), Settings(epochs=4), seed=0)
+        fit(task, Dense(model), Settings(epochs=4, lr=0.1), seed=0)
     state = checkpoint.load()
     assert state is not None
     assert state["epoch"] == 2

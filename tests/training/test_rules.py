@@ -99,7 +99,7 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     unused = model[1].bias.detach().clone()
     model[0](torch.ones(1, 2)).sum().backward()
     rule.after_backward()
-    Settings().build(rule.parameters()).step()
+    Settings(lr=0.1).build(rule.parameters()).step()
     rule.after_step(0)
     assert torch.equal(model[1].bias, unused)
     assert rule.numbers() == {}

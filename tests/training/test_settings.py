@@ -46,7 +46,7 @@ def test_settings_that_cannot_be(fields: Any, text: str) -> None:
 
 def test_optimisers_by_name() -> None:
     weights: list[Tensor] = [nn.Parameter(torch.ones(2))]
-    sgd = Settings(nesterov=True, weight_decay=0.5).build(weights)
+    sgd = Settings(lr=0.1, nesterov=True, weight_decay=0.5).build(weights)
     assert isinstance(sgd, torch.optim.SGD)
     assert {k: sgd.defaults[k] for k in ("lr", "momentum", "nesterov", "weight_decay")} == {
         "lr": 0.1,
@@ -54,11 +54,11 @@ def test_optimisers_by_name() -> None:
         "nesterov": True,
         "weight_decay": 0.5,
     }
-    adam = Settings(optimiser="adam", momentum=0.8).build(weights)
+    adam = Settings(lr=0.1, optimiser="adam", momentum=0.8).build(weights)
     assert type(adam) is torch.optim.Adam
     assert adam.defaults["betas"] == (0.8, 0.999)
-    assert type(Settings(optimiser="adamw").build(weights)) is torch.optim.AdamW
-    for settings in (Settings(nesterov=True, optimiser="adam"), Settings(nesterov=True, momentum=0)):
+    assert type(Settings(lr=0.1, optimiser="adamw").build(weights)) is torch.optim.AdamW
+    for settings in (Settings(lr=0.1, nesterov=True, optimiser="adam"), Settings(lr=0.1, nesterov=True, momentum=0)):
         with pytest.raises(UsageError, match="nesterov needs optimiser sgd with a momentum"):
             settings.build(weights)
 

@@ -61,6 +61,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         options.schedule,
         options.milestones,
         options.gamma,
+        options.max_norm,
     )
     rows = fit(task, rule, settings, seed=seed, phase=task.phase)
     return Found(rule.masks(), rows=rows, live=float(rule.live().double().mean()))
