@@ -58,7 +58,8 @@ def _experiment_of(
 ) -> Experiment:
     """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
     facts = ticket.provenance
-    prunes = {"exclude": tuple(facts.get("exclude", ())), "embeddings": facts.get("embeddings", False)}
+    prunes: dict[str, Any] = {key: tuple(facts.get(key, ())) for key in ("include", "exclude")}
+    prunes["embeddings"] = facts.get("embeddings", False)
     experiment = _experiment(model, train_data, **prunes, **given)
     settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
     ticket.check_fits(model)
@@ -79,6 +80,7 @@ def mine(
     loss: Loss = cross_entropy,
     metric: Metric | None = None,
     validation_data: Any = None,
+    include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     embeddings: bool = False,
     engine: str = "auto",
@@ -92,7 +94,8 @@ def mine(
     lowest scores (q = 0) on a schedule until round(density * d) of the d prunable weights remain.
 
     Args:
-        model: any module; its convolutions, linear layers and attention projections are pruned.
+        model: any module; its convolutions, linear and recurrent layers and attention projections are pruned. What
+            else of two and more dimensions stays dense is said when it is over a tenth: `Ticket.left_dense`.
         train_data: a DataLoader, a dataset, or a pair of tensors (inputs, targets).
         density: fraction of prunable weights kept, above 0 and at most 1.
         method: a name from `gemminer.methods.names()`.
@@ -106,8 +109,9 @@ def mine(
         metric: (output, target) -> a number, or one for each example, higher is better; by default the accuracy over
             the labels that the loss does not ignore or, where the loss is not cross-entropy of classes, minus the loss.
         validation_data: logged each epoch; never used to choose.
-        exclude: parameter names to leave dense, as shell patterns.
-        embeddings: prune embedding tables too.
+        include: names of further parameters to prune, as shell patterns: fused experts, matrices of your own layers.
+        exclude: names of parameters to leave dense, as shell patterns; it wins over `include`.
+        embeddings: prune embedding tables too, also those an output layer shares.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
@@ -146,6 +150,7 @@ def mine(
         monitor=monitor,
         engine=engine,
         checkpoint=checkpoint,
+        include=numbers.strings("include", include),
         exclude=numbers.strings("exclude", exclude),
         embeddings=embeddings,
     )

@@ -15,41 +15,35 @@ import torch
 from torch import Tensor
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.layout import Layout
 from gemminer.core.randomness import drawing, generator
 
-
-def _fans(shape: torch.Size) -> tuple[int, int]:
-    """(fan in, fan out) by PyTorch's own convention: dimension 0 is the output, 1 the input, the rest the kernel."""
-    if len(shape) < 2:
-        raise UsageError(f"initial weights are drawn for two and more dimensions, not for {tuple(shape)}")
-    kernel = math.prod(shape[2:])
-    return max(1, shape[1] * kernel), max(1, shape[0] * kernel)
+Fans = tuple[int, int]  # in, out
 
 
-def _signed_constant(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    fan_in, _ = _fans(shape)
+def _signed_constant(shape: torch.Size, fans: Fans, generator: torch.Generator) -> Tensor:
     signs = torch.randn(shape, generator=generator).sign()
     signs[signs == 0] = 1.0
-    return signs * math.sqrt(2.0 / fan_in)
+    return signs * math.sqrt(2.0 / fans[0])
 
 
-def _kaiming_normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / _fans(shape)[0])
+def _kaiming_normal(shape: torch.Size, fans: Fans, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / fans[0])
 
 
-def _kaiming_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(6.0 / _fans(shape)[0])
+def _kaiming_uniform(shape: torch.Size, fans: Fans, generator: torch.Generator) -> Tensor:
+    return (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(6.0 / fans[0])
 
 
-def _xavier_normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / sum(_fans(shape)))
+def _xavier_normal(shape: torch.Size, fans: Fans, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / sum(fans))
 
 
-def _xavier_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(6.0 / sum(_fans(shape)))
+def _xavier_uniform(shape: torch.Size, fans: Fans, generator: torch.Generator) -> Tensor:
+    return (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(6.0 / sum(fans))
 
 
-_KINDS: dict[str, Callable[[torch.Size, torch.Generator], Tensor]] = {
+_KINDS: dict[str, Callable[[torch.Size, Fans, torch.Generator], Tensor]] = {
     "signed-constant": _signed_constant,
     "kaiming-normal": _kaiming_normal,
     "kaiming-uniform": _kaiming_uniform,
@@ -91,10 +85,21 @@ class Draw:
             raise UsageError(f"fan_scale must be above 0, not {self.fan_scale!r}")
 
     @drawing()
-    def weights(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """The weights of the parameters with these names and shapes (at least two dimensions each)."""
-        scale = 1.0 / math.sqrt(self.fan_scale)
+    def weights(
+        self, shapes: Mapping[str, torch.Size], layouts: Mapping[str, Layout] | None = None
+    ) -> dict[str, Tensor]:
+        """The weights of the parameters with these names and shapes (at least two dimensions each).
+
+        Args:
+            layouts: how the axes of some are read; of the others the first is the output, the second the input.
+        """
+        scale, layouts, kind = 1.0 / math.sqrt(self.fan_scale), layouts or {}, _KINDS[self.kind]
         return {
-            name: _KINDS[self.kind](torch.Size(shape), generator(self.seed, "initial", name)) * scale
+            name: kind(
+                torch.Size(shape),
+                layouts.get(name, Layout()).fans(shape),
+                generator(self.seed, "initial", name),
+            )
+            * scale
             for name, shape in shapes.items()
         }

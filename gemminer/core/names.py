@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _MARKS = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module")
 # Classes by name, for some are of packages that need not be installed.
 _CLASSES = {"DataParallel": "module", "DistributedDataParallel": "module", "DeepSpeedEngine": "module"}
-_OURS = {"SparseNetwork": "net", "MaskedLayer": "layer"}
+_OURS = {"SparseNetwork": "net"}
 
 
 def wrapped(module: nn.Module) -> str | None:

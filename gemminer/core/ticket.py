@@ -26,6 +26,8 @@ from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
 from gemminer.core.fitting import check_shapes, matched, renamed, require_numbers
+from gemminer.core.layout import Layout
+from gemminer.core.left_dense import LeftDense, parsed
 from gemminer.core.model_state import named_state
 
 FORMAT = "gemminer.ticket/1"
@@ -176,6 +178,9 @@ class Ticket:
                 raise UsageError(f"the mask of {name!r} has shape {self._masks.shape(name)}, its weights {shape}")
         if self.kept == 0:
             raise UsageError("a ticket must keep at least one weight")
+        facts = self.provenance
+        self._left_dense = parsed(facts.get("left_dense", []))
+        self._layouts = _layouts(facts.get("layouts", {}), self._masks)
 
     @property
     def masks(self) -> Masks:
@@ -191,6 +196,16 @@ class Ticket:
     def provenance(self) -> dict[str, Any]:
         """Where the ticket came from (a fresh copy)."""
         return dict(json.loads(self._provenance))
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """How the axes of each masked parameter are read: which holds the outputs, which the inputs."""
+        return {name: self._layouts.get(name, Layout()) for name in self._masks}
+
+    @property
+    def left_dense(self) -> tuple[LeftDense, ...]:
+        """The weights of two and more dimensions that were not prunable, and why, where the search wrote them down."""
+        return self._left_dense
 
     @property
     def kept(self) -> int:
@@ -226,9 +241,10 @@ class Ticket:
         """A row for each masked parameter, in the model's order."""
         rows = []
         for name, mask in self._masks.items():
-            filters, size, kept = mask.shape[0] if mask.ndim else 1, mask.numel(), self._masks.kept(name)
-            alive = int(mask.reshape(filters, -1).any(dim=1).sum()) if size else 0
-            rows.append(Layer(name, tuple(mask.shape), size, kept, kept / max(1, size), filters, filters - alive))
+            alive = self._layouts.get(name, Layout()).units(mask)
+            filters, size, kept = alive.numel(), mask.numel(), self._masks.kept(name)
+            dead = filters - int(alive.sum())
+            rows.append(Layer(name, tuple(mask.shape), size, kept, kept / max(1, size), filters, dead))
         return rows
 
     def replace(
@@ -325,7 +341,8 @@ class Ticket:
                 "this ticket's initial weights were not drawn by gemminer, so they cannot be left out: "
                 "save it with weights"
             )
-        drawn = self.draw.weights({name: torch.Size(self._masks.shape(name)) for name in self._masks})
+        shapes = {name: torch.Size(self._masks.shape(name)) for name in self._masks}
+        drawn = self.draw.weights(shapes, self._layouts)
         own = {name: self._initial[name] for name in drawn}
         if any(own[name].dtype != w.dtype or not torch.equal(w, own[name]) for name, w in drawn.items()):
             raise UsageError("this ticket's initial weights differ from its recorded draw: save it with weights")
@@ -372,7 +389,8 @@ class Ticket:
         if header["drawn"]:
             if draw is None:
                 raise GemminerError("the initial weights are missing and no draw is recorded")
-            initial |= draw.weights({name: torch.Size(shapes[name]) for name in header["drawn"]})
+            layouts = _layouts(header["provenance"].get("layouts", {}), masks)
+            initial |= draw.weights({name: torch.Size(shapes[name]) for name in header["drawn"]}, layouts)
         state = State(initial)
         if state.checksum() != header["checksum"]["initial"]:
             what = "drawn again they differ (another PyTorch draws otherwise)" if header["drawn"] else "damaged"
@@ -390,19 +408,27 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 
 def _check_facts(facts: Any) -> None:
     """Raise GemminerError unless a file's provenance has the types of a ticket's."""
-    kinds = {"method": str, "options": dict, "exclude": list, "embeddings": bool}
+    kinds = {"method": str, "options": dict, "include": list, "exclude": list, "embeddings": bool}
     if not isinstance(facts, dict):
         raise GemminerError("it is a damaged ticket: its provenance is no JSON object")
     for name, kind in kinds.items():
         if not isinstance(facts.get(name, kind()), kind):
             raise GemminerError(f"it is a damaged ticket: its {name} is no {kind.__name__}")
-    if not all(isinstance(pattern, str) for pattern in facts.get("exclude", ())):
-        raise GemminerError("it is a damaged ticket: its exclude is no list of names")
+    for name in ("include", "exclude"):
+        if not all(isinstance(pattern, str) for pattern in facts.get(name, ())):
+            raise GemminerError(f"it is a damaged ticket: its {name} is no list of names")
 
 
 def _writing(tensors: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
     """A block in which these tensors may be written; those of an inference-mode model are in that mode only."""
     return torch.inference_mode() if any(t.is_inference() for t in tensors.values()) else torch.no_grad()
+
+
+def _layouts(given: Any, masks: Masks) -> dict[str, Layout]:
+    """The layouts that are not the default, of a ticket's facts; older files have none."""
+    if not isinstance(given, Mapping):
+        raise GemminerError("its layouts are no JSON object")
+    return {name: Layout.from_json(value, masks.shape(name)) for name, value in given.items() if name in masks}
 
 
 def _bits_checksum(masks: Masks) -> str:

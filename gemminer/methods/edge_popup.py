@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.layout import Layout
 from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import target
 from gemminer.methods.parts import schedules
@@ -92,16 +93,27 @@ class Popup:
         parameters: the prunable weights, at their initial values; their data are replaced.
         schedule: step -> weights unfrozen after it, falling; empty for no freezing.
         count: weights kept at the end.
+        layouts: how the axes of the weights are read, for the fans of the first scores.
     """
 
     settle = 0
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], options: Options, schedule: dict[int, int], count: int, seed: int
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        options: Options,
+        schedule: dict[int, int],
+        count: int,
+        seed: int,
+        layouts: Mapping[str, Layout] | None = None,
     ) -> None:
         self.weights = dict(parameters)
         self.initial = {name: p.detach().clone() for name, p in parameters.items()}
-        self.scores = {name: _first_scores(p, generator(seed, "scores", name)) for name, p in parameters.items()}
+        layouts = layouts or {}
+        self.scores = {
+            name: _first_scores(p, layouts.get(name, Layout()), generator(seed, "scores", name))
+            for name, p in parameters.items()
+        }
         self.open = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
         self.scope, self.invert = "layer" if options.rung == "layer" else "global", options.invert
         self.clip = options.clip
@@ -182,9 +194,9 @@ class Popup:
 
 
 @drawing()
-def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
+def _first_scores(parameter: Tensor, layout: Layout, source: torch.Generator) -> Tensor:
     """Kaiming uniform with a = sqrt(5): U(-b, b), b = sqrt(6 / ((1 + a^2) * fan_in)) = 1 / sqrt(fan_in)."""
-    bound = math.sqrt(parameter.shape[0] / parameter.numel())
+    bound = math.sqrt(1 / layout.fans(parameter.shape)[0])
     drawn = (2 * torch.rand(parameter.shape, generator=source) - 1) * bound
     return drawn.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
@@ -200,14 +212,15 @@ def _first_scores(parameter: Tensor, source: torch.Generator) -> Tensor:
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Train scores and keep the highest |s|: exactly round(density * d), by layer or over all layers."""
-    parameters = task.prunable()
+    table = task.table()
+    parameters = table.weights
     total = sum(p.numel() for p in parameters.values())
     schedule = options.freeze_schedule(len(task.train), density, total)
     for p in task.model.parameters():
         p.requires_grad_(False)
     for p in parameters.values():
         p.requires_grad_(True)
-    rule = Popup(parameters, options, schedule, target(density, total), seed)
+    rule = Popup(parameters, options, schedule, target(density, total), seed, table.layouts)
     decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
     rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
     return Found(rule.on, rows=rows, live=rows[-1]["live"])

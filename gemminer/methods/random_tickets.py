@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from gemminer.core.layout import Layout
 from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import keep_highest, target
 from gemminer.methods.parts.allocation import allocate, random_masks
@@ -56,17 +59,21 @@ def find_uniform(task: Task, density: float, options: Options, seed: int) -> Fou
     return _by_layer(task, density, dict.fromkeys(_shapes(task), 1.0), seed, options)
 
 
-def erk_ratio(shape: torch.Size) -> float:
+def erk_ratio(shape: Sequence[int], layout: Layout | None = None) -> float:
     """(fan_in + fan_out + kernel extents) / (fan_in * fan_out * kernel extents): ERK's relative layer density.
+
+    Of a weight that holds several matrices (gates, experts) it is that of one.
 
     >>> erk_ratio(torch.Size([16, 8, 3, 3])) == (8 + 16 + 3 + 3) / (8 * 16 * 3 * 3)
     True
     """
-    return sum(shape) / shape.numel()
+    matrix = (layout or Layout()).matrix(shape)
+    return sum(matrix) / math.prod(matrix)
 
 
 @register("erk", Options, summary="Erdos-Renyi-Kernel layer densities, at random", source="Evci et al. 2020")
 def find_erk(task: Task, density: float, options: Options, seed: int) -> Found:
     """Random masks with ERK layer densities, capped at 1, the excess redistributed."""
-    ratios = {name: erk_ratio(shape) for name, shape in _shapes(task).items()}
+    layouts = task.layouts()
+    ratios = {name: erk_ratio(shape, layouts[name]) for name, shape in _shapes(task).items()}
     return _by_layer(task, density, ratios, seed, options)

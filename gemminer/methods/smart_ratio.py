@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.selection import target
@@ -79,11 +78,10 @@ def layer_counts(sizes: Mapping[str, int], classifier: str | None, count: int, o
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Random masks with Smart-Ratio layer densities, capped at 1, the excess redistributed."""
-    found = task.prunable()
-    shapes: dict[str, torch.Size] = {name: p.shape for name, p in found.items()}
+    table = task.table()
+    shapes: dict[str, torch.Size] = {name: p.shape for name, p in table.weights.items()}
     sizes = {name: shape.numel() for name, shape in shapes.items()}
-    linear = {id(m.weight) for m in task.model.modules() if isinstance(m, nn.Linear)}
-    last = list(found)[-1]
-    classifier = last if id(found[last]) in linear else None
+    last = list(shapes)[-1]
+    classifier = last if table.kinds[last] == "linear" else None
     counts = layer_counts(sizes, classifier, target(density, sum(sizes.values())), options)
     return Found(random_masks(shapes, counts, seed), live=sum(counts.values()) / sum(sizes.values()))

@@ -53,7 +53,8 @@ def inspect(ticket: TicketFile, as_json: Json = False) -> None:
     whole = {"kept": found.kept, "prunable": found.prunable, "density": found.density, "digest": found.digest}
     layers = [dataclasses.asdict(layer) for layer in found.per_layer()]
     draw = dataclasses.asdict(found.draw) if found.draw else None
-    print_json({**whole, "layers": layers, "draw": draw, "provenance": found.provenance})
+    dense = [dataclasses.asdict(one) for one in found.left_dense]
+    print_json({**whole, "layers": layers, "left_dense": dense, "draw": draw, "provenance": found.provenance})
 
 
 def methods(
@@ -83,11 +84,18 @@ def models(
 ) -> None:
     """List the networks, or one network's options."""
     from gemminer import models as library
+    from gemminer.core import left_dense
+    from gemminer.core.prunable import find_prunable
 
     if name is None:
         rows = [{"name": n, "description": library.describe(n)} for n in library.names()]
         return _list(rows, ["name", "description"], as_json)
     about = library.describe(name).partition("; options: ")[0]
+    if not as_json:
+        found = find_prunable(library.build(name))
+        total = sum(p.numel() for p in found.weights.values())
+        prunable = f"{total:,} prunable weights in {len(found.weights)} layers, with the defaults"
+        about = "\n".join([about, prunable, *left_dense.lines(found.left, total)])
     return _show(name, about, of_model(name), "Options, given as --model-option NAME=VALUE:", as_json)
 
 

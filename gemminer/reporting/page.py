@@ -19,6 +19,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from gemminer.core import left_dense
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import save_text
 from gemminer.core.ownership import refuse_foreign
@@ -246,6 +247,8 @@ def _run_page(found: Record, phases: run_charts.Phases) -> str:
         "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
         "dead": sum(layer.dead_filters for layer in found.layers),
         "filters": sum(layer.filters for layer in found.layers),
+        "left_dense": left_dense.groups(found.left_dense),
+        "dense_share": left_dense.share(found.left_dense, sum(layer.prunable for layer in found.layers)),
     }
     title = f"{found.method}: {found.model} on {found.data}"
     return _render("run.html.j2", title, drawn, context)

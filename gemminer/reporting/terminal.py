@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from gemminer.core import left_dense
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.grid import Cell
@@ -262,7 +263,7 @@ def print_summary(console: Console, record: Mapping[str, Any], folder: Path) -> 
         console.print(check_table(record["checks"]))
         console.print(f"sanity checks: {record['verdict']}")
     for note in record["notes"]:
-        console.print(note)
+        console.print(note, markup=False, soft_wrap=True)
     console.print(f"{folder / 'ticket.safetensors'}, record.json, metrics.jsonl, report.html", soft_wrap=True)
 
 
@@ -291,6 +292,8 @@ def print_ticket(console: Console, ticket: Ticket) -> None:
         table.add_row(layer.name, "x".join(map(str, layer.shape)), *map(str, numbers))
     table.add_row("all", "", str(ticket.prunable), str(ticket.kept), f"{ticket.density:.4%}", "", "")
     console.print(table)
+    for line in left_dense.lines(ticket.left_dense, ticket.prunable):
+        console.print(line, markup=False, soft_wrap=True)
     facts = ticket.provenance
     draw = f"{ticket.draw.kind}, seed {ticket.draw.seed}" if ticket.draw else "the model's own"
     method = facts.get("method", "an unknown method")

@@ -58,7 +58,7 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     if ticket.draw is not None:
         draw = Draw(ticket.draw.kind, mixed(seed, "reinit", ticket.draw.seed), ticket.draw.fan_scale)
         shapes = {name: torch.Size(ticket.masks.shape(name)) for name in ticket.masks}
-        fresh = {name: w.to(ticket.initial[name].dtype) for name, w in draw.weights(shapes).items()}
+        fresh = {name: w.to(ticket.initial[name].dtype) for name, w in draw.weights(shapes, ticket.layouts).items()}
     else:
         draw, fresh = None, {}
         for name in ticket.masks:

@@ -99,6 +99,7 @@ def prepare(
         seed=recipe.seed,
         batch_size=batch_size,
         classes=loaded.class_names,
+        include=recipe.include,
         exclude=recipe.exclude,
         embeddings=recipe.embeddings,
         engine=engine,
@@ -304,6 +305,7 @@ def _record(
             live=searched["live"],
         ),
         layers=ticket.per_layer(),
+        left_dense=list(ticket.left_dense),
         accuracy=record.Accuracy(
             before=before,
             after=spread.mean,

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import data, methods
+from gemminer.core import left_dense
 from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
+from gemminer.core.numbers import strings
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
@@ -164,11 +166,14 @@ class Experiment:
             facts: further facts for the ticket's provenance.
         """
         row = methods.get(method)
+        if said := self._left_dense():
+            self.note(said)
         begun, noted = time.monotonic(), len(self.notes)
         with borrowed(self.task.model) as model:
-            parameters = self.task.prunable()
+            table = self.task.table()
+            parameters, layouts = table.weights, {n: d for n, x in table.layouts.items() if (d := x.as_json())}
             if draw is not None:
-                weights = draw.weights({name: p.shape for name, p in parameters.items()})
+                weights = draw.weights({name: p.shape for name, p in parameters.items()}, table.layouts)
                 with torch.no_grad():
                     for name, p in parameters.items():
                         p.copy_(weights[name])
@@ -190,8 +195,11 @@ class Experiment:
             "asked": density,
             "realised": masks.density,
             "live": found.live,
-            "exclude": list(self.task.exclude),
+            "include": list(strings("include", self.task.include)),
+            "exclude": list(strings("exclude", self.task.exclude)),
             "embeddings": self.task.embeddings,
+            "layouts": layouts,
+            "left_dense": [dataclasses.asdict(one) for one in table.left],
             "epochs": epochs,
             "at_initialisation": found.draw_holds,
             **found.facts,
@@ -223,6 +231,11 @@ class Experiment:
         known = (checkpoint.load() or {}).get("epochs_in_budget")
         checkpoint.also["epochs_in_budget"] = epochs = int(known or self.affordable(seconds))
         return epochs
+
+    def _left_dense(self) -> str | None:
+        """What is said about the weights of two and more dimensions that no ticket can remove."""
+        table = self.task.table()
+        return left_dense.sentence(table.left, sum(p.numel() for p in table.weights.values()))
 
     @gradients()
     def affordable(self, seconds: float) -> int:
@@ -334,7 +347,7 @@ def build(
         train, validation, test: data that `gemminer.data.as_batches` takes.
         batch_size: the batch size for data sets and tensors; a DataLoader has its own.
         metric: the user's; by default accuracy where the loss is cross-entropy of classes, else minus the loss.
-        task: other fields of `Task`: loss, exclude, embeddings, engine, checkpoint, monitor.
+        task: other fields of `Task`: loss, include, exclude, embeddings, engine, checkpoint, monitor.
 
     Raises:
         UsageError: not a model, not data, nothing to prune, an engine that cannot be.

@@ -161,6 +161,9 @@ class Recipe(BaseModel):
         3, ge=1, description="training seeds of the ticket and of each check"
     )
     dense: bool = Field(True, description="train the dense network too, as the reference")
+    include: tuple[str, ...] = Field(
+        (), description="further weights of 2 and more dimensions to prune, by name, as shell patterns"
+    )
     exclude: tuple[str, ...] = Field((), description="weights to leave dense, by name, as shell patterns: conv1*,fc*")
     embeddings: bool = Field(False, description="prune embedding tables too")
 

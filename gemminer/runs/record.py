@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from gemminer.core.errors import GemminerError
 from gemminer.core.files import save_text
+from gemminer.core.left_dense import LeftDense
 from gemminer.core.statistics import Check, Judgement
 from gemminer.core.ticket import Layer
 
@@ -137,6 +138,9 @@ class Record(_Part):
     metric: str = "accuracy"
     density: Density
     layers: list[LayerRow]
+    left_dense: list[LeftDense] = Field(
+        default_factory=list, description="weights of two and more dimensions that were not prunable, and why"
+    )
     accuracy: Accuracy
     per_class: PerClass | None = None
     verdict: str | None = None

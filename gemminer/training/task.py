@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.errors import GemminerError
+from gemminer.core.layout import Layout
 from gemminer.core.model_state import held_in_evaluation, train_mode
 from gemminer.core.progress import Monitor
-from gemminer.core.prunable import prunable_weights
+from gemminer.core.prunable import Prunable, find_prunable
 from gemminer.data import Batches
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.feed import Feed, mapped
@@ -30,6 +31,7 @@ class Task:
         loss: (output, target) -> scalar to minimise.
         metric: (output, target) -> number, or a number for each example, whose mean is reported; higher is better.
         metric_name: the metric's name in reports.
+        include: names of further parameters to prune, as shell patterns; see `core.prunable.find_prunable`.
         exclude: parameter names to leave dense, as shell patterns.
         embeddings: prune embedding tables too.
         engine: "dense" computes every weight, "sparse" the kept ones only, "auto" (on a CPU) what is faster.
@@ -54,6 +56,7 @@ class Task:
     engine: str = "auto"
     below: Mapping[str, float] | None = None
     channels_last: bool = False
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
     feed: Feed = field(default_factory=Feed)
@@ -78,8 +81,16 @@ class Task:
         train_mode(self.model, self.held or ())
 
     def prunable(self) -> dict[str, nn.Parameter]:
-        """The weights a ticket may remove, by name: those of `core.prunable.prunable_weights` for this task."""
-        return prunable_weights(self.model, exclude=self.exclude, embeddings=self.embeddings)
+        """The weights a ticket may remove, by name: those of `core.prunable.find_prunable` for this task."""
+        return dict(self.table().weights)
+
+    def table(self) -> Prunable:
+        """The weights a ticket may remove, how their axes are read, and which others stay dense, and why."""
+        return find_prunable(self.model, include=self.include, exclude=self.exclude, embeddings=self.embeddings)
+
+    def layouts(self) -> Mapping[str, Layout]:
+        """How the axes of each prunable weight are read, by name."""
+        return self.table().layouts
 
     def first_batch(self) -> tuple[Any, Any]:
         """The first training batch, to look at; raises GemminerError where there is none."""

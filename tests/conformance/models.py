@@ -84,13 +84,57 @@ class Tokens(nn.Module):
         return out
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {k.__name__: k for k in (Plain, Awkward, Signal, Tokens)}
+class Recurrent(nn.Module):
+    """Layers with a state: an LSTM, a GRU of two layers and two directions, a cell in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.gru = nn.GRU(4, 3, num_layers=2, bidirectional=True, batch_first=True)
+        self.cell, self.head = nn.RNNCell(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, state = self.gru(self.lstm(x.flatten(1, 2))[0])[0], None
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+        out: Tensor = self.head(state)
+        return out
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, as transformers has it: the weight is (inputs, outputs)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) * 0.3), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Gpt(nn.Module):
+    """The layers of GPT-2: an embedding that is the head too, and Conv1D."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.up, self.down = nn.Embedding(9, 8), Conv1D(12, 8), Conv1D(8, 12)
+        self.head = nn.Linear(8, 9, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.wte(x)
+        out: Tensor = self.head(h + self.down(self.up(h).relu()))
+        return out
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {k.__name__: k for k in (Plain, Awkward, Signal, Tokens)}  # have pins
+ALL = MODELS | {k.__name__: k for k in (Recurrent, Gpt)}
 
 
 def build(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = MODELS[name]()
+        model = ALL[name]()
     if name == "Awkward":  # leave a caller's traces, to be found again afterwards
         for p in model.parameters():
             p.grad = torch.full_like(p, 0.5) if p.requires_grad else None
@@ -100,7 +144,7 @@ def build(name: str) -> nn.Module:
 
 def task_of(model: nn.Module) -> Task:
     source = torch.Generator().manual_seed(5)
-    if isinstance(model, Tokens):
+    if isinstance(model, Tokens | Gpt):
         x = torch.randint(9, (24, 5), generator=source)
         return Task(model, TensorBatches(x, (x + 1) % 9, batch_size=8))
     y = torch.arange(48) % 3

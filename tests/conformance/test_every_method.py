@@ -20,8 +20,9 @@ from gemminer.core.model_state import named_state
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
+from gemminer.sparse.training.convert import densify, sparsify
 from gemminer.training.task import Task
-from tests.conformance.models import MODELS, build, options_of, task_of
+from tests.conformance.models import ALL, build, options_of, task_of
 from tests.helpers import mined
 
 DENSITY = 0.3
@@ -50,7 +51,7 @@ def snapshot(model: nn.Module) -> object:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 class TestEveryModel:
     def test_the_count_is_exact_and_the_masks_are_the_models(self, method: str, name: str) -> None:
         ticket = found(method, name)
@@ -69,6 +70,31 @@ class TestEveryModel:
         ticket, state = found(method, name), named_state(build(name))
         same = list(ticket.initial) == list(state) and all(torch.equal(ticket.initial[n], t) for n, t in state.items())
         assert same == ticket.provenance.get("at_initialisation", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["Recurrent", "Gpt"])
+def test_the_forward_computes_with_the_effective_weights(method: str, name: str) -> None:
+    """RNN modules hold their weights in a list of their own, and GPT-2's are stored transposed."""
+    model = build(name)
+    ticket = found(method, name)
+    assert len(ticket.masks) == {"Recurrent": 2 + 4 * 2 + 2 + 1, "Gpt": 2}[name]
+    ticket.apply(model)
+    inputs, targets = next(iter(task_of(model).train.epoch(0)))
+    sparse = sparsify(model, ticket, engine="sparse")
+    assert torch.allclose(sparse(inputs), model(inputs), atol=1e-5)
+    optimiser = torch.optim.AdamW(sparse.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        task_of(sparse).loss(sparse(inputs), targets).backward()
+        optimiser.step()
+    trained = densify(sparse)
+    for n, mask in ticket.masks.items():
+        assert trained[n][~mask].count_nonzero() == 0
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if n in ticket.masks}
+    model.load_state_dict(trained)
+    assert torch.allclose(sparse(inputs), model(inputs), atol=1e-5)
+    assert any(not torch.equal(before[n], p) for n, p in model.named_parameters() if n in before)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,6 +9,7 @@ import torch
 
 from gemminer.core.draw import Draw, kinds
 from gemminer.core.errors import UsageError
+from gemminer.core.layout import Layout
 from gemminer.core.randomness import mixed
 
 SHAPE = torch.Size([256, 32, 3, 3])  # fan_in 288, fan_out 2304
@@ -67,6 +68,16 @@ def test_a_draw_depends_on_seed_and_name_alone(kind: str) -> None:
     assert torch.equal(together["b"], alone)
     assert not torch.equal(together["a"], together["b"])
     assert not torch.equal(Draw(kind, 0).weights({"b": shape})["b"], Draw(kind, 1).weights({"b": shape})["b"])
+
+
+def test_fans_are_those_of_the_layout() -> None:
+    """fan_in of a weight stored as (inputs, outputs), of gates, of experts; fan_out of one gate of four."""
+    layouts = {"conv1d": Layout(1, 0), "lstm": Layout(gates=4), "experts": Layout(output=2, input=1, matrices=0)}
+    shapes = {"conv1d": torch.Size([8, 32]), "lstm": torch.Size([64, 8]), "experts": torch.Size([3, 8, 5])}
+    for weight in Draw().weights(shapes, layouts).values():
+        assert float(weight.abs().max()) == pytest.approx(math.sqrt(2 / 8))
+    wide = Draw("xavier-uniform").weights({"lstm": torch.Size([64, 8])}, layouts)["lstm"]
+    assert math.sqrt(6 / 24) * 0.9 < float(wide.abs().max()) <= math.sqrt(6 / 24)
 
 
 def test_draws_are_the_same_in_every_version() -> None:

@@ -239,8 +239,8 @@ def test_a_redraw_is_proved_by_its_checksum(ticket: Ticket, tmp_path: Path, monk
     path = ticket.save(tmp_path / "t.safetensors", weights=False)
     original = Draw.weights
 
-    def another(self: Draw, shapes: Any) -> dict[str, Tensor]:
-        return {n: w + 0 if i else -w for i, (n, w) in enumerate(original(self, shapes).items())}
+    def another(self: Draw, shapes: Any, layouts: Any) -> dict[str, Tensor]:
+        return {n: w + 0 if i else -w for i, (n, w) in enumerate(original(self, shapes, layouts).items())}
 
     monkeypatch.setattr(Draw, "weights", another)  # as if another PyTorch drew otherwise
     with pytest.raises(GemminerError, match="drawn again they differ"):

@@ -72,13 +72,13 @@ def test_a_training_with_another_seeds_stream(label: str, tmp_path: Path, monkey
 
 
 def test_a_dropped_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = prunable.prunable_weights
+    found = prunable.find_prunable
 
-    def fewer(*given: Any, **more: Any) -> dict[str, Any]:
-        weights = found(*given, **more)
-        return {name: weights[name] for name in list(weights)[:-1]}
+    def fewer(*given: Any, **more: Any) -> prunable.Prunable:
+        table = found(*given, **more)
+        return dataclasses.replace(table, weights={name: table.weights[name] for name in list(table.weights)[:-1]})
 
-    monkeypatch.setattr(task, "prunable_weights", fewer)
+    monkeypatch.setattr(task, "find_prunable", fewer)
     assert red("snip")
     own = {"masks": {"a": ""}, "initial": {}, "learnt": {}, "record": {}}
     assert pins.run_differs(own, PINNED["runs"][LENET])[0].startswith("masks of ")

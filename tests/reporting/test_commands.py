@@ -38,7 +38,9 @@ def test_lists(command: str, names: tuple[str, ...], capsys: pytest.CaptureFixtu
 def test_what_there_is_to_choose(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A line an option: its name, one sentence, its default and what it may be; nothing that only Python knows."""
     assert main([command, name]) == 0
-    head, _, _, _, *lines = capsys.readouterr().out.splitlines()
+    head, *said = capsys.readouterr().out.splitlines()
+    lines = said[len(said) - said[::-1].index("") :]
+    assert (command == "models") == ("prunable weights in" in said[0])
     assert head.startswith(f"{name}: ")
     assert main([command, name, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

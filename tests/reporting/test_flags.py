@@ -71,7 +71,8 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
         "--method snip --density 0.1 --model conv-2 --data mnist --seed 4 --epochs 3 --train-epochs 2 --batch-size 8"
     )
     flags += " --limit-train 50 --validation 0.2 --augment none --initialiser keep --model-option width=2 -o batches=2"
-    flags += " -t lr=1 --checks shuffle,erk --check-seeds 2 --no-dense --exclude fc*,conv1* --embeddings --budget 5s"
+    flags += " -t lr=1 --checks shuffle,erk --check-seeds 2 --no-dense --exclude fc*,conv1* --include experts*"
+    flags += " --embeddings --budget 5s"
     given = run(*flags.split())["given"]
     assert set(given) == set(Recipe.model_fields)  # a field added later is to be added here
     del given["budget"]  # which stands instead of epochs
@@ -81,7 +82,8 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
 
 
 def test_a_ticket_knows_what_it_was_searched_with() -> None:
-    searched = {"method", "density", "epochs", "budget", "initialiser", "options", "exclude", "embeddings", "dense"}
+    searched = {"method", "density", "epochs", "budget", "initialiser", "options", "include", "exclude", "embeddings"}
+    searched |= {"dense"}
     for command in ("train", "check"):
         names = {p.name for p in RecipeFields(command).flags()}
         assert not names & searched

@@ -39,6 +39,7 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
         "checks": (),
         "check_seeds": 1,
         "dense": False,
+        "include": ("a",),
         "exclude": ("a",),
         "embeddings": True,
     }

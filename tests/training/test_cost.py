@@ -36,6 +36,50 @@ def test_convolutions() -> None:
     assert found.by_parameter == {"0.weight": 2 * 16 * 4 * 2 * 9, "1.weight": 2 * 16 * 6 * 2 * 9}  # 4x4 places
 
 
+class Memory(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.gru = nn.GRU(4, 2, num_layers=2, bidirectional=True, batch_first=True)
+        self.cell = nn.RNNCell(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gru(self.lstm(x)[0])[0]
+        out: Tensor = self.cell(x[:, 1], self.cell(x[:, 0]))
+        return out
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_recurrent_layers_are_counted_in_every_step(trainable: bool) -> None:
+    """7 steps of a sequence: an LSTM has 4 matrices, a GRU 3; the cell takes two steps."""
+    model = Memory()
+    names = prunable_weights(model)
+    model.requires_grad_(trainable)
+    task = Task(model, TensorBatches(torch.rand(10, 7, 3), torch.zeros(10, dtype=torch.long), batch_size=5))
+    found = count(task, names)
+    expected = {"lstm.weight_ih_l0": 7 * 2 * 16 * 3, "lstm.weight_hh_l0": 7 * 2 * 16 * 4}
+    for way in ("", "_reverse"):
+        expected |= {f"gru.weight_ih_l{i}{way}": 7 * 2 * 6 * 4 for i in (0, 1)}
+        expected |= {f"gru.weight_hh_l{i}{way}": 7 * 2 * 6 * 2 for i in (0, 1)}
+    expected |= {"cell.weight_ih": 2 * 2 * 5 * 4, "cell.weight_hh": 2 * 2 * 5 * 5}
+    assert found.by_parameter == expected
+    assert found.rest == 0
+    assert all(p.requires_grad == trainable and p.grad is None for p in model.parameters())
+
+
+def test_weights_stored_transposed_are_counted() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.rand(3, 5)), nn.Parameter(torch.zeros(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = torch.addmm(self.bias, x.view(-1, 3), self.weight)  # as GPT-2's
+            return flat.view(*x.shape[:-1], 5)
+
+    assert flops(nn.Sequential(Conv1D()), torch.rand(10, 7, 3)).by_parameter == {"0.weight": 7 * 2 * 3 * 5}
+
+
 def test_tied_weights_work_twice_and_unused_ones_not() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,8 @@ from gemminer.core.ticket import Ticket
 from gemminer.sparse.threads import require_compiler
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.fuse import SparseNetwork, fused
-from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer, MaskedLinear
+from gemminer.sparse.training.held import held
+from gemminer.sparse.training.masked import MaskedConv2d, MaskedLinear
 from gemminer.sparse.training.modules import (
     SparseConv2d,
     SparseLayer,
@@ -33,9 +34,9 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
 
     Each convolution and linear layer holds its kept weights as one parameter, `values`; batch norm, ReLU and
     residual additions behind them run in the same pass. Layers the kernels do not know (dilated, transposed,
-    one-dimensional, attention) stay dense under their mask. Outputs, gradients and running statistics are those of
-    the masked dense model up to rounding, and `densify` gives its state dict. The model itself is left as it is;
-    the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
+    one-dimensional, recurrent, attention) stay dense under their mask. Outputs, gradients and running statistics are
+    those of the masked dense model up to rounding, and `densify` gives its state dict. The model itself is left as it
+    is; the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
 
     The model's own `forward` runs in each pass, whatever it does; layers are fused as it calls them. A layer whose
     weight has a hook on its gradient, or that has hooks itself, stays dense. On other devices than the CPU,
@@ -200,15 +201,11 @@ class _Conversion:
             module.register_buffer("mask", mask.to(masked[0].dtype), persistent=False)
             _ = module.weight  # holds pruned weights from now on
             return module
-        own = {name: self.masks[id(p)] for name, p in module.named_parameters() if id(p) in self.masks}
-        attention = isinstance(module, nn.MultiheadAttention)
-        own = own if attention else {name: m for name, m in own.items() if "." not in name}
-        if attention or not list(module.children()):
-            return MaskedLayer(module, own).train(module.training)
-        raise UsageError(
-            f"cannot hold {self.names[id(masked[0])]!r} at its mask: it belongs to a {type(module).__name__} that has "
-            "layers of its own; leave it out of the ticket"
-        )
+        for part in module.modules() if isinstance(module, nn.MultiheadAttention) else [module]:
+            own = {name: self.masks[id(p)] for name, p in part._parameters.items() if id(p) in self.masks}
+            if own:
+                held(part, own)
+        return module
 
 
 def _modules(module: nn.Module) -> list[nn.Module]:
@@ -298,7 +295,7 @@ def _plain_prefixes(model: nn.Module) -> dict[str, str]:
         found[prefix] = plain
         inner = wrapped(module)
         if inner is not None:
-            own = prefix if isinstance(module, SparseNetwork | MaskedLayer) else f"{prefix}{inner}."
+            own = prefix if isinstance(module, SparseNetwork) else f"{prefix}{inner}."
             todo.append((module.get_submodule(inner), own, plain))
         else:
             children = ((name, child) for name, child in module._modules.items() if child is not None)

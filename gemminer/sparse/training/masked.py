@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gemminer.sparse.training.modules import as_plain
-
 
 class _MaskedWeight:
     """Base of a layer that stays dense: pruned weights and their gradients are zero, so the weights stay zero.
@@ -50,42 +48,3 @@ class MaskedLinear(_MaskedWeight, nn.Linear):  # type: ignore[override]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
-
-
-class MaskedLayer(nn.Module):
-    """Any other module with masked parameters: `layer` computes with parameter * mask, so zeros and their gradients
-    stay zero."""
-
-    def __init__(self, layer: nn.Module, masks: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.layer, self.names = layer, tuple(masks)
-        for i, mask in enumerate(masks.values()):
-            self.register_buffer(f"mask{i}", mask, persistent=False)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The layer's: a forward that asks for `isinstance` is told what it would be told of the layer."""
-        return type(vars(self).get("_modules", {}).get("layer", self))
-
-    def __getattr__(self, name: str) -> Any:
-        """What a forward may ask the layer for; a masked parameter is parameter * mask."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "layer" not in vars(self).get("_modules", {}):
-                raise
-        value = getattr(self.layer, name)
-        return value * self.get_buffer(f"mask{self.names.index(name)}") if name in self.names else value
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        if not as_plain.get():
-            return super().state_dict(*args, **kwargs)
-        state, prefix = self.layer.state_dict(*args, **kwargs), kwargs.get("prefix", "")
-        for i, name in enumerate(self.names):
-            state[prefix + name] = state[prefix + name] * self.get_buffer(f"mask{i}")
-        return state
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        own = dict(self.layer.named_parameters())
-        masked = {name: own[name] * self.get_buffer(f"mask{i}") for i, name in enumerate(self.names)}
-        return torch.func.functional_call(self.layer, masked, args, kwargs)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from gemminer import models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.training.convert import densify, sparsify
-from gemminer.sparse.training.masked import MaskedConv2d, MaskedLayer
+from gemminer.sparse.training.held import is_held
+from gemminer.sparse.training.masked import MaskedConv2d
 from gemminer.sparse.training.modules import SparseConv2d
 from gemminer.training.engine import write_back
 from gemminer.training.rules import KeepMask
@@ -88,7 +89,7 @@ def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
     assert isinstance(inner, Others)
     assert isinstance(inner.conv, SparseConv2d)
     assert isinstance(inner.dilated, MaskedConv2d)
-    assert isinstance(inner.up, MaskedLayer)
+    assert is_held(inner.up)
     assert inner.first.values is inner.second.values
     x = noise(3, 2, 4, 4)
     close(sparse(x), model(x))
@@ -108,7 +109,7 @@ def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
     model.load_state_dict(state, strict=True)
     close(model(x), before)
     for name, tensor in sparse.state_dict().items():  # zeros are zeros there too, not only behind the mask
-        if name in ("net.dilated.weight", "net.line.layer.weight"):
+        if name in ("net.dilated.weight", "net.line.weight"):
             assert not tensor[~ticket.masks[name.removeprefix("net.").replace(".layer", "")]].any()
 
 
