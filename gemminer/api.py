@@ -83,6 +83,7 @@ def mine(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     embeddings: bool = False,
+    within: Ticket | Mapping[str, Tensor] | None = None,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
@@ -104,7 +105,8 @@ def mine(
         seed: of the initial weights, the scores and the order of batches.
         batch_size: of datasets and tensors; a DataLoader has its own.
         initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
-            constant for Gem-Miner), "keep" takes the model's, any of `gemminer.core.draw.kinds()` draws from that.
+            constant for Gem-Miner), "keep" takes the model's, any of `gemminer.core.draw.kinds()` draws from that. The
+            zeros of a pruned model that is kept stay zero where the density allows it.
         loss: (output, target) -> scalar; cross-entropy by default.
         metric: (output, target) -> a number, or one for each example, higher is better; by default the accuracy over
             the labels that the loss does not ignore or, where the loss is not cross-entropy of classes, minus the loss.
@@ -112,6 +114,8 @@ def mine(
         include: names of further parameters to prune, as shell patterns: fused experts, matrices of your own layers.
         exclude: names of parameters to leave dense, as shell patterns; it wins over `include`.
         embeddings: prune embedding tables too, also those an output layer shares.
+        within: a ticket of this model, or masks by parameter name, inside which the search stays: what it keeps is a
+            part of that, still `density` of all prunable weights. It computes densely.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
@@ -153,6 +157,7 @@ def mine(
         include=numbers.strings("include", include),
         exclude=numbers.strings("exclude", exclude),
         embeddings=embeddings,
+        within=dict(within.masks) if isinstance(within, Ticket) else within,
     )
     resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=options)
     experiment.check_density(density)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 _MARKS = ("_orig_mod", "_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module")
 # Classes by name, for some are of packages that need not be installed.
 _CLASSES = {"DataParallel": "module", "DistributedDataParallel": "module", "DeepSpeedEngine": "module"}
-_OURS = {"SparseNetwork": "net"}
+_OURS = {"SparseNetwork": "net", "Inside": "model"}
+_CHANGES = {"Inside"}  # what it wraps cannot be called without it
 
 
 def wrapped(module: nn.Module) -> str | None:
@@ -36,7 +37,7 @@ def _known(kind: type) -> str | None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside its wrappers, or the model itself."""
-    while (name := wrapped(model)) is not None:
+    while (name := wrapped(model)) is not None and type(model).__name__ not in _CHANGES:
         model = model.get_submodule(name)
     return model
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -83,12 +84,14 @@ class Prunable:
         layouts: how the axes of each are read.
         kinds: the kind of layer of each, as in `RULES`; "embedding", or "parameter" where there is no rule.
         left: what stays dense, and why.
+        shapes: the shape of each, of which the layout speaks; a search inside a mask holds vectors of what is inside.
     """
 
     weights: Mapping[str, nn.Parameter]
     layouts: Mapping[str, Layout]
     kinds: Mapping[str, str]
     left: tuple[LeftDense, ...] = field(default=())
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def find_prunable(
     layouts, kinds = {}, {}
     for name, p in weights.items():
         layouts[name], kinds[name] = _read(p, owners[id(p)], found[name])
-    return Prunable(weights, layouts, kinds, tuple(left.values()))
+    shapes = {name: p.shape for name, p in weights.items()}
+    return Prunable(weights, layouts, kinds, tuple(left.values()), shapes)
 
 
 def _reason(p: nn.Parameter, own: Sequence[_Owner], rule: Rule | None, embeddings: bool) -> str | None:

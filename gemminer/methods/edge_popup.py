@@ -93,7 +93,7 @@ class Popup:
         parameters: the prunable weights, at their initial values; their data are replaced.
         schedule: step -> weights unfrozen after it, falling; empty for no freezing.
         count: weights kept at the end.
-        layouts: how the axes of the weights are read, for the fans of the first scores.
+        fans_in: of each weight, for its first scores; by default that of a linear layer or convolution.
     """
 
     settle = 0
@@ -105,14 +105,13 @@ class Popup:
         schedule: dict[int, int],
         count: int,
         seed: int,
-        layouts: Mapping[str, Layout] | None = None,
+        fans_in: Mapping[str, int] | None = None,
     ) -> None:
         self.weights = dict(parameters)
         self.initial = {name: p.detach().clone() for name, p in parameters.items()}
-        layouts = layouts or {}
+        fans_in = fans_in or {name: Layout().fans(p.shape)[0] for name, p in parameters.items()}
         self.scores = {
-            name: _first_scores(p, layouts.get(name, Layout()), generator(seed, "scores", name))
-            for name, p in parameters.items()
+            name: _first_scores(p, fans_in[name], generator(seed, "scores", name)) for name, p in parameters.items()
         }
         self.open = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
         self.scope, self.invert = "layer" if options.rung == "layer" else "global", options.invert
@@ -194,9 +193,9 @@ class Popup:
 
 
 @drawing()
-def _first_scores(parameter: Tensor, layout: Layout, source: torch.Generator) -> Tensor:
+def _first_scores(parameter: Tensor, fan_in: int, source: torch.Generator) -> Tensor:
     """Kaiming uniform with a = sqrt(5): U(-b, b), b = sqrt(6 / ((1 + a^2) * fan_in)) = 1 / sqrt(fan_in)."""
-    bound = math.sqrt(1 / layout.fans(parameter.shape)[0])
+    bound = math.sqrt(1 / fan_in)
     drawn = (2 * torch.rand(parameter.shape, generator=source) - 1) * bound
     return drawn.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
@@ -214,13 +213,14 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Train scores and keep the highest |s|: exactly round(density * d), by layer or over all layers."""
     table = task.table()
     parameters = table.weights
+    fans_in = {name: table.layouts[name].fans(shape)[0] for name, shape in table.shapes.items()}
     total = sum(p.numel() for p in parameters.values())
     schedule = options.freeze_schedule(len(task.train), density, total)
     for p in task.model.parameters():
         p.requires_grad_(False)
     for p in parameters.values():
         p.requires_grad_(True)
-    rule = Popup(parameters, options, schedule, target(density, total), seed, table.layouts)
+    rule = Popup(parameters, options, schedule, target(density, total), seed, fans_in)
     decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
     rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
     return Found(rule.on, rows=rows, live=rows[-1]["live"])

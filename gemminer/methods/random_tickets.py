@@ -74,6 +74,6 @@ def erk_ratio(shape: Sequence[int], layout: Layout | None = None) -> float:
 @register("erk", Options, summary="Erdos-Renyi-Kernel layer densities, at random", source="Evci et al. 2020")
 def find_erk(task: Task, density: float, options: Options, seed: int) -> Found:
     """Random masks with ERK layer densities, capped at 1, the excess redistributed."""
-    layouts = task.layouts()
-    ratios = {name: erk_ratio(shape, layouts[name]) for name, shape in _shapes(task).items()}
+    table = task.table()
+    ratios = {name: erk_ratio(shape, table.layouts[name]) for name, shape in table.shapes.items()}
     return _by_layer(task, density, ratios, seed, options)

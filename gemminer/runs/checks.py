@@ -26,6 +26,7 @@ from gemminer.core.numbers import strings
 from gemminer.core.randomness import generator, mixed
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
+from gemminer.methods.inside import find_inside
 from gemminer.runs import identity
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.settings import options_of
@@ -170,7 +171,7 @@ def _found_by(
         of = (identity.of_search, f"{method} for the check {check}", density, chosen, seed)
         # A method that does not train writes no checkpoint: the step's is that of the training that follows.
         with experiment.claimed(*of) if row.trains else contextlib.nullcontext():
-            found = row.find(task, density, chosen, seed)
+            found = find_inside(row, task, density, chosen, seed)
     return ticket.replace(masks=found.masks, check=check)
 
 

@@ -25,10 +25,12 @@ from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
 from gemminer.core.numbers import strings
+from gemminer.core.prunable import Prunable
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
 from gemminer.data import Batches
+from gemminer.methods.inside import check_within, find_inside, zeros_of
 from gemminer.runs import environment, identity
 from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
@@ -145,7 +147,10 @@ class Experiment:
 
     def check_density(self, density: float) -> None:
         """Raise UsageError for an invalid density, or one that keeps no weight."""
-        target(density, sum(p.numel() for p in self.task.prunable().values()))
+        table = self.task.table()
+        target(density, sum(p.numel() for p in table.weights.values()))
+        if self.task.within is not None:
+            check_within(self.task.within, table, density)
 
     @gradients()
     def search(
@@ -178,12 +183,13 @@ class Experiment:
                     for name, p in parameters.items():
                         p.copy_(weights[name])
             initial = State(named_state(model))
+            within = self._within(table, density, draw)
             with self.claimed(identity.of_search, method, density, options, self.seed, seconds):
                 if seconds is not None:
                     options = dataclasses.replace(options, epochs=self._epochs_in(seconds))
                 # A method that does not train never asks, and choosing may mean to time this machine's kernels first.
                 task = self.with_engine().task if row.trains else self.task
-                found = row.find(task, density, options, self.seed)
+                found = find_inside(row, dataclasses.replace(task, within=within), density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
         epochs = len(found.rows) if found.epochs is None else found.epochs
         start = initial if found.start is None else State(found.start)
@@ -200,6 +206,7 @@ class Experiment:
             "embeddings": self.task.embeddings,
             "layouts": layouts,
             "left_dense": [dataclasses.asdict(one) for one in table.left],
+            **({"within": sum(int(mask.sum()) for mask in within.values())} if within is not None else {}),
             "epochs": epochs,
             "at_initialisation": found.draw_holds,
             **found.facts,
@@ -231,6 +238,18 @@ class Experiment:
         known = (checkpoint.load() or {}).get("epochs_in_budget")
         checkpoint.also["epochs_in_budget"] = epochs = int(known or self.affordable(seconds))
         return epochs
+
+    def _within(self, table: Prunable, density: float, draw: Draw | None) -> Mapping[str, Tensor] | None:
+        """The masks inside which the search stays: those asked for, or the zeros of a pruned model that is kept."""
+        if self.task.within is not None or draw is not None:
+            return self.task.within
+        masks = zeros_of(table, density)
+        if masks is not None:
+            zeros = sum(m.numel() - int(m.sum()) for m in masks.values())
+            self.note(
+                f"{zeros} prunable weights of the model are exactly zero and stay so: it is searched among the others"
+            )
+        return masks
 
     def _left_dense(self) -> str | None:
         """What is said about the weights of two and more dimensions that no ticket can remove."""

@@ -20,6 +20,27 @@ from gemminer.training.feed import Feed, mapped
 from gemminer.training.losses import Loss, Metric, accuracy, as_loss, as_values, cross_entropy, ignored_label
 
 
+class Inside(nn.Module):
+    """A model whose prunable weights are vectors of what is inside a mask; a forward pass puts them in their places.
+
+    Args:
+        table: the vectors, with the layouts and shapes of the weights they are of.
+        places: by the model's own names of its parameters, the flat indices of a vector's values, and the shape.
+    """
+
+    def __init__(self, model: nn.Module, table: Prunable, places: Mapping[str, tuple[Tensor, torch.Size]]) -> None:
+        super().__init__()
+        self.model, self.table, self.places = model, table, dict(places)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = {}
+        for name, (index, shape) in self.places.items():
+            path, _, own = name.rpartition(".")
+            vector = getattr(self.model.get_submodule(path), own)
+            whole[name] = vector.new_zeros(shape.numel()).index_put((index,), vector).view(shape)
+        return torch.func.functional_call(self.model, whole, args, kwargs)
+
+
 @dataclass
 class Task:
     """The network at its initial weights, the training batches, the loss and the metric: all that a method may see.
@@ -39,6 +60,7 @@ class Task:
             chose it for the experiment; a layer that is not named is dense. None: to be chosen when it is needed.
         channels_last: give batches of images to the model in that memory format.
         feed: how a batch's inputs are given to the model; by default as they are.
+        within: masks of the prunable weights, inside which every search stays; see `gemminer.methods.inside`.
         held: the norms that stay in evaluation mode while the model trains; by default
             `core.model_state.held_in_evaluation` of the model as it is now.
         phase: the name under which a search's epochs are logged.
@@ -60,6 +82,7 @@ class Task:
     exclude: tuple[str, ...] = ()
     embeddings: bool = False
     feed: Feed = field(default_factory=Feed)
+    within: Mapping[str, Tensor] | None = None
     held: tuple[str, ...] | None = None
     phase: str = "search"
     checkpoint: Checkpoint | None = None
@@ -86,6 +109,8 @@ class Task:
 
     def table(self) -> Prunable:
         """The weights a ticket may remove, how their axes are read, and which others stay dense, and why."""
+        if isinstance(self.model, Inside):
+            return self.model.table
         return find_prunable(self.model, include=self.include, exclude=self.exclude, embeddings=self.embeddings)
 
     def layouts(self) -> Mapping[str, Layout]:
