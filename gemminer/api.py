@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gemminer import methods
 from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import as_path
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
@@ -40,7 +41,7 @@ def _experiment(
     **given: Any,
 ) -> Experiment:
     """The experiment of a call."""
-    file = None if checkpoint is None else Checkpoint(Path(checkpoint))
+    file = None if checkpoint is None else Checkpoint(as_path("checkpoint", checkpoint))
     if file is not None:
         file.load()  # a file that is no checkpoint is refused before anything else
     return build(
@@ -171,7 +172,7 @@ def mine(
 
 def train(
     model: nn.Module,
-    ticket: Ticket,
+    ticket: Ticket | str | Path,
     train_data: Any,
     test_data: Any = None,
     *,
@@ -189,7 +190,7 @@ def train(
 
     Args:
         model: of the ticket's shape; its own values are overwritten.
-        ticket: what to keep.
+        ticket: what to keep, or the file it was saved in.
         train_data: as in `mine`.
         test_data: as `train_data`; read once, at the end.
         epochs: passes over the data; by default as in `mine`.
@@ -219,6 +220,7 @@ def train(
     >>> sum(int(p.count_nonzero()) for name, p in net.named_parameters() if name in ticket.masks) <= ticket.kept
     True
     """
+    ticket = Ticket.given(ticket)
     experiment = _experiment_of(
         ticket,
         model,
@@ -253,7 +255,7 @@ def train(
 
 def check(
     model: nn.Module,
-    ticket: Ticket,
+    ticket: Ticket | str | Path,
     train_data: Any,
     test_data: Any,
     *,
@@ -275,7 +277,7 @@ def check(
 
     Args:
         model: of the ticket's shape; left as it was.
-        ticket: what to check.
+        ticket: what to check, or the file it was saved in.
         train_data: as in `mine`.
         test_data: as `train_data`; what the metric is measured on.
         seeds: trainings of the ticket and of each check; 1 decides nothing.
@@ -305,6 +307,7 @@ def check(
     """
     seeds = numbers.whole("seeds", seeds, least=1)
     names = check_names(names)
+    ticket = Ticket.given(ticket)
     experiment = _experiment_of(
         ticket,
         model,
@@ -343,8 +346,12 @@ def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Out
     from gemminer.reporting import tables  # here, for a page needs Jinja and nothing else does
     from gemminer.reporting.page import report
     from gemminer.runs.compare import plan, run_cells
+    from gemminer.runs.grid import Grid
 
-    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, Path(out), **how)
+    if not isinstance(asked, (Mapping, Grid)):
+        raise UsageError(f"a comparison is a grid or the fields of one by name, not {numbers.shown(asked)}")
+    folder = as_path("out, the folder,", out)
+    outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, folder, **how)
     tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
     if outcome.records:
         # All of them: the page names those that failed or are missing.
@@ -369,7 +376,7 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     from gemminer.reporting import page, tables
     from gemminer.runs import archive
 
-    found = archive.read(file)
+    found = archive.read(as_path("file, the records,", file))
     folder = Path(file).parent if out is None else Path(out)
     refuse_foreign([folder / "report.html"])
     tables.write(folder, found.cells(), found.records, found.failures)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gemminer.core.errors import GemminerError
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.numbers import shown
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -88,6 +89,13 @@ class atomic:
 
 def _what(path: Path) -> str:
     return "a folder" if path.is_dir() else "a device"
+
+
+def as_path(what: str, value: object) -> Path:
+    """A path from what a user gives; raises UsageError for anything else."""
+    if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
+        return Path(value)
+    raise UsageError(f"{what} must be a path, not {shown(value)}")
 
 
 def save_text(path: str | Path, text: str) -> Path:

@@ -20,12 +20,20 @@ class Shapes(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
 
+def require_module(model: object) -> None:
+    """Raise UsageError unless it is a module: an instance, not its class."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}: make one of it" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UsageError(f"model must be a torch.nn.Module, not {what}")
+
+
 def require_numbers(model: nn.Module, *, to_train: bool = False) -> None:
     """Raise UsageError unless every tensor of the model holds numbers that can be read and written.
 
     Args:
         to_train: refuse parameters too that were made in `torch.inference_mode`, which have no gradients.
     """
+    require_module(model)
     for name, tensor in named_tensors(model).items():
         if nn.parameter.is_lazy(tensor):
             raise UsageError(f"the model has lazy layers ({name!r} has no shape yet): run one batch through it before")
@@ -49,6 +57,7 @@ def matched(names: Iterable[str], model: nn.Module) -> dict[str, str]:
     Raises:
         UsageError: a name that the model does not have, or a tensor of the model without a name.
     """
+    require_module(model)
     tensors, names = named_tensors(model), list(names)
     first: dict[int, str] = {}
     for name, tensor in tensors.items():

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError, in_words
-from gemminer.core.files import atomic
+from gemminer.core.files import as_path, atomic
 from gemminer.core.fitting import check_shapes, matched, renamed, require_numbers
 from gemminer.core.layout import Layout
 from gemminer.core.left_dense import LeftDense, parsed
 from gemminer.core.model_state import named_state
+from gemminer.core.numbers import shown
 
 FORMAT = "gemminer.ticket/1"
 
@@ -37,9 +39,10 @@ class Masks(Mapping[str, Tensor]):
     """Boolean masks by parameter name, held as bits; each look-up gives a fresh tensor, so none can be changed."""
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
+        for name, mask in masks.items() if isinstance(masks, Mapping) else ():
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise UsageError(f"the mask of {name!r} must be a tensor of torch.bool")
+        _check_named("masks", masks)
         self._shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
         self._bits = {name: np.packbits(mask.detach().cpu().numpy().reshape(-1)) for name, mask in masks.items()}
         self._kept = {name: int(mask.sum()) for name, mask in masks.items()}
@@ -93,6 +96,7 @@ class State(Mapping[str, Tensor]):
     """Named tensors that cannot be changed from outside: each look-up gives a copy."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        _check_named("initial", tensors)
         # Plain strides: the same state is the same bytes whatever memory format the model was in.
         self._tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
@@ -120,6 +124,17 @@ class State(Mapping[str, Tensor]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _check_named(what: str, tensors: object) -> None:
+    """Raise UsageError unless they are tensors by name that hold numbers."""
+    if not isinstance(tensors, Mapping):
+        raise UsageError(f"{what} must be tensors by parameter name, not a {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UsageError(f"{what} must be tensors by parameter name; {shown(name)} has a {type(tensor).__name__}")
+        if tensor.is_meta:
+            raise UsageError(f"{what}: {name!r} is on the meta device, which holds no numbers")
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,10 @@ class Ticket:
     ) -> None:
         self._masks = masks if isinstance(masks, Masks) else Masks(masks)
         self._initial = initial if isinstance(initial, State) else State(initial)
-        self._provenance = json.dumps(dict(provenance or {}))
+        try:
+            self._provenance = json.dumps(dict(provenance or {}))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a ticket's provenance must be facts by name that JSON holds: {error}") from None
         self.draw = draw
         if not self._masks:
             raise UsageError("a ticket needs at least one mask")
@@ -305,6 +323,15 @@ class Ticket:
         initial = renamed("initial weights", self._initial, found)
         return Ticket(renamed("masks", self._masks, found), initial, facts, self.draw)
 
+    @classmethod
+    def given(cls, ticket: object) -> Ticket:
+        """A ticket, or the one in the file whose path is given; raises UsageError for anything else."""
+        if isinstance(ticket, cls):
+            return ticket
+        if isinstance(ticket, (str, os.PathLike)):
+            return cls.load(as_path("a ticket's file", ticket))
+        raise UsageError(f"ticket must be a gemminer.Ticket or the path of its file, not a {type(ticket).__name__}")
+
     def check_fits(self, model: nn.Module) -> None:
         """Raise UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers."""
         self.fitted(model)
@@ -315,7 +342,7 @@ class Ticket:
         With `weights=False` the masked parameters' initial values are left out, to be drawn again from `draw` at
         loading (ResNet-20: 45 KB instead of 1.1 MB). Raises UsageError where no draw gives them back bit for bit.
         """
-        path = Path(path)
+        path = as_path("a ticket's file", path)
         left_out = set() if weights else self._redrawable()
         tensors = {f"mask/{name}": torch.from_numpy(self._masks.packed(name)) for name in self._masks}
         tensors |= {f"initial/{name}": v for name, v in self._initial.items() if name not in left_out}
@@ -351,7 +378,7 @@ class Ticket:
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
         """Read a ticket; raises GemminerError with one sentence on a missing, truncated, corrupt or foreign file."""
-        path = Path(path)
+        path = as_path("a ticket's file", path)
         try:
             return cls._load(path)
         except (OSError, SafetensorError) as error:

@@ -117,6 +117,9 @@ def _as_classes(targets: Tensor) -> Tensor:
 
 def _check_pair(inputs: Tensor, targets: Tensor) -> None:
     for name, tensor in (("inputs", inputs), ("targets", targets)):
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            what = "on the meta device, which holds no numbers" if tensor.is_meta else "sparse: call to_dense() on them"
+            raise UsageError(f"the {name} are {what}")
         if tensor.dim() == 0 or tensor.numel() == 0:
             raise UsageError(f"the {name} are empty: there must be at least one example")
         # The extremes of a tensor with a NaN are NaN: one pass, no copy.

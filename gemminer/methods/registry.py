@@ -121,6 +121,6 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> Method:
     """The method of this name; raises UsageError naming the nearest."""
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise unknown("method", name, names())
     return _METHODS[name]

@@ -21,7 +21,8 @@ from markupsafe import Markup
 
 from gemminer.core import left_dense
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import save_text
+from gemminer.core.files import as_path, save_text
+from gemminer.core.numbers import shown
 from gemminer.core.ownership import refuse_foreign
 from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
 from gemminer.reporting.axes import Figure, to_json
@@ -53,7 +54,7 @@ def write(run: Path | str) -> Path:
 
 
 def report(
-    runs: Sequence[Path | str],
+    runs: Path | str | Sequence[Path | str],
     out: Path | str | None = None,
     *,
     failed: Mapping[str, str] | None = None,
@@ -65,7 +66,7 @@ def report(
     cannot be read is listed there with the reason.
 
     Args:
-        runs: folders of runs, or their record.json files.
+        runs: folders of runs, or their record.json files; or one of them.
         out: a file or an existing folder; by default report.html in the run's folder, or in the folder that holds
             all of the runs.
         failed: runs to list as failed, a reason by name.
@@ -78,6 +79,10 @@ def report(
     >>> report(["runs/a", "runs/b"], out="both.html")  # doctest: +SKIP
     PosixPath('both.html')
     """
+    runs = [runs] if isinstance(runs, (str, os.PathLike)) else runs
+    if not isinstance(runs, Iterable):
+        raise UsageError(f"a report is of run folders, not of {shown(runs)}")
+    runs = [as_path("a run's folder", run) for run in runs]
     if not runs:
         raise UsageError("a report needs at least one run: pass the folder that 'gemminer mine' wrote")
     paths = list(dict.fromkeys(_folder(run) for run in runs))

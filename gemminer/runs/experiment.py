@@ -24,7 +24,8 @@ from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
-from gemminer.core.numbers import strings
+from gemminer.core.numbers import shown, strings
+from gemminer.core.progress import Monitor
 from gemminer.core.prunable import Prunable
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
@@ -371,10 +372,14 @@ def build(
     Raises:
         UsageError: not a model, not data, nothing to prune, an engine that cannot be.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
 
     require_numbers(model, to_train=True)
+    for name in ("loss", "metric"):
+        if not callable(task.get(name, len)):
+            raise UsageError(f"{name} must be a function of (output, target), not {shown(task[name])}")
+    monitor = task.get("monitor", Monitor())
+    if isinstance(monitor, type) or not all(callable(getattr(monitor, n, None)) for n in ("begin", "epoch", "note")):
+        raise UsageError(f"monitor must be a gemminer.Monitor, not {shown(monitor)}")
     if torch.get_default_device().type == "meta":
         raise UsageError(
             "new tensors are made on the meta device, which holds no numbers: torch.set_default_device('cpu')"

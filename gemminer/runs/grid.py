@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.numbers import plain
+from gemminer.core.numbers import plain, shown
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
@@ -155,7 +155,7 @@ def _values(axis: str, given: Any) -> tuple[Any, ...]:
         span = re.fullmatch(r"(\d+)-(\d+)", value) if axis == "seed" and isinstance(value, str) else None
         values += range(int(span[1]), int(span[2]) + 1) if span else [value]
         if axis in ("data", "model", "method") and not isinstance(value, str):
-            raise UsageError(f"{axis} takes names, not {value!r}")
+            raise UsageError(f"{axis} takes names, not {shown(value)}")
     if not values:
         raise UsageError(f"there is nothing to compare: {axis} has no values")
     return tuple(dict.fromkeys(map(_hashable, values)))

@@ -14,6 +14,7 @@ from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import without_wrappers
+from gemminer.core.numbers import plain, shown
 from gemminer.sparse.inference.layers import FUNCTIONS, MODULES, Builder, Ref
 from gemminer.sparse.inference.program import Program
 from gemminer.sparse.inference.rewrite import rewritten
@@ -39,7 +40,15 @@ def compile(
     >>> program(torch.zeros(3, 1, 2, 2)).shape
     torch.Size([3, 2])
     """
-    shape = tuple(input_shape or ()) if example_input is None else tuple(example_input.shape[1:])
+    if example_input is not None and not isinstance(example_input, Tensor):
+        raise UsageError(f"example_input must be a tensor, a batch, not a {type(example_input).__name__}")
+    if input_shape is not None and not hasattr(input_shape, "__iter__"):
+        raise UsageError(f"input_shape is (C, H, W) or (features,), not {shown(input_shape)}")
+    shape = (
+        tuple(plain(() if input_shape is None else input_shape))
+        if example_input is None
+        else tuple(example_input.shape[1:])
+    )
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UsageError("compile needs example_input, a batch, or input_shape: (C, H, W) or (features,)")
     require_numbers(model)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
 from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Sum
@@ -98,8 +99,7 @@ class Program:
         if batch.shape[1:] != self.inputs or batch.ndim == 0:
             raise UsageError(f"images must have shape (N, {', '.join(map(str, self.inputs))}), not {batch.shape}")
         threads = torch.get_num_threads() if threads is None else threads
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}")
+        threads = numbers.whole("threads", threads, least=1)
         require_compiler()
         threads = min(threads, MOST_THREADS)
         rows = np.ascontiguousarray(batch).reshape(len(batch), math.prod(self.inputs))

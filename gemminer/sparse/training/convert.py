@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.fitting import require_numbers
+from gemminer.core.fitting import require_module, require_numbers
 from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.threads import require_compiler
@@ -58,7 +58,7 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     require_numbers(model)
-    return converted(model, ticket.fitted(model).masks, engine)
+    return converted(model, Ticket.given(ticket).fitted(model).masks, engine)
 
 
 def converted(
@@ -271,6 +271,7 @@ def densify(model: nn.Module) -> dict[str, Tensor]:
 
     Names are those of the model without DataParallel and torch.compile around it.
     """
+    require_module(model)
     token = as_plain.set(True)
     try:  # by the model's own `state_dict`: with its hooks, and the versions that its modules' loading asks for
         state: dict[str, Tensor] = model.state_dict()

@@ -215,7 +215,7 @@ def test_wrong_images_are_refused_in_a_sentence() -> None:
         program(torch.zeros(4, 2, 2, 2, dtype=torch.float64))
     with pytest.raises(UsageError, match=r"float32.*not list"):
         program([1.0])  # type: ignore[type-var]
-    with pytest.raises(UsageError, match="threads must be at least 1"):
+    with pytest.raises(UsageError, match="threads must be a whole number of at least 1"):
         program(torch.zeros(4, 2, 2, 2), threads=0)
     with pytest.raises(UsageError, match="move the images there"):
         program(torch.zeros(4, 2, 2, 2, device="meta"))
