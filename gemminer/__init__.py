@@ -21,6 +21,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult as Verdict
+from gemminer.runs.typed import TrainResult
 
 if TYPE_CHECKING:
     from gemminer.reporting.page import report
@@ -30,6 +31,7 @@ __all__ = [
     "GemminerError",
     "Monitor",
     "Ticket",
+    "TrainResult",
     "UsageError",
     "Verdict",
     "check",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from gemminer.runs.checks import CheckResult, check_names, judge
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
+from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.losses import Loss, Metric, cross_entropy
 from gemminer.training.settings import Settings
@@ -88,7 +89,7 @@ def mine(
     engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
-    **options: Any,
+    **options: Unpack[MineOptions],
 ) -> Ticket:
     """Find a lottery ticket in `model` at initialisation; the model is left as it was.
 
@@ -160,7 +161,7 @@ def mine(
         embeddings=embeddings,
         within=dict(within.masks) if isinstance(within, Ticket) else within,
     )
-    resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=options)
+    resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=dict(options))
     experiment.check_density(density)
     found: list[Ticket] = []
     draw = draw_of(initialiser, row, density, seed)
@@ -184,8 +185,8 @@ def train(
     engine: str = "auto",
     checkpoint: str | Path | None = None,
     monitor: Monitor | None = None,
-    **settings: Any,
-) -> dict[str, Any]:
+    **settings: Unpack[TrainOptions],
+) -> TrainResult:
     """Train the kept weights from their initial values; afterwards `model` holds them, the others exactly zero.
 
     Args:
@@ -226,7 +227,7 @@ def train(
         model,
         train_data,
         epochs,
-        settings,
+        dict(settings),
         test=test_data,
         batch_size=batch_size,
         seed=numbers.seed_of(seed),
@@ -250,7 +251,7 @@ def train(
                     tensor.copy_(trained[name])
     if experiment.task.checkpoint:
         experiment.task.checkpoint.clear()
-    return result
+    return TrainResult(**result)
 
 
 def check(
@@ -268,7 +269,7 @@ def check(
     metric: Metric | None = None,
     engine: str = "auto",
     monitor: Monitor | None = None,
-    **settings: Any,
+    **settings: Unpack[TrainOptions],
 ) -> CheckResult:
     """Prove a ticket: train it and the altered ticket of each sanity check, over paired seeds.
 
@@ -313,7 +314,7 @@ def check(
         model,
         train_data,
         epochs,
-        settings,
+        dict(settings),
         test=test_data,
         batch_size=batch_size,
         seed=numbers.seed_of(seed),

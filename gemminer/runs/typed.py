@@ -1,0 +1,110 @@
+"""Types of what `mine`, `train` and `check` take by keyword and of what `train` returns, for checkers and editors.
+
+The fields repeat those of `training.settings.Settings` and of the methods' options; a test holds them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, overload
+
+
+class TrainOptions(TypedDict, total=False):
+    """The settings of a training: the fields of `gemminer.training.settings.Settings`."""
+
+    optimiser: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: Literal["cosine", "cosine-by-epoch", "multistep", "constant"]
+    milestones: tuple[int, ...]
+    gamma: float
+
+
+class MineOptions(TrainOptions, total=False):
+    """The options of the package's methods, all together; `gemminer.methods.get(name).options` are one method's."""
+
+    ridge: float | None
+    scale: bool | None
+    start: float
+    slack: float
+    freeze_every: int
+    repair: float
+    scores: Literal["uniform", "bernoulli", "beta"]
+    threshold: float
+    mask: Literal["q", "live"]
+    floor: int
+    invert: bool
+    rung: Literal["layer", "global", "gradual", "ridge"]
+    clip: float
+    scope: Literal["global", "layer"]
+    batches: int
+    temperature: float
+    per_class: int
+    rewind: Literal["cold", "warm", "lr"]
+    rewind_steps: int
+    rate: float
+    steps: int
+    detach_first: bool
+    shape: Literal["resnet", "vgg"]
+    classifier: float
+    rounds: int
+    freeze_late: bool
+    mode: Literal["train", "eval"]
+
+
+class Cost(TypedDict):
+    """What a training took: epochs, seconds, and FLOPs of all weights and of those kept."""
+
+    epochs: float
+    seconds: float
+    flops_dense: float
+    flops_sparse: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult(Mapping[str, Any]):
+    """What a training came to; a mapping too, so that `result["test"]`, `dict(result)` and `**result` work.
+
+    Args:
+        test: the metric on the test data, None without any.
+        classes: the metric by class, where there is one class index and one value for each test example.
+        validation: the metric on validation data after the last epoch, None without any.
+        cost: epochs, seconds and FLOPs.
+
+    >>> result = TrainResult(0.9, None, None, {"epochs": 1, "seconds": 1, "flops_dense": 2, "flops_sparse": 1})
+    >>> result["test"], result.test, list(result)
+    (0.9, 0.9, ['test', 'classes', 'validation', 'cost'])
+    """
+
+    test: float | None
+    classes: list[float | None] | None
+    validation: float | None
+    cost: Cost
+
+    @overload  # type: ignore[override]  # other names are errors on purpose
+    def __getitem__(self, name: Literal["test", "validation"]) -> float | None: ...
+    @overload
+    def __getitem__(self, name: Literal["classes"]) -> list[float | None] | None: ...
+    @overload
+    def __getitem__(self, name: Literal["cost"]) -> Cost: ...
+    def __getitem__(self, name: str) -> Any:
+        if name not in _NAMES:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self.items()) == dict(other.items()) if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as a dictionary
+
+
+_NAMES = tuple(field.name for field in fields(TrainResult))

@@ -1,0 +1,83 @@
+"""Options and results are typed, and the types are those of the options and results themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import gemminer
+from gemminer import methods
+from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
+from gemminer.training.settings import Settings
+from tests.helpers import Pair, tiny_net
+
+SNIPPET = """
+import gemminer, torch
+net, data = torch.nn.Linear(4, 2), (torch.ones(4, 4), torch.ones(4))
+ticket = gemminer.mine(net, data, 0.5, lr=0.1, rounds=3, milestones=(1, 2), ridge=None)
+result = gemminer.train(net, ticket, data, data, lr=0.1, optimiser="adam")
+x: float | None = result["test"]
+y: float = result["cost"]["seconds"]
+z: float | None = result.test
+gemminer.mine(net, data, 0.5, lamda=3)
+gemminer.mine(net, data, 0.5, lr="fast")
+gemminer.train(net, ticket, data, scores="beta")
+gemminer.check(net, ticket, data, data, optimiser="adm")
+result["tset"]
+result.test = 3.0
+"""
+
+
+def test_a_type_checker_finds_what_cannot_be(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    file = tmp_path / "snippet.py"
+    file.write_text(SNIPPET)
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\nfollow_imports = skip\n[mypy-gemminer.*]\nfollow_imports = silent\n")
+    out, _, _ = api.run([str(file), "--config-file", str(config), "--cache-dir", str(tmp_path / "cache")])
+    wrong = {int(line.split(":")[1]) for line in out.splitlines() if ": error:" in line}
+    first = 1 + next(i for i, line in enumerate(SNIPPET.splitlines()) if "lamda" in line)
+    assert wrong == set(range(first, first + 6)), out
+
+
+def annotations(kind: type) -> dict[str, object]:
+    """The types of a dataclass's fields, without the epochs, which are an argument of their own."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "epochs"}
+
+
+def test_typed_options_are_those_of_settings_and_methods() -> None:
+    assert typing.get_type_hints(TrainOptions) == annotations(Settings)
+    typed = typing.get_type_hints(MineOptions)
+    own: dict[str, set[object]] = {}
+    for name in methods.names():
+        for option, kind in annotations(methods.get(name).options).items():
+            own.setdefault(option, set()).add(kind)
+    assert typed.keys() == own.keys() | annotations(Settings).keys()
+    for option, kinds in own.items():
+        either = typing.Union[tuple(kinds)]  # noqa: UP007 - of types that are known when it runs only
+        assert set(typing.get_args(typed[option]) or [typed[option]]) == set(typing.get_args(either) or [either]), (
+            option
+        )
+
+
+def test_a_result_is_frozen_and_still_a_mapping(pair: Pair) -> None:
+    net = tiny_net()
+    result = gemminer.train(net, gemminer.mine(net, pair, 0.2, epochs=1), pair, pair, epochs=1)
+    assert isinstance(result, TrainResult)
+    assert isinstance(result, Mapping)
+    assert result.test == result["test"] == dict(result)["test"] == dict(**result)["test"]
+    assert list(result) == ["test", "classes", "validation", "cost"]
+    assert result == dict(result)
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert result != {**result, "test": 2.0}
+    assert result.get("nothing") is None
+    with pytest.raises(KeyError, match="tset"):
+        result["tset"]  # type: ignore[call-overload]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.test = 1.0  # type: ignore[misc]
