@@ -205,9 +205,9 @@ def train(
         settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
     Returns:
-        {"test": metric or None, "classes": metric by class or None, "validation": None, "cost": {"epochs", "seconds",
-        "flops_dense", "flops_sparse"}, "rate": {"lr", "max_norm", "steps", "seconds", "tried"}}; `classes` where there
-        is one class index and one value for each test example, `rate` is how the learning rate was found.
+        A `TrainResult`, which is a mapping too: test (the metric or None), classes (the metric by class, where there is
+        one class index and one value for each test example), validation, cost (epochs, seconds, flops_dense,
+        flops_sparse) and rate (the learning rate and how it was found).
 
     Raises:
         UsageError: the ticket is of another model; a setting that cannot be; a checkpoint of another call.

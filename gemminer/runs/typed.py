@@ -9,18 +9,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, overload
 
+from gemminer.training.rate import Found as Rate
+
 
 class TrainOptions(TypedDict, total=False):
     """The settings of a training: the fields of `gemminer.training.settings.Settings`."""
 
     optimiser: Literal["sgd", "adam", "adamw"]
-    lr: float
+    lr: float | Literal["auto"]
     momentum: float
     nesterov: bool
     weight_decay: float
     schedule: Literal["cosine", "cosine-by-epoch", "multistep", "constant"]
     milestones: tuple[int, ...]
     gamma: float
+    max_norm: float | None
 
 
 class MineOptions(TrainOptions, total=False):
@@ -73,16 +76,20 @@ class TrainResult(Mapping[str, Any]):
         classes: the metric by class, where there is one class index and one value for each test example.
         validation: the metric on validation data after the last epoch, None without any.
         cost: epochs, seconds and FLOPs.
+        rate: the learning rate and how it was found, as `gemminer.training.rate` says.
 
-    >>> result = TrainResult(0.9, None, None, {"epochs": 1, "seconds": 1, "flops_dense": 2, "flops_sparse": 1})
-    >>> result["test"], result.test, list(result)
-    (0.9, 0.9, ['test', 'classes', 'validation', 'cost'])
+    >>> import gemminer, torch
+    >>> net, data = torch.nn.Linear(4, 2), (torch.ones(4, 4), torch.ones(4).long())
+    >>> result = gemminer.train(net, gemminer.mine(net, data, density=0.5, epochs=1), data, data, epochs=1)
+    >>> result.test == result["test"], list(result)
+    (True, ['test', 'classes', 'validation', 'cost', 'rate'])
     """
 
     test: float | None
     classes: list[float | None] | None
     validation: float | None
     cost: Cost
+    rate: Rate
 
     @overload  # type: ignore[override]  # other names are errors on purpose
     def __getitem__(self, name: Literal["test", "validation"]) -> float | None: ...
@@ -90,6 +97,8 @@ class TrainResult(Mapping[str, Any]):
     def __getitem__(self, name: Literal["classes"]) -> list[float | None] | None: ...
     @overload
     def __getitem__(self, name: Literal["cost"]) -> Cost: ...
+    @overload
+    def __getitem__(self, name: Literal["rate"]) -> Rate: ...
     def __getitem__(self, name: str) -> Any:
         if name not in _NAMES:
             raise KeyError(name)

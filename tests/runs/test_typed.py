@@ -72,7 +72,7 @@ def test_a_result_is_frozen_and_still_a_mapping(pair: Pair) -> None:
     assert isinstance(result, TrainResult)
     assert isinstance(result, Mapping)
     assert result.test == result["test"] == dict(result)["test"] == dict(**result)["test"]
-    assert list(result) == ["test", "classes", "validation", "cost"]
+    assert list(result) == ["test", "classes", "validation", "cost", "rate"]
     assert result == dict(result)
     assert pickle.loads(pickle.dumps(result)) == result
     assert result != {**result, "test": 2.0}
