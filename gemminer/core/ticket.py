@@ -302,6 +302,9 @@ class Ticket:
         require_numbers(model)
         own = self.fitted(model)
         tensors = named_state(model)
+        for name, value in own.initial.items():
+            if value.is_complex() and not tensors[name].is_complex():
+                raise UsageError(f"this ticket is of another model: {name!r} holds complex numbers in the ticket alone")
         with _writing(tensors):
             for name, value in own.initial.items():
                 tensors[name].copy_(value)
