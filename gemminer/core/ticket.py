@@ -404,8 +404,10 @@ class Ticket:
             header = json.loads(text)
             if not isinstance(header, dict):
                 raise GemminerError("it is a damaged ticket: its header is no JSON object")
-            if header.get("format") != FORMAT:
-                raise GemminerError(f"it has format {header.get('format')!r:.50}; this version reads {FORMAT!r}")
+            if (found := header.get("format")) != FORMAT:
+                ours = str(found).startswith(FORMAT.partition("/")[0] + "/")
+                what = "it" if ours else "it is not a gemminer ticket: it"
+                raise GemminerError(f"{what} has format {found!r:.50}; this version reads {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: _sizes(shape) for name, shape in header["shapes"].items()}
         masks = Masks.from_bits({name: tensors[f"mask/{name}"].numpy() for name in shapes}, shapes)

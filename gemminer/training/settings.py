@@ -36,8 +36,8 @@ class Settings:
         schedule: how the learning rate falls over the epochs.
         milestones: epochs at which multistep drops the rate.
         gamma: the factor by which multistep multiplies the rate at each milestone.
-        max_norm: gradients whose norm over all tensors is larger are shortened to it, as by
-            `torch.nn.utils.clip_grad_norm_`; by default found together with the rate, and none where lr is a number.
+        max_norm: gradients whose norm over all tensors is larger are shortened to it; by default found together with
+            the rate, and no limit where lr is a number.
     """
 
     epochs: int = 40

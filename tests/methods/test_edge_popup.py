@@ -80,7 +80,10 @@ def test_edge_popup_is_the_published_rule() -> None:
     ticket = search("edge-popup", 0.25, task, epochs=6)
 
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() == 2}
-    scores = {n: edge_popup._first_scores(w, generator(0, "scores", n)).requires_grad_() for n, w in weights.items()}
+    scores = {
+        n: edge_popup._first_scores(w, w.shape[1], generator(0, "scores", n)).requires_grad_()
+        for n, w in weights.items()
+    }
     counts = {n: w.numel() // 4 for n, w in weights.items()}
     optimiser = torch.optim.SGD(list(scores.values()), lr=0.1, momentum=0.9, weight_decay=5e-4)
     model.train()
@@ -96,7 +99,7 @@ def test_edge_popup_is_the_published_rule() -> None:
 
 def test_first_scores_are_kaiming_uniform() -> None:
     w = torch.empty(64, 16, 3, 3)
-    s = edge_popup._first_scores(w, generator(0))
+    s = edge_popup._first_scores(w, 16 * 9, generator(0))
     reference = nn.init.kaiming_uniform_(w.clone(), a=math.sqrt(5), generator=torch.Generator().manual_seed(0))
     assert float(s.abs().max()) == pytest.approx(1 / 12, rel=1e-3)
     assert float(s.std()) == pytest.approx(float(reference.std()), rel=0.02)

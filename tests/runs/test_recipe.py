@@ -78,7 +78,6 @@ def test_copies_with_changes() -> None:
         ({"limit_train": 1}, "limit_train: .* not 1"),
         ({"validation": 1.0}, "validation: .* not 1.0"),
         ({"check_seeds": 0}, "check_seeds: .* not 0"),
-        ({"checks": "shuffle"}, "checks: .* not 'shuffle'"),
         ({"options": [1]}, r"options: .* not \[1\]"),
         ({"model": None}, "model: .* not None"),
     ],

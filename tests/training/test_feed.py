@@ -150,7 +150,7 @@ def test_whole_numbers_for_a_model_of_floats_and_for_one_of_tokens() -> None:
     tokens = nn.Sequential(nn.Embedding(9, 16), nn.Flatten(), nn.Linear(64, 2))
     notes = Notes()
     gemminer.mine(tokens, (torch.randint(9, (64, 4)), Y), 0.3, epochs=1, monitor=notes)
-    assert notes.notes == []
+    assert not any("whole numbers" in note for note in notes.notes)
 
 
 HALF = [torch.bfloat16, torch.float16]
