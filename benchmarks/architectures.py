@@ -150,7 +150,9 @@ def differences(
 def _report(
     model: nn.Module, ticket: Ticket, found: dict[str, Tensor], outputs: dict[str, list[Any]]
 ) -> dict[str, float]:
-    right = {n: t * ticket.masks[n] if n in ticket.masks else t for n, t in model.state_dict().items()}
+    tied = {id(p): ticket.masks[n] for n, p in model.named_parameters() if n in ticket.masks}
+    masks = {n: tied[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if id(p) in tied}
+    right = {n: t * masks[n] if n in masks else t for n, t in model.state_dict().items()}
     if list(found) != list(right):
         return {"names": math.inf}
     trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
@@ -186,7 +188,7 @@ def state_of(net: nn.Module) -> dict[str, Any]:
         if len(real) > 1 or any(norm is not None or u.relu or u.residual is not None for u, norm in real):
             together += len(real)
     state = "fused" if together else "layer by layer" if held else "dense"
-    return {"state": state, "layers": held, "fused": together}
+    return {"state": state, "layers": held, "fused": min(together, held)}  # a shared layer runs more than once
 
 
 def _images(small: tuple[int, int], usual: tuple[int, int]) -> Callable[[bool, int], Inputs]:
@@ -299,9 +301,8 @@ def _detector(small: bool) -> nn.Module:
     few = {"rpn_pre_nms_top_n_train": 40, "rpn_post_nms_top_n_train": 12, "box_detections_per_img": 5}
     few |= {"rpn_pre_nms_top_n_test": 40, "rpn_post_nms_top_n_test": 8, "box_batch_size_per_image": 12}
     if not small:
-        return fasterrcnn_mobilenet_v3_large_320_fpn(
-            weights=None, weights_backbone=None, num_classes=5, min_size=160, max_size=256
-        )
+        few |= {"min_size": 96, "max_size": 128}
+        return fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=5, **few)
     features = mobilenet_v3_small(width_mult=0.25).features[:9]
     backbone = BackboneWithFPN(features, {"3": "0", "8": "1"}, [features[3].out_channels, features[8].out_channels], 8)
     from torchvision.models.detection.anchor_utils import AnchorGenerator
