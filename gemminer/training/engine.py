@@ -122,7 +122,7 @@ def search_network(
 
     Args:
         net: the network that the search has run so far, if not `model`. If the same layers hold vectors in it, it is
-            returned with shorter vectors, which spares a trace and a copy.
+            returned with shorter vectors, which spares a copy of the network.
     """
     from gemminer.sparse.training.convert import converted, layers
 
