@@ -257,8 +257,10 @@ def _engine(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
     """
     before = folder.steps.get("engine", {})
     if before.get("asked") != experiment.task.engine:
+        noted = len(experiment.notes)
         chosen = engines.choose(experiment.task, experiment.flops)
-        before = folder.finish("engine", {"asked": experiment.task.engine, "below": chosen})
+        facts = {"asked": experiment.task.engine, "below": chosen, "notes": experiment.notes[noted:]}
+        before = folder.finish("engine", facts)
     below: Mapping[str, float] = before["below"]
     return below
 

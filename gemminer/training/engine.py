@@ -53,7 +53,16 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
             return {}
     from gemminer.sparse.training.convert import crossovers_of  # numba takes a second to load
 
+    _say_what_is_passed_over(task)
     return crossovers_of(task.model, task.prunable(), task.engine)
+
+
+def _say_what_is_passed_over(task: Task) -> None:
+    """Tell a person which layers stay dense for hooks or a forward of their own, and would not otherwise."""
+    from gemminer.sparse.training.convert import passed_over
+
+    if said := passed_over(task.model, task.prunable()):
+        task.note(said)
 
 
 def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
@@ -62,6 +71,8 @@ def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
     before = (state or {}).get("engine", {})
     if before.get("asked") == task.engine and before.get("below") is not None:
         below: Mapping[str, float] = before["below"]
+        if below:
+            _say_what_is_passed_over(task)
         return below
     return choose(task, flops)
 

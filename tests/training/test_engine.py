@@ -19,11 +19,12 @@ from gemminer.core.progress import Monitor
 from gemminer.data import TensorBatches
 from gemminer.runs.execute import run_recipe, train_ticket
 from gemminer.runs.recipe import make
+from gemminer.sparse.training.convert import passed_over
 from gemminer.sparse.training.modules import SparseLayer
 from gemminer.training import engine
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.task import Task
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import Notes, tiny_data, tiny_net
 
 
 def wide() -> tuple[nn.Module, TensorBatches]:
@@ -212,6 +213,50 @@ def test_a_resumed_call_computes_the_layers_it_computed_before(tmp_path: Path, m
     crossovers_of(0.0, monkeypatch)
     gemminer.train(net, ticket, data, epochs=4, checkpoint=path)
     assert all(torch.equal(t, whole[n]) for n, t in net.state_dict().items())
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def hooked_net() -> nn.Sequential:
+    net = tiny_net()
+    net[0].weight.register_hook(torch.clone)
+    net[3].register_forward_hook(lambda *_: None)
+    net[5] = Doubled(12, 3)
+    return net
+
+
+def test_a_run_says_once_which_layers_stay_dense_for_what_they_have_of_their_own(tmp_path: Path) -> None:
+    said = "computed densely under the mask: 0 (a hook on its weight's gradient); 3 (hooks); 5 (a forward of its own)"
+    for wrap in (nn.Sequential, nn.DataParallel):
+        net, notes = wrap(hooked_net()), Notes()
+        own = said if wrap is nn.DataParallel else said.replace(" 0 ", " 0.0 ").replace("; ", "; 0.")
+        ticket = gemminer.mine(net, tiny_data(), 0.2, epochs=1, engine="sparse", monitor=notes)
+        assert notes.notes.count(own) == 1
+        assert own in ticket.provenance["notes"]
+        gemminer.train(net, ticket, tiny_data(), epochs=1, engine="sparse", monitor=notes)
+        assert notes.notes.count(own) == 2
+        gemminer.check(net, ticket, tiny_data(), tiny_data(), epochs=1, seeds=2, engine="sparse", monitor=notes)
+        assert notes.notes.count(own) == 3  # once for all trainings
+        gemminer.train(
+            net, ticket, tiny_data(), epochs=1, engine="auto", monitor=notes
+        )  # too small, it is dense anyway
+        assert notes.notes.count(own) == 3
+    plain = Notes()
+    gemminer.mine(tiny_net(), tiny_data(), 0.2, epochs=1, engine="sparse", monitor=plain)
+    assert not any("densely" in note for note in plain.notes)
+
+
+def test_many_layers_that_stay_dense_are_one_note() -> None:
+    net = nn.Sequential(*(Doubled(6, 6) for _ in range(6)))
+    net[5].mask = nn.Parameter(torch.ones(()))  # type: ignore[assignment]
+    assert passed_over(net, [f"{i}.weight" for i in range(1, 6)]) == (
+        "computed densely under the mask: 1, 2, 3, 4 (a forward of its own); 5 (tensors or modules of its own)"
+    )
+    more = passed_over(nn.Sequential(*(Doubled(6, 6) for _ in range(6))), [f"{i}.weight" for i in range(6)])
+    assert more == "computed densely under the mask: 0, 1, 2, 3 and 2 more (a forward of its own)"
 
 
 def test_without_numbas_compiler_auto_is_dense_and_sparse_is_refused(

@@ -27,6 +27,7 @@ from gemminer.sparse.training.modules import (
 )
 
 ENGINES = ("auto", "sparse")
+_NAMED = 4  # modules in a sentence, for each reason
 
 
 def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "sparse"] = "auto") -> nn.Module:
@@ -223,7 +224,7 @@ def _modules(module: nn.Module) -> list[nn.Module]:
 def _takes(module: nn.Module) -> bool:
     """Whether the kernels know such a layer."""
     known = padding(module) is not None if type(module) is nn.Conv2d else type(module) is nn.Linear
-    return known and module._parameters.keys() == {"weight", "bias"} and not _special(module)
+    return known and _special(module) is None
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
@@ -239,12 +240,33 @@ def _small_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.weight.numel() < 1 << 16
 
 
-def _special(module: nn.Module) -> bool:
-    """Whether a layer has anything that kept values in its place would pass by: hooks, also those of its weight and of
-    its state dict, parametrisations, a forward or a buffer of its own."""
+def _special(module: nn.Module) -> str | None:
+    """What a layer has that kept values in its place would pass by, in words; None for a layer that has nothing."""
     plain = vars(nn.Module())
-    hooked = any(value and "hooks" in name for name, value in vars(module).items() if name in plain)
-    return hooked or bool(module._buffers or module._modules) or "forward" in vars(module) or tensor_hooks(module)
+    if tensor_hooks(module):
+        return "a hook on its weight's gradient"
+    if any(value and "hooks" in name for name, value in vars(module).items() if name in plain):
+        return "hooks"
+    if module._buffers or module._modules or module._parameters.keys() != {"weight", "bias"}:
+        return "tensors or modules of its own"
+    own = "forward" in vars(module) or type(module) not in (nn.Conv2d, nn.Linear)
+    return "a forward of its own" if own else None
+
+
+def passed_over(model: nn.Module, names: Iterable[str]) -> str | None:
+    """A sentence on the convolutions and linear layers of these parameters that stay dense for what they have."""
+    named, reached = named_parameters(model, ties=True), {id(module) for module in _modules(model)}
+    weights = {id(named[name]) for name in names}
+    found: dict[str, list[str]] = {}
+    for path, module in named_modules(model):
+        known = id(module) in reached and isinstance(module, nn.Conv2d | nn.Linear)
+        if known and id(module._parameters.get("weight")) in weights and (why := _special(module)):
+            found.setdefault(why, []).append(path or type(module).__name__)
+    parts = []
+    for why, own in found.items():
+        more = f" and {len(own) - _NAMED} more" if own[_NAMED:] else ""
+        parts.append(f"{', '.join(own[:_NAMED])}{more} ({why})")
+    return f"computed densely under the mask: {'; '.join(parts)}" if parts else None
 
 
 def tensor_hooks(module: nn.Module) -> bool:
