@@ -117,7 +117,7 @@ def mine(
         exclude: names of parameters to leave dense, as shell patterns; it wins over `include`.
         embeddings: prune embedding tables too, also those an output layer shares.
         within: a ticket of this model, or masks by parameter name, inside which the search stays: what it keeps is a
-            part of that, still `density` of all prunable weights. It computes densely.
+            part of that, still `density` of all prunable weights, and checks stay inside too. It computes densely.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.

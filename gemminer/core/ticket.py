@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError, in_words
+from gemminer.core.facts import check_facts, sizes
 from gemminer.core.files import as_path, atomic
 from gemminer.core.fitting import check_shapes, matched, renamed, require_numbers
 from gemminer.core.layout import Layout
@@ -163,6 +164,7 @@ class Ticket:
         initial: the model's state before any training (parameters and buffers), masked names included.
         provenance: JSON-serialisable facts: method, options, seed, densities, recipe hash, versions.
         draw: the distribution and seed `initial`'s masked parameters can be drawn from again, if known.
+        within: masks inside which the search stayed; None where it was among all weights.
 
     Raises:
         UsageError: no masks, a mask that is not boolean, or one whose name or shape `initial` does not have.
@@ -179,6 +181,7 @@ class Ticket:
         initial: Mapping[str, Tensor],
         provenance: Mapping[str, Any] | None = None,
         draw: Draw | None = None,
+        within: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._masks = masks if isinstance(masks, Masks) else Masks(masks)
         self._initial = initial if isinstance(initial, State) else State(initial)
@@ -196,6 +199,9 @@ class Ticket:
                 raise UsageError(f"the mask of {name!r} has shape {self._masks.shape(name)}, its weights {shape}")
         if self.kept == 0:
             raise UsageError("a ticket must keep at least one weight")
+        self.within = within if isinstance(within, Masks | None) else Masks(within)
+        if self.within is not None:
+            _check_inside(self._masks, self.within)
         facts = self.provenance
         self._left_dense = parsed(facts.get("left_dense", []))
         self._layouts = _layouts(facts.get("layouts", {}), self._masks)
@@ -278,6 +284,7 @@ class Ticket:
             self._initial if initial is None else initial,
             {**self.provenance, **provenance},
             self.draw if initial is None else draw,
+            self.within,
         )
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -324,7 +331,8 @@ class Ticket:
         if "layouts" in facts:
             facts["layouts"] = {found.get(name, name): layout for name, layout in facts["layouts"].items()}
         initial = renamed("initial weights", self._initial, found)
-        return Ticket(renamed("masks", self._masks, found), initial, facts, self.draw)
+        within = None if self.within is None else renamed("masks", self.within, found)
+        return Ticket(renamed("masks", self._masks, found), initial, facts, self.draw, within)
 
     @classmethod
     def given(cls, ticket: object) -> Ticket:
@@ -347,7 +355,7 @@ class Ticket:
         """
         path = as_path("a ticket's file", path)
         left_out = set() if weights else self._redrawable()
-        tensors = {f"mask/{name}": torch.from_numpy(self._masks.packed(name)) for name in self._masks}
+        tensors = _packed("mask", self._masks) | ({} if self.within is None else _packed("within", self.within))
         tensors |= {f"initial/{name}": v for name, v in self._initial.items() if name not in left_out}
         header: dict[str, Any] = {
             "format": FORMAT,
@@ -360,6 +368,7 @@ class Ticket:
             "masks": _bits_checksum(self._masks),
             "initial": self._initial.checksum(),
             "facts": _facts_checksum(header),
+            **({} if self.within is None else {"within": _bits_checksum(self.within)}),
         }
         with atomic(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
@@ -409,13 +418,13 @@ class Ticket:
                 what = "it" if ours else "it is not a gemminer ticket: it"
                 raise GemminerError(f"{what} has format {found!r:.50}; this version reads {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: _sizes(shape) for name, shape in header["shapes"].items()}
-        masks = Masks.from_bits({name: tensors[f"mask/{name}"].numpy() for name in shapes}, shapes)
-        if _bits_checksum(masks) != header["checksum"]["masks"]:
-            raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
+        shapes = {name: sizes(shape) for name, shape in header["shapes"].items()}
+        masks = _read_masks("mask", tensors, shapes, header["checksum"]["masks"])
+        within = header["checksum"].get("within")
+        within = within if within is None else _read_masks("within", tensors, shapes, within)
         if _facts_checksum(header) != header["checksum"]["facts"]:
             raise GemminerError("its provenance is damaged: the checksum differs from the one saved with it")
-        _check_facts(header["provenance"])
+        check_facts(header["provenance"])
         draw = Draw(**header["draw"]) if header["draw"] else None
         initial = {n.removeprefix("initial/"): v for n, v in tensors.items() if n.startswith("initial/")}
         if header["drawn"]:
@@ -427,28 +436,30 @@ class Ticket:
         if state.checksum() != header["checksum"]["initial"]:
             what = "drawn again they differ (another PyTorch draws otherwise)" if header["drawn"] else "damaged"
             raise GemminerError(f"the initial weights are not those saved: {what}")
-        return cls(masks, state, header["provenance"], draw)
+        return cls(masks, state, header["provenance"], draw, within)
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
-    """A shape of a file; GemminerError where it is none, or larger than any tensor."""
-    sizes = tuple(shape)
-    if not all(type(n) is int and n >= 0 for n in sizes) or math.prod(sizes) >= 2**62:
-        raise GemminerError(f"it is a damaged ticket: {sizes!s:.50} is no shape")
-    return sizes
+def _packed(what: str, masks: Masks) -> dict[str, Tensor]:
+    """The tensors that hold masks in a file, under this name."""
+    return {f"{what}/{name}": torch.from_numpy(masks.packed(name)) for name in masks}
 
 
-def _check_facts(facts: Any) -> None:
-    """Raise GemminerError unless a file's provenance has the types of a ticket's."""
-    kinds = {"method": str, "options": dict, "include": list, "exclude": list, "embeddings": bool}
-    if not isinstance(facts, dict):
-        raise GemminerError("it is a damaged ticket: its provenance is no JSON object")
-    for name, kind in kinds.items():
-        if not isinstance(facts.get(name, kind()), kind):
-            raise GemminerError(f"it is a damaged ticket: its {name} is no {kind.__name__}")
-    for name in ("include", "exclude"):
-        if not all(isinstance(pattern, str) for pattern in facts.get(name, ())):
-            raise GemminerError(f"it is a damaged ticket: its {name} is no list of names")
+def _read_masks(
+    what: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], checksum: object
+) -> Masks:
+    """The masks that a file holds under this name; raises GemminerError where they are not those saved."""
+    masks = Masks.from_bits({name: tensors[f"{what}/{name}"].numpy() for name in shapes}, shapes)
+    if _bits_checksum(masks) != checksum:
+        raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
+    return masks
+
+
+def _check_inside(masks: Masks, within: Masks) -> None:
+    """Raise UsageError unless both are of the same weights, and what one keeps is inside the other."""
+    if {name: masks.shape(name) for name in masks} != {name: within.shape(name) for name in within}:
+        raise UsageError("a ticket's within must have the names and shapes of its masks")
+    if outside := [name for name in masks if (masks.packed(name) & ~within.packed(name)).any()]:
+        raise UsageError(f"the ticket keeps weights of {outside[0]!r} outside of its within")
 
 
 def _writing(tensors: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[Any]:

@@ -44,17 +44,14 @@ def check_within(within: Mapping[str, Tensor], table: Prunable, density: float) 
     return count
 
 
-def zeros_of(table: Prunable, density: float) -> dict[str, Tensor] | None:
-    """The masks of a pruned model's own zeros; None where it is none, or its other weights are too few.
+def zeros_of(table: Prunable) -> dict[str, Tensor] | None:
+    """The masks of a pruned model's own zeros; None where it is none.
 
     A model whose zeros are initial values (a tensor that is zero as a whole, and no other partly) is no pruned one.
     """
     masks = {name: p.detach() != 0 for name, p in table.weights.items()}
     parts = [1 - float(mask.double().mean()) for mask in masks.values() if mask.numel()]
-    if not any(PRUNED <= part < 1 for part in parts):
-        return None
-    total, inside = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
-    return masks if 0 < target(density, total) <= inside else None
+    return masks if any(PRUNED <= part < 1 for part in parts) else None
 
 
 def find_inside(row: Method, task: Task, density: float, options: Any, seed: int) -> Found:

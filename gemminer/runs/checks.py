@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gemminer import methods
 from gemminer.core import statistics
@@ -35,26 +37,38 @@ from gemminer.runs.settings import options_of
 def shuffle(ticket: Ticket, seed: int) -> Ticket:
     """Permute the mask inside each layer: the layer densities stay, the choice of weights is destroyed.
 
+    Of a ticket that was found inside a mask, only what is inside is permuted.
+
     Raises UsageError where every layer is empty or full, so that no permutation changes anything: a shuffle that
     shuffles nothing would be passed off as a check.
     """
     masks, partly = {}, False
     for name, mask in ticket.masks.items():
-        flat, source = mask.reshape(-1), generator(seed, "shuffle", name)
+        places, source = _places(ticket, name), generator(seed, "shuffle", name)
+        flat = mask.reshape(-1)[places]
         shuffled = flat
         while torch.equal(shuffled, flat) and 0 < ticket.masks.kept(name) < flat.numel():
             shuffled, partly = flat[torch.randperm(flat.numel(), generator=source)], True  # small ones may come back
-        masks[name] = shuffled.reshape(mask.shape)
+        masks[name] = mask.reshape(-1).index_put((places,), shuffled).reshape(mask.shape)
     if not partly:
         raise UsageError("shuffling changes nothing in this ticket: each of its layers is empty or full")
     return ticket.replace(masks=masks, check="shuffle", check_seed=seed)
 
 
+def _places(ticket: Ticket, name: str) -> Tensor:
+    """The flat indices of a layer's weights that the search could keep."""
+    if ticket.within is None:
+        return torch.arange(math.prod(ticket.masks.shape(name)))
+    return ticket.within[name].reshape(-1).nonzero().flatten()
+
+
 def reinit(ticket: Ticket, seed: int) -> Ticket:
     """Keep the mask and draw the masked weights anew from the distribution the ticket's own were drawn from.
 
-    Where that is unknown (a user's own weights) the layer's initial values are permuted: a draw, without
-    replacement, from the distribution they form. Raises UsageError where that changes nothing.
+    Where that is unknown (a user's own weights) the layer's initial values are permuted, among those that the search
+    could keep: a draw, without replacement, from the distribution they form.
+
+    Raises UsageError where that changes nothing.
     """
     if ticket.draw is not None:
         draw = Draw(ticket.draw.kind, mixed(seed, "reinit", ticket.draw.seed), ticket.draw.fan_scale)
@@ -63,9 +77,10 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     else:
         draw, fresh = None, {}
         for name in ticket.masks:
-            values = ticket.initial[name]
-            order = torch.randperm(values.numel(), generator=generator(seed, "reinit", name))
-            fresh[name] = values.reshape(-1)[order].reshape(values.shape)
+            values, places = ticket.initial[name], _places(ticket, name)
+            order = torch.randperm(len(places), generator=generator(seed, "reinit", name))
+            flat = values.reshape(-1)
+            fresh[name] = flat.index_put((places,), flat[places[order]]).reshape(values.shape)
     if all(torch.equal(fresh[name], ticket.initial[name]) for name in fresh):
         raise UsageError("drawing this ticket's weights anew changes nothing: each of its layers is constant")
     return ticket.replace(initial={**ticket.initial, **fresh}, draw=draw, check="reinit", check_seed=seed)
@@ -160,12 +175,13 @@ def _found_by(
     options: Mapping[str, Any],
     seed: int,
 ) -> Ticket:
-    """The ticket with the masks that a method finds from the ticket's initial weights."""
+    """The ticket with the masks that a method finds from the ticket's initial weights, inside what it was found in."""
     if method not in methods.names():
         raise UsageError(f"the check {check!r} needs to know the ticket's method, which is {method!r}")
     row = methods.get(method)
     chosen = options_of(row.options, options, method)
-    task = dataclasses.replace(experiment.task, phase=f"check:{check}:search")
+    within = None if ticket.within is None else dict(ticket.within)
+    task = dataclasses.replace(experiment.task, phase=f"check:{check}:search", within=within)
     with borrowed(task.model) as model:
         ticket.start_from(model)
         of = (identity.of_search, f"{method} for the check {check}", density, chosen, seed)

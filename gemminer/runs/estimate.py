@@ -47,7 +47,7 @@ class Estimate:
 
 def facts(recipe: Recipe, **where: Any) -> Facts:
     """The sizes that a cell's cost depends on, from a forward pass of one batch; `where` goes to `execute.prepare`."""
-    bare = recipe.replace(method="uniform", density=1.0, options={}, checks=())
+    bare = recipe.replace(method="uniform", density=1.0, options={}, checks=()).changed({"within": None})
     experiment = execute.prepare(bare, device="cpu", **where).experiment
     prunable = sum(p.numel() for p in experiment.task.prunable().values())
     return Facts(experiment.task.train.examples, prunable, experiment.flops.dense)

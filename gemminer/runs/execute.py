@@ -29,6 +29,7 @@ from gemminer.core.progress import Monitor
 from gemminer.core.statistics import paired_test
 from gemminer.core.ticket import Ticket
 from gemminer.runs import environment, record
+from gemminer.runs.asked import ticket_of
 from gemminer.runs.checks import CheckResult, check_names, judge
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, build
 from gemminer.runs.folder import Folder
@@ -102,6 +103,7 @@ def prepare(
         include=recipe.include,
         exclude=recipe.exclude,
         embeddings=recipe.embeddings,
+        within=None if recipe.within is None else dict(Ticket.load(ticket_of(Path(recipe.within))).masks),
         engine=engine,
         monitor=monitor or Monitor(),
     )
@@ -126,7 +128,7 @@ def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
 def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[Ticket, Experiment]:
     """A ticket and its experiment, with the choice of engine in the record beside the ticket, if there is one."""
     ticket = Ticket.load(path)
-    experiment = prepare(recipe, **where).experiment
+    experiment = prepare(recipe.changed({"within": None}), **where).experiment  # the ticket knows it
     ticket.check_fits(experiment.task.model)
     beside = path.with_name("record.json")
     found = record.read(beside).engine if beside.exists() else None

@@ -215,7 +215,7 @@ class Experiment:
             **({"notes": self.notes[noted:]} if self.notes[noted:] else {}),
             "versions": environment.versions(),
         }
-        ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None)
+        ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None, within)
         if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
             self.note("; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))))
         keep(ticket)
@@ -244,12 +244,15 @@ class Experiment:
         """The masks inside which the search stays: those asked for, or the zeros of a pruned model that is kept."""
         if self.task.within is not None or draw is not None:
             return self.task.within
-        masks = zeros_of(table, density)
-        if masks is not None:
-            zeros = sum(m.numel() - int(m.sum()) for m in masks.values())
-            self.note(
-                f"{zeros} prunable weights of the model are exactly zero and stay so: it is searched among the others"
-            )
+        masks = zeros_of(table)
+        if masks is None:
+            return None
+        total, others = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
+        zeros = f"{total - others} prunable weights of the model are exactly zero"
+        if (count := target(density, total)) > others:
+            self.note(f"{zeros}, and density {density:g} keeps {count} of {total}: it is searched among the zeros too")
+            return None
+        self.note(f"{zeros} and stay so: it is searched among the others")
         return masks
 
     def _left_dense(self) -> str | None:

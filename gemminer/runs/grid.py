@@ -76,7 +76,8 @@ class Grid:
         for data, model in itertools.product(self.axes["data"], self.axes["model"]):
             if self.dense:
                 for seed in self.axes["seed"]:
-                    yield self._cell(DENSE, "uniform", {}, data=data, model=model, density=1.0, seed=seed)
+                    axes = {"data": data, "model": model, "density": 1.0, "seed": seed}
+                    yield self._cell(DENSE, "uniform", {}, **axes, within=None)
             for density, label, seed in itertools.product(*(self.axes[name] for name in AXES[2:])):
                 method, own = parse(label)
                 options = {**self.options.get(method, {}), **own}

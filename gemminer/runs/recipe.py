@@ -166,6 +166,9 @@ class Recipe(BaseModel):
     )
     exclude: tuple[str, ...] = Field((), description="weights to leave dense, by name, as shell patterns: conv1*,fc*")
     embeddings: bool = Field(False, description="prune embedding tables too")
+    within: Annotated[str | None, Flag(commands={"mine": ""})] = Field(
+        None, description="a ticket's file, or its run's folder: the search stays inside its mask"
+    )
 
     @field_validator("*", mode="before")
     @classmethod

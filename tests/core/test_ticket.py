@@ -221,6 +221,34 @@ def test_weights_are_left_out_only_where_a_draw_gives_them_back(ticket: Ticket, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_ticket_knows_inside_what_it_was_searched(tmp_path: Path) -> None:
+    net = tiny_net()
+    own, outer = drawn_ticket(net, 0.1), {n: m.clone() for n, m in drawn_ticket(net, 0.1).masks.items()}
+    for mask in outer.values():
+        mask[0] = True
+    ticket = Ticket(own.masks, own.initial, {}, own.draw, outer)
+    path = ticket.save(tmp_path / "t")
+    fitted = ticket.fitted(nn.ModuleDict({"module": net})["module"])
+    for same in (Ticket.load(path), ticket.replace(check="none"), fitted, copy.deepcopy(ticket)):
+        assert same.within is not None
+        assert all(torch.equal(same.within[n], mask) for n, mask in outer.items())
+    old = Ticket(own.masks, own.initial, {})
+    assert (old == ticket, Ticket.load(old.save(tmp_path / "old")).within) == (True, None)
+    with pytest.raises(UsageError, match=r"keeps weights of '0.weight' outside of its within"):
+        ticket.replace(masks={**own.masks, "0.weight": ~outer["0.weight"]})
+    with pytest.raises(UsageError, match="must have the names and shapes of its masks"):
+        Ticket(own.masks, own.initial, {}, None, {"0.weight": outer["0.weight"]})
+    tensors = load_file(path)
+    for damaged in (
+        tensors | {"within/0.weight": tensors["mask/0.weight"]},
+        {n: tensors[n] for n in list(tensors)[:-1]},
+    ):
+        fresh = {n: t.clone() for n, t in damaged.items()}
+        save_file(fresh, tmp_path / "t", metadata={"gemminer": json.dumps(header_of(ticket.save(path)))})
+        with pytest.raises(GemminerError, match="damaged"):
+            Ticket.load(path)
+
+
 def header_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         return dict(json.loads(file.metadata()["gemminer"]))

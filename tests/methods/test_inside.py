@@ -80,9 +80,20 @@ def test_zeros_that_are_initial_values_are_weights_like_others() -> None:
     ticket = gemminer.mine(net, data, 0.9, method="random", initialiser="keep", monitor=notes)
     assert ticket.masks.kept("5.weight") > 0
     assert notes.notes == []
+
+
+@pytest.mark.parametrize("method", ["random", "snip"])
+def test_a_density_above_a_pruned_models_is_said_to_keep_zeros(method: str) -> None:
+    net, data, notes = tiny_net(), tiny_data(), Notes()
     drawn_ticket(net, 0.5).apply(net)
-    gemminer.mine(net, data, 0.9, method="random", initialiser="keep", monitor=notes)  # more than is not zero
-    assert notes.notes == []
+    ticket = gemminer.mine(net, data, 0.9, method=method, initialiser="keep", monitor=notes)
+    assert (ticket.kept, ticket.within) == (292, None)
+    assert notes.notes == [
+        "162 prunable weights of the model are exactly zero, and density 0.9 keeps 292 of 324: "
+        "it is searched among the zeros too"
+    ]
+    gemminer.mine(net, data, 0.5, method=method, initialiser="keep", monitor=(exact := Notes()))
+    assert "stay so" in exact.notes[0]
 
 
 def test_a_ticket_that_starts_elsewhere_has_the_whole_state() -> None:

@@ -141,6 +141,27 @@ def test_the_inversion_is_the_tickets_own_search_upside_down(pair: Pair) -> None
     assert inverted == found[1]
 
 
+@pytest.mark.parametrize("name", checks.names())
+@pytest.mark.parametrize("kept", [False, True], ids=["within a ticket", "a pruned model's own weights"])
+def test_what_a_check_draws_stays_where_the_search_could_go(pair: Pair, name: str, kept: bool, tmp_path: Path) -> None:
+    net = tiny_net()
+    old = drawn_ticket(net, 0.5, seed=3)
+    if kept:
+        old.apply(net)
+    how = {"initialiser": "keep"} if kept else {"within": old}
+    found = gemminer.mine(net, pair, 0.2, method="snip", **how)  # type: ignore[arg-type]
+    ticket = Ticket.load(found.save(tmp_path / "t"))
+    assert ticket.within is not None
+    experiment = build(net, TensorBatches(*pair, batch_size=32))
+    other = altered_ticket(experiment, name, ticket, 0)
+    assert other.kept == ticket.kept
+    assert not any(bool((mask & ~old.masks[n]).any()) for n, mask in other.masks.items())
+    if kept:  # a weight that is zero was pruned
+        assert all(bool(other.initial[n][mask].all()) for n, mask in other.masks.items())
+    changed = (dict(other.masks), dict(ticket.masks)) if name != "reinit" else (other.initial, ticket.initial)
+    assert any(not torch.equal(changed[0][n], changed[1][n]) for n in ticket.masks)
+
+
 def test_an_inversion_needs_a_method(pair: Pair) -> None:
     ticket = Ticket({"0.weight": torch.ones(16, 6).bool()}, tiny_net().state_dict())
     bench = build(tiny_net(), TensorBatches(*pair))

@@ -171,6 +171,26 @@ def test_layers_left_dense_by_a_recipe(tmp_path: Path) -> None:
     assert set(result.checks) == {"invert", "erk"}
 
 
+def test_a_recipe_searches_and_checks_inside_another_runs_ticket(tmp_path: Path) -> None:
+    fields = {"method": "random", "epochs": None, "density": 0.5, "dense": False, "checks": ()}
+    run_recipe(make(TINY | fields), tmp_path / "first", device="cpu")
+    old = Ticket.load(tmp_path / "first" / "ticket.safetensors")
+    (first := tmp_path / "first").rename(tmp_path / "moved")
+    inner = {"method": "snip", "density": 0.1, "checks": ("uniform",), "check_seeds": 1}
+    with pytest.raises(GemminerError, match="there is no ticket file"):
+        run_recipe(make(TINY | fields | inner | {"within": str(first)}), tmp_path / "run", device="cpu")
+    recipe = make(TINY | fields | inner | {"within": str(tmp_path / "moved")})
+    run_recipe(recipe, tmp_path / "run", device="cpu")
+    ticket = Ticket.load(tmp_path / "run" / "ticket.safetensors")
+    assert ticket.within is not None
+    assert ticket.kept == round(0.1 * ticket.prunable)
+    for name, mask in old.masks.items():
+        assert torch.equal(ticket.within[name], mask)
+        assert not (ticket.masks[name] & ~mask).any()
+    (tmp_path / "moved").rename(first)  # a check needs the ticket only
+    assert check_ticket(recipe, tmp_path / "run" / "ticket.safetensors", device="cpu").verdict == "not decided"
+
+
 def test_a_recipe_with_a_random_method_and_kept_weights(tmp_path: Path) -> None:
     recipe = make({**TINY, "method": "erk", "initialiser": "keep", "checks": ("invert", "reinit"), "dense": False})
     result = run_recipe(recipe, tmp_path / "run", device="cpu")
