@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gemminer
-from tests.helpers import Snapshot
+from tests.helpers import Notes, Snapshot
 
 
 class Words(nn.Module):
@@ -84,3 +86,45 @@ def test_a_resnet18_of_torchvision(snapshot: Snapshot) -> None:
     gemminer.train(model, ticket, data, epochs=1, batch_size=16)
     named = dict(model.named_parameters())
     assert all(named[name][~mask].count_nonzero() == 0 for name, mask in ticket.masks.items())
+
+
+def test_gpt2_of_transformers(tmp_path: Path, snapshot: Snapshot) -> None:
+    """Its own classes at random weights: `Conv1D` is pruned, the embedding that is the head too is named."""
+    transformers = pytest.importorskip("transformers")
+    size = {"vocab_size": 64, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
+
+    def gpt2() -> nn.Module:
+        net: nn.Module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, use_cache=False))
+        return net
+
+    ids = (torch.arange(44).unsqueeze(1) + torch.arange(9)) % 11
+    data = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    how: dict[str, Any] = {
+        "loss": lambda output, target: F.cross_entropy(output.logits.flatten(0, 1), target.flatten()),
+        "metric": lambda output, target: (output.logits.argmax(-1) == target).double(),
+        "monitor": (said := Notes()),
+    }
+    model = gpt2()
+    before = snapshot(model)
+    ticket = gemminer.mine(model, data, 0.3, epochs=3, batch_size=16, include="*wpe*", **how)
+    assert snapshot(model) == before
+    convolutions = {n for n, m in model.named_modules() if type(m).__name__ == "Conv1D"}
+    assert set(ticket.masks) == {f"{name}.weight" for name in convolutions} | {"transformer.wpe.weight"}
+    assert ticket.prunable == 2 * 12 * 16 * 16 + 8 * 16
+    assert ticket.kept == round(0.3 * ticket.prunable)
+    assert [(one.name, one.reason) for one in ticket.left_dense] == [("transformer.wte.weight", "tied to an embedding")]
+    ticket = gemminer.mine(model, data, 0.3, epochs=3, batch_size=16, **how)
+    assert ticket.prunable == 2 * 12 * 16 * 16
+    assert any("Embedding transformer.wte.weight (tied to an embedding; embeddings=True" in n for n in said.notes)
+    ticket.apply(model)
+    other = gpt2()
+    assert not torch.equal(other(ids[:, :-1]).logits, model(ids[:, :-1]).logits)
+    gemminer.Ticket.load(ticket.save(tmp_path / "gpt2", weights=False)).apply(other)
+    model.eval()
+    other.eval()
+    assert torch.equal(other(ids[:, :-1]).logits, model(ids[:, :-1]).logits)
+    assert other.lm_head.weight is other.transformer.wte.weight
+    gemminer.train(other, ticket, data, data, epochs=3, **how)
+    for name, mask in ticket.masks.items():
+        assert not other.get_parameter(name)[~mask].any()
+        assert other.get_parameter(name)[mask].any()
