@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gemminer import data, methods
 from gemminer.core import left_dense
 from gemminer.core.draw import Draw
-from gemminer.core.errors import UsageError
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
@@ -35,7 +35,7 @@ from gemminer.methods.inside import check_within, find_inside, zeros_of
 from gemminer.runs import environment, identity
 from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
-from gemminer.training.feed import Feed, feeds, reason, shapes
+from gemminer.training.feed import Feed, feeds, mapped, reason, shapes
 from gemminer.training.look import with_metric
 from gemminer.training.loop import fit
 from gemminer.training.losses import Metric
@@ -70,12 +70,11 @@ def wants_channels_last(task: Task) -> bool:
     return False
 
 
-def looked_at(task: Task, batches: Batches, what: str, feeds: Iterable[Feed]) -> Feed:
-    """The first of these ways in which the model takes the first batch's inputs; the model is left as it was.
+def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Iterable[Feed]) -> Feed:
+    """The first of these ways in which the model takes a first batch's inputs; model and batch are left as they were.
 
     Training data are tried in training mode, others in evaluation mode. Raises UsageError if it takes them in none.
     """
-    first = next(iter(batches.epoch(0)), None)
     if first is None:
         raise UsageError(f"the {what} data gave no batch")
     failed: Exception | None = None
@@ -84,7 +83,7 @@ def looked_at(task: Task, batches: Batches, what: str, feeds: Iterable[Feed]) ->
         with borrowed(task.model), private_randomness(), torch.no_grad():
             trial.train_mode() if what == "training" else task.model.eval()
             try:
-                trial.forward(first[0])
+                trial.forward(mapped(torch.clone, first[0]))
             except Exception as error:  # whatever a model raises
                 failed = failed or error
                 continue
@@ -270,7 +269,12 @@ class Experiment:
             task.train_mode()
             for _ in range(5):
                 begun = time.monotonic()
-                task.loss_of(*batch).backward()
+                try:
+                    task.loss_of(*batch).backward()
+                except GemminerError:
+                    raise
+                except Exception as error:  # whatever a user's model raises
+                    raise GemminerError(f"the model fails in a training step: {reason(error)}") from error
                 rule.after_step(0)
                 times.append(time.monotonic() - begun)
         epochs = int(seconds / (min(times) * len(task.train)))
@@ -395,12 +399,12 @@ def build(
     made = Task(model, batches, held_out(validation), **task)
     made.prunable()
     engine.checked(made.engine, made.device)
-    first = next(iter(batches.epoch(0)), (None, None))[0]
-    made = dataclasses.replace(made, feed=looked_at(made, batches, "training", feeds(model, first)))
-    tested = held_out(test)
+    first = next(iter(batches.epoch(0)), None)  # a user's loader may be slow to begin: it is asked once
+    feed = looked_at(made, first, "training", feeds(model, first and first[0]))
+    made, tested = dataclasses.replace(made, first=first, feed=feed), held_out(test)
     for what, part in (("validation", made.validation), ("test", tested)):
         if part is not None:
-            looked_at(made, part, what, [made.feed])
+            looked_at(made, next(iter(part.epoch(0)), None), what, [made.feed])
     made = with_metric(made, metric, measured=validation is not None or test is not None)
     made = dataclasses.replace(made, channels_last=wants_channels_last(made))
     products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}

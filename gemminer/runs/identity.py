@@ -16,7 +16,7 @@ from gemminer.training.task import Task
 
 # What another call may change without changing what is computed, and what is named below.
 _NOT_OF = {
-    "below", "channels_last", "checkpoint", "engine", "loss", "metric", "metric_name", "model", "monitor",
+    "below", "channels_last", "checkpoint", "engine", "first", "loss", "metric", "metric_name", "model", "monitor",
     "notes", "phase", "train", "validation",
 }  # fmt: skip
 

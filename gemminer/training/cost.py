@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gemminer.core.model_state import borrowed
 from gemminer.core.names import named_parameters
 from gemminer.core.randomness import private_randomness
+from gemminer.training.feed import reason
 from gemminer.training.task import Task
 
 # Backward costs twice the forward pass: one product for the inputs' gradient, one for the weights'.
@@ -129,10 +130,13 @@ class _Counter(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _nothing_fused(model: nn.Module) -> Iterator[None]:
-    """A whole encoder layer, or a recurrent layer, as one operation hides its products; in training they are apart."""
+def _nothing_fused(model: nn.Module, frozen_too: bool) -> Iterator[None]:
+    """A whole encoder layer, or a recurrent layer, as one operation hides its products; in training they are apart.
+
+    Frozen weights are trained for it too; a model that writes into those itself does not take that.
+    """
     for p in model.parameters():
-        if p.is_floating_point() or p.is_complex():
+        if frozen_too and (p.is_floating_point() or p.is_complex()):
             p.requires_grad_(True)
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         yield
@@ -149,15 +153,32 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
     recurrent layers, attention in each of its forms (a causal mask saves nothing), `matmul`, `einsum`, `bmm` and their
     kin, grouped products of experts. Not counted: what works on elements (activations, biases, norms, pooling,
     softmax), look-ups in tables, FFTs, distances, products in a user's own kernel. A weight that is changed or copied
-    before it is used (weight standardisation, autocast) is counted in `rest`.
+    before it is used (weight standardisation, autocast) is counted in `rest`. Where the model does not run while its
+    operations are watched, nothing is counted, and a note says so.
     """
-    inputs, targets = task.first_batch()
+    flops: dict[str | None, float] = {}
+    for frozen_too in (True, False):
+        try:
+            flops = _counted(task, parameters, frozen_too)
+            break
+        except Exception as error:  # whatever a user's model raises
+            failed = reason(error)
+    else:
+        task.note(f"warning: the model's FLOPs cannot be counted and are given as 0: {failed}")
+    _, targets = task.first_batch()
     examples = (len(targets) if hasattr(targets, "__len__") else 1) or 1
+    rest = flops.pop(None, 0.0)
+    return Flops({n: flops.get(n, 0.0) / examples for n in parameters}, rest / examples, examples)
+
+
+def _counted(task: Task, parameters: Mapping[str, Tensor], frozen_too: bool) -> dict[str | None, float]:
+    """FLOPs of the first batch by parameter, None for the rest."""
+    inputs, _ = task.first_batch()
     with borrowed(task.model):
         task.train_mode()
         named = named_parameters(task.model)
         owners = {_memory(named[name]): name for name in parameters}
-        with private_randomness(), _nothing_fused(task.model), _Counter(owners) as counter:
+        with private_randomness(), _nothing_fused(task.model, frozen_too), _Counter(owners) as counter:
             task.forward(inputs)
-    rest = counter.flops.pop(None, 0.0)
-    return Flops({n: counter.flops.get(n, 0.0) / examples for n in parameters}, rest / examples, examples)
+    found: dict[str | None, float] = counter.flops
+    return found

@@ -6,8 +6,10 @@ import dataclasses
 
 import torch
 
+from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import private_randomness
+from gemminer.training.feed import reason
 from gemminer.training.losses import Metric, accuracy, check_targets, metric_for, metric_name
 from gemminer.training.task import Task
 
@@ -33,7 +35,10 @@ def with_metric(task: Task, metric: Metric | None, *, measured: bool) -> Task:
     with borrowed(task.model), private_randomness():
         with torch.enable_grad():
             task.train_mode()
-            output = task.forward(inputs)
+            try:
+                output = task.forward(inputs)
+            except Exception as error:  # whatever a user's model raises where gradients are recorded
+                raise GemminerError(f"the model fails in a training step: {reason(error)}") from error
             check_targets(task.loss, output, targets)
             task.loss_between(output, targets)
         if measured:

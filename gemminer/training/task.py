@@ -67,6 +67,7 @@ class Task:
         checkpoint: the file from which a killed search is resumed.
         monitor: told of every step and epoch.
         notes: warnings and remarks for a person, in order; shared by the tasks that are made of this one.
+        first: the first training batch, if it has been taken: a look at it asks the user's loader no more.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Task:
     checkpoint: Checkpoint | None = None
     monitor: Monitor = field(default_factory=Monitor)
     notes: list[str] = field(default_factory=list)
+    first: tuple[Any, Any] | None = None
 
     def note(self, text: str) -> None:
         """Tell a person, once, and the record."""
@@ -118,10 +120,12 @@ class Task:
         return self.table().layouts
 
     def first_batch(self) -> tuple[Any, Any]:
-        """The first training batch, to look at; raises GemminerError where there is none."""
-        for batch in self.train.epoch(0):
-            return batch
-        raise GemminerError("there is nothing to train on: the training data gave no batch")
+        """The first training batch, to look at, its tensors the caller's; raises GemminerError where there is none."""
+        batch = self.first or next(iter(self.train.epoch(0)), None)
+        if batch is None:
+            raise GemminerError("there is nothing to train on: the training data gave no batch")
+        inputs, targets = batch
+        return mapped(torch.clone, inputs), mapped(torch.clone, targets)
 
     @property
     def device(self) -> torch.device:

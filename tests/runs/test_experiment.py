@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gemminer
 from gemminer import methods
-from gemminer.core.errors import UsageError
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.data import TensorBatches
 from gemminer.runs.experiment import build, wants_channels_last
+from gemminer.training import engine
 from gemminer.training.evaluate import recalibrate
 from gemminer.training.task import Task
 from tests.helpers import Notes, Pair, Snapshot, states, tiny_data, tiny_net
@@ -48,6 +50,73 @@ def test_a_model_may_take_batches_of_one_size_only() -> None:
     data = TensorBatches(torch.rand(24, 2, 4, 4), torch.arange(24) % 3, batch_size=12)
     assert wants_channels_last(Task(model, data))
     assert gemminer.mine(model, data, 0.2, epochs=2).kept == round(0.2 * (72 + 192))
+
+
+class Asked:
+    """A loader that counts how often it is begun, and the batches that it gave."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.batches, self.begun, self.given = list(zip(*(t.split(8) for t in tensors), strict=True)), 0, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        self.begun += 1
+        for batch in self.batches:
+            self.given += 1
+            yield batch
+
+
+class InPlace(nn.Module):
+    """Writes into its inputs, as a first activation in place does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x.mul_(0.5)).flatten(1))
+
+
+def test_each_loader_is_asked_once_for_the_first_look() -> None:
+    images, labels = torch.rand(24, 2, 4, 4), torch.arange(24) % 3
+    before = images.clone()
+    loaders = [Asked(images, labels) for _ in range(3)]
+    made = build(InPlace(), loaders[0], validation=loaders[1], test=loaders[2])
+    assert [(loader.begun, loader.given) for loader in loaders] == [(1, 1)] * 3
+    made.affordable(1.0)
+    engine.choose(made.task)
+    assert (loaders[0].begun, loaders[0].given) == (1, 1)
+    assert torch.equal(images, before)  # a look changes no batch
+
+
+class Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        raise ValueError("no way back")
+
+
+class Stuck(nn.Module):
+    def __init__(self, forward: bool) -> None:
+        super().__init__()
+        self.body, self.fails = nn.Linear(6, 3), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails and torch.is_grad_enabled():
+            raise ValueError("no way forth")
+        return Backwards.apply(self.body(x))
+
+
+@pytest.mark.parametrize(("forward", "said"), [(True, "no way forth"), (False, "no way back")])
+def test_a_model_that_fails_in_a_trial_step_is_one_sentence(forward: bool, said: str) -> None:
+    net = Stuck(forward)
+    with pytest.raises(GemminerError, match=f"^the model fails in a training step: {said}$"):
+        gemminer.mine(net, tiny_data(), 0.5, budget="2s")
 
 
 def test_before_does_not_depend_on_statistics_of_another_network(pair: Pair) -> None:

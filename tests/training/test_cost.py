@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gemminer
 from gemminer.core.prunable import prunable_weights
 from gemminer.data import TensorBatches
 from gemminer.training.cost import TRAINING_PASSES, Flops, count
 from gemminer.training.task import Task
-from tests.helpers import tiny_net
+from tests.helpers import Notes, tiny_data, tiny_net
 
 
 def flops(model: nn.Module, inputs: Tensor, targets: Tensor | None = None) -> Flops:
@@ -269,3 +270,43 @@ def test_grouped_products_of_experts() -> None:
 
     found = flops(Net(), torch.rand(16, 16))
     assert found.dense * found.examples == 2 * found.examples * 16 * 8 + 2 * found.examples * 24
+
+
+class Average(nn.Module):
+    """Writes into a frozen parameter of its own as it runs, as momentum encoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mean = nn.Linear(6, 3), nn.Parameter(torch.zeros(6), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return self.body(x - self.mean)
+
+
+def test_a_model_that_writes_into_its_frozen_weights_is_counted() -> None:
+    net, notes = Average(), Notes()
+    assert flops(net, torch.rand(5, 6)).by_parameter == {"body.weight": 36}
+    gemminer.mine(net, tiny_data(), 0.5, method="snip", monitor=notes)
+    assert not net.mean.any()
+    assert notes.notes == []
+
+
+class Watchful(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.utils._python_dispatch._len_torch_dispatch_stack():
+            raise ValueError("nobody may watch")
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("call", ["mine", "train", "check"])
+def test_a_model_that_cannot_be_counted_is_mined_and_trained_with_a_note(call: str) -> None:
+    net, data, notes = Watchful(6, 3), tiny_data(), Notes()
+    ticket = gemminer.mine(Watchful(6, 3), data, 0.5, epochs=1)
+    if call == "mine":
+        assert gemminer.mine(net, data, 0.5, epochs=1, monitor=notes).kept == 9
+    elif call == "train":
+        assert gemminer.train(net, ticket, data, data, epochs=1, monitor=notes).cost["flops_dense"] == 0
+    else:
+        gemminer.check(net, ticket, data, data, epochs=1, seeds=1, names=["shuffle"], monitor=notes)
+    assert notes.notes == ["warning: the model's FLOPs cannot be counted and are given as 0: nobody may watch"]
