@@ -13,6 +13,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.attributes import attributes
 from gemminer.core.names import named_modules, named_tensors, unwrapped
 
 
@@ -28,11 +29,14 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """Restore `model` at the end: parameters, buffers, gradients, modes and flags, bit for bit.
+def borrowed(model: nn.Module, *, as_trained: bool = False) -> Iterator[nn.Module]:
+    """Restore `model` at the end: parameters, buffers, gradients, modes, flags and attributes, bit for bit.
 
     Inside, every parameter and buffer points at a copy, so the original memory is never written, whatever exception
     or Ctrl-C ends the block.
+
+    Args:
+        as_trained: leave what passes write into other attributes.
     """
     parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
     buffers = [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
@@ -43,7 +47,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             p.data, p.grad = p.data.clone(), None
         for module, name, b in buffers:
             module._buffers[name] = copies.setdefault(id(b), b.clone())
-        yield model
+        with contextlib.nullcontext() if as_trained else attributes(model):
+            yield model
     finally:
         for p, data, grad, requires_grad in parameters:
             p.grad = None

@@ -301,7 +301,7 @@ class Experiment:
         """
         model = self.task.model
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
-        with borrowed(model), contextlib.ExitStack() as stack:
+        with borrowed(model, as_trained=True), contextlib.ExitStack() as stack:
             rule, net = Dense(model), None
             if ticket is not None:
                 ticket = ticket.fitted(model)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.attributes import WRITABLE, refill
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.fitting import require_module, require_numbers
@@ -331,14 +332,14 @@ def carry_back(net: nn.Module, model: nn.Module) -> None:
 
     That is numbers, texts and tensors in attributes, also in lists and dicts, and buffers that are not saved.
     """
-    theirs = dict(named_modules(net))
+    theirs, done = dict(named_modules(net)), dict[int, Any]()
     for name, module in named_modules(model):
         own = theirs.get(name)
         if own is None or type(own) is not type(module):
             continue
         for key, value in vars(own).items():
             if key not in _PLAIN and key in vars(module):
-                setattr(module, key, _carried(vars(module)[key], value))
+                setattr(module, key, _carried(vars(module)[key], value, done))
             elif key not in _PLAIN and _simple(value):
                 setattr(module, key, value)
         for key in module._non_persistent_buffers_set & own._non_persistent_buffers_set:
@@ -353,18 +354,19 @@ def _simple(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
-def _carried(old: Any, new: Any) -> Any:
-    """What an attribute is to be: lists and dicts stay the same objects."""
-    if _simple(new):
+def _carried(old: Any, new: Any, done: dict[int, Any]) -> Any:
+    """What an attribute is to be: lists, dicts and sets stay the same objects, also where they hold themselves."""
+    if id(new) in done:
+        return done[id(new)]
+    if _simple(new) or (isinstance(new, Tensor) and not isinstance(new, nn.Parameter)):
         return new
-    if isinstance(new, Tensor) and not isinstance(new, nn.Parameter):
-        return new
-    if type(old) is type(new) is list and not any(isinstance(x, nn.Module | nn.Parameter) for x in new):
-        old[:] = [_carried(old[i] if i < len(old) else None, x) for i, x in enumerate(new)]
-    elif type(old) is type(new) is dict and not any(isinstance(x, nn.Module | nn.Parameter) for x in new.values()):
-        fresh = {key: _carried(old.get(key), x) for key, x in new.items()}
-        old.clear()
-        old.update(fresh)
+    parts = list(new.values() if isinstance(new, dict) else new) if type(new) in WRITABLE else []
+    if type(old) is type(new) and type(new) in WRITABLE:
+        if not any(isinstance(x, nn.Module | nn.Parameter) for x in parts):
+            done[id(new)] = old
+            was = dict(old) if isinstance(old, dict) else dict(enumerate(old))
+            keys = list(new) if isinstance(new, dict) else range(len(parts))
+            refill(old, {key: _carried(was.get(key), x, done) for key, x in zip(keys, parts, strict=True)})
     elif old is None and not isinstance(new, nn.Module | nn.Parameter):
         return new
     return old
