@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class Draw:
         kaiming-uniform   w ~ U(-b, b), b = sqrt(6 / fan_in)
         xavier-*          the same with (fan_in + fan_out) / 2 for fan_in (Glorot & Bengio 2010)
 
-    `fan_scale` multiplies fan_in: Edge-Popup scales it by the density.
+    `fan_scale` multiplies fan_in: Edge-Popup scales it by the density. `names` are those that parameters were drawn
+    under, where they have come to be called otherwise.
 
     >>> Draw("signed-constant", seed=0).weights({"fc.weight": torch.Size([2, 8])})["fc.weight"].abs().unique()
     tensor([0.5000])
@@ -77,12 +78,15 @@ class Draw:
     kind: str = "signed-constant"
     seed: int = 0
     fan_scale: float = 1.0
+    names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _KINDS:
             raise unknown("initialiser", self.kind, kinds())
         if not isinstance(self.fan_scale, (int, float)) or not 0 < self.fan_scale < 1e300:
             raise UsageError(f"fan_scale must be above 0, not {self.fan_scale!r}")
+        if not isinstance(self.names, Mapping) or not all(isinstance(name, str) for name in self.names.values()):
+            raise UsageError("a draw's names must be names by name")
 
     @drawing()
     def weights(
@@ -98,7 +102,7 @@ class Draw:
             name: kind(
                 torch.Size(shape),
                 layouts.get(name, Layout()).fans(shape),
-                generator(self.seed, "initial", name),
+                generator(self.seed, "initial", self.names.get(name, name)),
             )
             * scale
             for name, shape in shapes.items()

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +332,11 @@ class Ticket:
             facts["layouts"] = {found.get(name, name): layout for name, layout in facts["layouts"].items()}
         initial = renamed("initial weights", self._initial, found)
         within = None if self.within is None else renamed("masks", self.within, found)
-        return Ticket(renamed("masks", self._masks, found), initial, facts, self.draw, within)
+        draw = self.draw
+        if draw is not None:  # the seeds are of the names
+            drawn = {found[name]: draw.names.get(name, name) for name in self._masks}
+            draw = replace(draw, names={name: old for name, old in drawn.items() if name != old})
+        return Ticket(renamed("masks", self._masks, found), initial, facts, draw, within)
 
     @classmethod
     def given(cls, ticket: object) -> Ticket:
@@ -361,7 +365,7 @@ class Ticket:
             "format": FORMAT,
             "shapes": {name: self._masks.shape(name) for name in self._masks},
             "drawn": sorted(left_out),
-            "draw": asdict(self.draw) if self.draw else None,
+            "draw": {n: value for n, value in asdict(self.draw).items() if value != {}} if self.draw else None,
             "provenance": self.provenance,
         }
         header["checksum"] = {

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from gemminer import methods
 from gemminer.core import statistics
-from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.model_state import borrowed, gradients
 from gemminer.core.numbers import strings
@@ -71,7 +70,7 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     Raises UsageError where that changes nothing.
     """
     if ticket.draw is not None:
-        draw = Draw(ticket.draw.kind, mixed(seed, "reinit", ticket.draw.seed), ticket.draw.fan_scale)
+        draw = dataclasses.replace(ticket.draw, seed=mixed(seed, "reinit", ticket.draw.seed))
         shapes = {name: torch.Size(ticket.masks.shape(name)) for name in ticket.masks}
         fresh = {name: w.to(ticket.initial[name].dtype) for name, w in draw.weights(shapes, ticket.layouts).items()}
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import gemminer
 from gemminer import methods, sparse
+from gemminer.core.draw import Draw
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.names import bare
 from gemminer.core.ticket import Ticket
+from gemminer.runs import checks
 from tests.core.test_names import WRAPS, Own, plain
 from tests.helpers import drawn_ticket, tiny_data
 
@@ -43,6 +46,38 @@ def test_a_ticket_fits_the_plain_and_the_wrapped_model(wrap: str) -> None:
     assert torch.allclose(sparse.sparsify(around, own, engine="sparse")(inputs), want(inputs), atol=1e-5)
     assert torch.allclose(sparse.compile(around, input_shape=(6,))(inputs), want(inputs), atol=1e-5)
     copy.deepcopy(model).load_state_dict(sparse.densify(sparse.sparsify(around, own, engine="sparse")))
+
+
+class Twice(nn.Module):
+    """One linear layer under two names; `late` gives it the other first."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        first = nn.Linear(6, 6)
+        for name in ("b", "a") if late else ("a", "b"):
+            self.add_module(name, first)
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "tied"])
+def test_a_ticket_fitted_to_other_names_is_saved_without_weights(kind: str, tmp_path: Path) -> None:
+    """The seeds of a draw are of the names it was drawn under."""
+    model = plain() if kind == "wrapped" else Twice(late=True)
+    if kind == "wrapped":
+        names = {name: f"_orig_mod.{name}" for name in named_state(model)}
+    else:
+        names = {"b.weight": "a.weight", "b.bias": "a.bias"}
+    draw, state = Draw("kaiming-normal", 3), {names[n]: t for n, t in named_state(model).items()}
+    state |= (drawn := draw.weights({n: t.shape for n, t in state.items() if t.dim() > 1}))
+    ticket = Ticket({n: w > 0 for n, w in drawn.items()}, state, {}, draw)
+    fitted = ticket.fitted(model)
+    assert set(fitted.masks) == {n for n, old in names.items() if old in drawn}
+    again = Ticket.load(fitted.save(tmp_path / "t", weights=False))
+    assert again == fitted
+    assert Ticket.load(again.fitted(model).save(tmp_path / "t", weights=False)) == fitted
+    assert isinstance(hash(fitted.draw), int)
+    fresh, own = checks.reinit(fitted, 5), checks.reinit(ticket, 5)
+    assert all(torch.equal(fresh.initial[n], own.initial[old]) for n, old in names.items())
+    assert Ticket.load(fresh.save(tmp_path / "t", weights=False)) == fresh
 
 
 @pytest.mark.parametrize("method", methods.names())

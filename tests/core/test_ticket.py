@@ -284,6 +284,8 @@ def test_a_redraw_is_proved_by_its_checksum(ticket: Ticket, tmp_path: Path, monk
         ({"draw": {"kind": "kaiming", "seed": 0}}, "unknown initialiser 'kaiming'"),
         ({"draw": {"kind": "signed-constant", "sed": 0}}, "damaged ticket"),
         ({"draw": {"kind": "signed-constant", "seed": 4}}, "drawn again they differ"),
+        ({"draw": {"names": {"0.weight": "1.weight"}}}, "drawn again they differ"),
+        ({"draw": {"names": ["0.weight"]}}, "must be names by name"),
         ({"shapes": {"0.weight": [16, 6]}}, "checksum differs"),
         ({"shapes": {"0.weight": [6, 16], "3.weight": [12, 16], "5.weight": [3, 12]}}, "checksum differs"),
         ({"shapes": {"0.weight": [16, 7], "3.weight": [12, 16], "5.weight": [3, 12]}}, "does not hold 112 bits"),

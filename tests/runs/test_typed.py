@@ -17,13 +17,15 @@ from gemminer.training.settings import Settings
 from tests.helpers import Pair, tiny_net
 
 SNIPPET = """
-import gemminer, torch
+import gemminer, torch, typing
 net, data = torch.nn.Linear(4, 2), (torch.ones(4, 4), torch.ones(4))
 ticket = gemminer.mine(net, data, 0.5, lr=0.1, rounds=3, milestones=(1, 2), ridge=None)
 result = gemminer.train(net, ticket, data, data, lr=0.1, optimiser="adam")
 x: float | None = result["test"]
 y: float = result["cost"]["seconds"]
 z: float | None = result.test
+own: dict[str, typing.Any] = {"strength": 3}
+gemminer.mine(net, data, 0.5, method="my-own", **own)
 gemminer.mine(net, data, 0.5, lamda=3)
 gemminer.mine(net, data, 0.5, lr="fast")
 gemminer.train(net, ticket, data, scores="beta")
