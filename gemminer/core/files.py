@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -96,6 +99,27 @@ def as_path(what: str, value: object) -> Path:
     if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
         return Path(value)
     raise UsageError(f"{what} must be a path, not {shown(value)}")
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text; anything else, what is nested too deeply included, is a ValueError.
+
+    >>> read_json('{"density": 0.05}')
+    {'density': 0.05}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, none if it is missing; a line that a kill cut short is passed over."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(read_json(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def save_text(path: str | Path, text: str) -> Path:

@@ -6,13 +6,13 @@ head of a table. Everything else, links included, is somebody's, and no command 
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from gemminer.core.errors import UsageError
+from gemminer.core.files import read_json
 
 _HEAD = 2**16  # bytes that are looked at
 _SCHEMA = re.compile(rb'"schema": ?"gemminer\.[a-z]+/\d+"')
@@ -51,7 +51,7 @@ def _rows(head: bytes) -> bool:
     """Whether the head is of epochs or finished steps, an object a line; a kill may have cut the last one short."""
     lines = head.split(b"\n")
     try:
-        first = json.loads(lines[0])
+        first = read_json(lines[0])
     except ValueError:
         begun = (b'{"phase": "', b'{"step": "')
         return len(lines) == 1 and any(head.startswith(text) or text.startswith(head) for text in begun)
@@ -79,7 +79,7 @@ def _tensors(path: Path, head: bytes) -> bool:
                 return False
             with path.open("rb") as file:
                 head = file.read(8 + size)
-        facts = json.loads(head[8 : 8 + size])["__metadata__"]
+        facts = read_json(head[8 : 8 + size])["__metadata__"]
     except (OSError, ValueError, TypeError, KeyError):
         return False
     return isinstance(facts, dict) and "gemminer" in facts

@@ -13,13 +13,15 @@ import math
 import operator
 import os
 import re
+import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +31,12 @@ from gemminer.core.errors import GemminerError, UsageError, unknown
 from gemminer.data.splits import TEST_FRACTION, split, stratified_order
 from gemminer.data.tensors import Pair, Part
 
+if TYPE_CHECKING:
+    import PIL.Image
+
+_LARGEST = 2**31  # bytes that an idx file may unpack to: the largest in use, of EMNIST, have 0.6 GB
+_PIXELS = 2**26  # of an image that is to be resized to a few thousand
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # PIL's others may run programs, or fetch files
 FOLDER_SIZE = 64  # images of folder:PATH and caltech101 are resized to this unless the name ends in @SIZE
 
 
@@ -118,29 +126,34 @@ def _digits(request: Request) -> Raw:
     return Raw((images[train], labels[train]), (images[test], labels[test]), 10, _DIGITS, scale=16.0)
 
 
-def read_idx(path: Path) -> Tensor:
-    """A uint8 tensor from an idx file, plain or .gz.
+def _idx(path: Path, sizes: int) -> Tensor:
+    """A uint8 tensor of so many sizes from an idx file, plain or .gz.
 
-    The format (yann.lecun.com/exdb/mnist): bytes 0, 0, 8 (unsigned bytes), the number of dimensions, each
-    size as a big-endian int32, the data. Raises GemminerError for anything else.
+    The format (yann.lecun.com/exdb/mnist): bytes 0, 0, 8 (unsigned bytes), the number of sizes, each size as a
+    big-endian int32, the data. Raises GemminerError for anything else, before more than the header is unpacked where
+    the header tells.
     """
+    start = 4 + 4 * sizes
     try:
-        data = path.read_bytes()
-        content = bytearray(gzip.decompress(data) if path.suffix == ".gz" else data)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(start)
+            if head[:4] != bytes([0, 0, 8, sizes]) or len(head) < start:
+                kind = "images" if sizes == 3 else "labels"
+                raise GemminerError(f"{path} is not an idx file of {kind}; delete it and fetch it again")
+            shape = struct.unpack(f">{sizes}I", head[4:])
+            size = math.prod(shape)
+            if not 0 < size <= _LARGEST:
+                says = (
+                    "holds no examples" if size == 0 else f"says that it holds {size:,} bytes, more than {_LARGEST:,}"
+                )
+                raise GemminerError(f"{path} {says}; delete it and fetch it again")
+            data = bytearray(file.read(size + 1))  # what more there is tells of damage
     except (OSError, EOFError, zlib.error) as error:
         raise GemminerError(f"{path} cannot be read ({error}); delete it and fetch it again") from error
-    start = 4 + 4 * content[3] if len(content) > 3 else 4
-    if content[:3] != b"\x00\x00\x08" or len(content) < start:
-        raise GemminerError(f"{path} is not an idx file of bytes; delete it and fetch it again")
-    shape = [int(size) for size in np.frombuffer(content, ">i4", offset=4, count=content[3])]
-    if len(content) - start != math.prod(shape):
-        raise GemminerError(
-            f"{path} is truncated or corrupt: {len(content) - start} bytes of data where its header says "
-            f"{math.prod(shape)}; delete it and fetch it again"
-        )
-    if 0 in shape:
-        raise GemminerError(f"{path} holds no examples; delete it and fetch it again")
-    return torch.frombuffer(content, dtype=torch.uint8, offset=start).reshape(shape)
+    if len(data) != size:
+        found = f"{len(data)} bytes of data" if len(data) < size else "more data"
+        raise GemminerError(f"{path} is damaged: {found} where its header says {size}; delete it and fetch it again")
+    return torch.frombuffer(data, dtype=torch.uint8).reshape(shape)
 
 
 def _idx_pair(folder: Path, part: str) -> Pair:
@@ -150,8 +163,8 @@ def _idx_pair(folder: Path, part: str) -> Pair:
         if not found:
             raise GemminerError(f"{folder} lacks {name}.gz; put all four idx files there")
         files.append(found[0])
-    images, labels = read_idx(files[0]), read_idx(files[1])
-    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or int(labels.max()) > 9:
+    images, labels = _idx(files[0], 3), _idx(files[1], 1)
+    if len(images) != len(labels) or int(labels.max()) > 9:
         raise GemminerError(f"{files[0]} and {files[1].name} do not belong together; fetch all four again")
     return images.unsqueeze(1), labels.long()
 
@@ -227,20 +240,41 @@ def _decode(files: Sequence[str], size: int) -> Tensor:
     """Images as uint8 RGB (n, 3, size, size): shorter side resized (bilinear), centre cropped."""
     from PIL import Image, ImageOps
 
-    images = np.empty((len(files), 3, size, size), np.uint8)
+    try:
+        images = np.empty((len(files), 3, size, size), np.uint8)
+    except MemoryError as error:
+        raise GemminerError(
+            f"{len(files)} images of {size}x{size} pixels do not fit into memory: take fewer or smaller ones"
+        ) from error
 
     def read(index: int) -> None:
         try:
-            with Image.open(files[index]) as image:
-                square = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
-            raise GemminerError(f"the image {files[index]} cannot be read: replace or delete it") from error
+            with Image.open(files[index], formats=_FORMATS) as image:
+                square = ImageOps.fit(_colours(image), (size, size), method=Image.Resampling.BILINEAR)
+        except Exception as error:  # any kind comes out of PIL for damaged files
+            why = f" ({error})" if isinstance(error, GemminerError) else ""
+            raise GemminerError(f"the image {files[index]} cannot be read{why}: replace or delete it") from error
         images[index] = np.asarray(square).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
+    # What PIL warns of (a damaged EXIF, many pixels) is no fault of what it reads, or is refused here.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
+        warnings.simplefilter("ignore")
         for _ in pool.map(read, range(len(files))):
             pass
     return torch.from_numpy(images)
+
+
+def _colours(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image in RGB; one of 16 bits keeps its upper eight, as PIL does for 16 bits of colour, but not of grey."""
+    from PIL import Image
+
+    if image.width * image.height > _PIXELS:
+        raise GemminerError(f"it has {image.width}x{image.height} pixels, more than {_PIXELS:,}")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise GemminerError("it has 32 bits a pixel, which are no colours")
+    return image.convert("RGB")
 
 
 def _labels(listed: Listed, classes: Sequence[str], where: Path) -> Tensor:
@@ -307,7 +341,10 @@ def _tiny_imagenet(request: Request) -> Raw:
     train = _listing(path / "train")  # train/WNID/images/*.JPEG
     classes = sorted({name for _, name in train})
     notes = path / "val/val_annotations.txt"  # lines of: file, WNID, a box
-    rows = [line.split() for line in notes.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        rows = [line.split() for line in notes.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError as error:
+        raise GemminerError(f"{notes} cannot be read ({error.strerror})") from error
     if not rows or any(len(row) < 2 for row in rows):
         raise GemminerError(f"{notes} is damaged: unzip tiny-imagenet-200.zip again")
     test = [(str(path / "val/images" / row[0]), row[1]) for row in rows]

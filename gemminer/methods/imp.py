@@ -22,7 +22,7 @@ from gemminer.core.model_state import copied, named_state
 from gemminer.core.selection import keep_highest, target
 from gemminer.methods.registry import Found, register
 from gemminer.training import rate
-from gemminer.training.loop import fit
+from gemminer.training.loop import check_rows, fit
 from gemminer.training.rules import KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -121,15 +121,39 @@ class _Round(KeepMask):
         return {"imp": self.history}
 
 
-def _resumed(task: Task, key: str) -> dict[str, Any] | None:
+def _resumed(task: Task, key: str, rounds: int) -> dict[str, Any] | None:
     """The history in the task's checkpoint, if it holds one of this search."""
     state = task.checkpoint.load() if task.checkpoint else None
-    if task.checkpoint is None or state is None or not state["phase"].startswith(f"{task.phase}:round"):
+    if task.checkpoint is None or state is None:
         return None
-    history: dict[str, Any] = state["rule"]["imp"]
+    with task.checkpoint.restoring():
+        if not state["phase"].startswith(f"{task.phase}:round"):
+            return None
+        found: dict[str, Any] = state["rule"]["imp"]
+        history = {**found, "masks": {n: found["masks"][n].to(task.device, torch.bool) for n in task.prunable()}}
+        _check(history, task, rounds)
     if history["key"] != key:
         raise UsageError(f"the checkpoint {task.checkpoint.path} is of another search: delete it to begin anew")
-    return {**history, "masks": {n: m.to(task.device) for n, m in history["masks"].items()}}
+    return history
+
+
+def _check(history: Mapping[str, Any], task: Task, rounds: int) -> None:
+    """Raise ValueError for a history that cannot be of this network and this many rounds."""
+    check_rows(history["rows"], {"kept": 0.0, "layers_kept": [0] * len(history["masks"]), "fraction": 1.0})
+    own, (first, skip), steps = named_state(task.model), history["at"], history["steps"]
+    kept = history["masks"] if history["state"] is None else {**history["masks"], **history["state"]}
+    later = history["round"] > 1
+    if (
+        not 1 <= history["round"] <= rounds
+        or any(kept[name].shape != own[name].shape for name in kept)
+        or (
+            later
+            and not (0 <= first < len(steps) and 0 <= skip <= steps[first] and history["rows"][-1]["seconds"] >= 0)
+        )
+        or (history["state"] is not None and history["state"].keys() != own.keys())
+        or not all(type(count) is int and count > 0 for count in steps)
+    ):
+        raise ValueError("a round that cannot be")
 
 
 def _write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -178,7 +202,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     total = sum(w.numel() for w in weights.values())
     counts = round_counts(total, density, options.rate)
     key = repr((seed, density, options))
-    history = _resumed(task, key) or {
+    history = _resumed(task, key, len(counts)) or {
         "key": key,
         "round": 1,
         "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},

@@ -7,7 +7,6 @@ every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from markupsafe import Markup
 
 from gemminer.core import left_dense
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import as_path, save_text
+from gemminer.core.files import as_path, read_json, read_rows, save_text
 from gemminer.core.numbers import shown
 from gemminer.core.ownership import refuse_foreign
 from gemminer.reporting import aggregate, comparison_charts, run_charts, sentences, tables
@@ -39,7 +38,7 @@ from gemminer.runs.record import Record
 TEMPLATES = Path(__file__).parent / "templates"
 PLOTLY = TEMPLATES / "plotly-basic.min.js"
 _ABSENT = "no record: it has not run, or not finished"
-_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError)
+_DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, jinja2.UndefinedError)
 
 
 def write(run: Path | str) -> Path:
@@ -158,7 +157,7 @@ def _missing(path: Path, name: str, error: GemminerError) -> tuple[str, str]:
     if (path / "record.json").exists():
         return name, str(error).replace(f"{path}{os.sep}", "")
     try:
-        said = json.loads((path / "error.json").read_text(encoding="utf-8"))
+        said = read_json((path / "error.json").read_text(encoding="utf-8"))
         return f"{said['cell']} ({name})", f"failed: {said['error']}"
     except (OSError, LookupError, TypeError, ValueError):
         return name, _ABSENT
@@ -177,11 +176,7 @@ def _damaged(where: str, error: Exception) -> GemminerError:
 
 def _epochs(file: Path) -> run_charts.Phases:
     """The rows of metrics.jsonl by phase."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError):  # a line that a kill cut short; the resumed run wrote its epoch again
-            rows.append(json.loads(line))
-    return _by_phase(rows, str(file))
+    return _by_phase(read_rows(file), str(file))
 
 
 def _by_phase(rows: Iterable[Any], where: str) -> run_charts.Phases:

@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gemminer.core.errors import GemminerError
-from gemminer.core.files import append_bytes, atomic
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.files import append_bytes, atomic, read_json, read_rows
 from gemminer.runs import grid, record
 from gemminer.runs import recipe as recipes
 from gemminer.runs.grid import Cell
@@ -132,7 +132,12 @@ def read(path: str | Path) -> Archive:
         if entry.record is not None or entry.cell not in entries or entries[entry.cell].record is None:
             entries[entry.cell] = entry
     torn = end < len(packed)
-    return Archive(str(head.get("command") or ""), head.get("grid"), head.get("threads"), entries, torn)
+    found = Archive(str(head.get("command") or ""), head.get("grid"), head.get("threads"), entries, torn)
+    try:
+        found.cells()
+    except UsageError as error:
+        raise Damaged(f"{path} is damaged ({error}): run its command again") from None
+    return found
 
 
 def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
@@ -159,7 +164,7 @@ def _members(path: str | Path, packed: bytes) -> tuple[bytes, int]:
 
 def _parsed(path: str | Path, line: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
+        fields = read_json(line)
     except ValueError as error:
         raise Damaged(f"{path} is damaged ({error}): run its command again") from None
     return fields if isinstance(fields, dict) else {}
@@ -238,6 +243,5 @@ def from_folders(runs: Iterable[tuple[str, Path]], command: str, curves: Collect
 
 
 def _rows(file: Path, phases: Collection[str]) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8") if phases and file.is_file() else ""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_rows(file) if phases else []
     return [row for row in rows if str(row.get("phase")).partition(":")[0] in phases]

@@ -19,7 +19,7 @@ import torch
 
 from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import MARK, save_text
+from gemminer.core.files import MARK, read_json, save_text
 from gemminer.core.ownership import is_there, refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.runs import archive, checks, environment, execute, grid, record
@@ -253,7 +253,7 @@ def _threads(out: Path, asked: int | None, workers: int) -> int:
     if asked is not None:
         return checked_threads(asked)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return checked_threads(int(json.loads((out / "compare.json").read_text(encoding="utf-8"))["threads"]))
+        return checked_threads(int(read_json((out / "compare.json").read_text(encoding="utf-8"))["threads"]))
     return share(workers)
 
 

@@ -235,8 +235,10 @@ class Experiment:
         checkpoint = self.task.checkpoint
         if checkpoint is None:
             return self.affordable(seconds)
-        known = (checkpoint.load() or {}).get("epochs_in_budget")
-        checkpoint.also["epochs_in_budget"] = epochs = int(known or self.affordable(seconds))
+        state = checkpoint.load() or {}
+        with checkpoint.restoring():
+            known = int(state.get("epochs_in_budget") or 0)
+        checkpoint.also["epochs_in_budget"] = epochs = known if known > 0 else self.affordable(seconds)
         return epochs
 
     def _within(self, table: Prunable, density: float, draw: Draw | None) -> Mapping[str, Tensor] | None:

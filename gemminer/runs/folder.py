@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import MARK, append_text, reason, save_text
+from gemminer.core.files import MARK, append_text, read_rows, reason, save_text
 from gemminer.core.ownership import is_there, ours, refuse_foreign
 from gemminer.training.checkpoint import Checkpoint
 
@@ -82,7 +82,9 @@ class Folder:
         except OSError as error:
             raise GemminerError(f"cannot use the folder {path}: {reason(error)}") from None
         self.steps: dict[str, dict[str, Any]] = {
-            row["step"]: row["result"] for row in _lines(self._steps_file) if "step" in row
+            str(row["step"]): row["result"]
+            for row in read_rows(self._steps_file)
+            if "step" in row and isinstance(row.get("result"), dict)
         }
 
     def _look(self, recipe_hash: str, resume: bool, overwrite: bool) -> bool:
@@ -195,7 +197,7 @@ class Folder:
 
     def forget_after(self, phase: str, epoch: int) -> None:
         """Drop rows of `phase` after `epoch`, which a resumed run writes again."""
-        rows = _lines(self._metrics_file)
+        rows = read_rows(self._metrics_file)
         kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
         if len(kept) < len(rows) or not _whole(self._metrics_file):
             save_text(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
@@ -228,15 +230,3 @@ def _whole(path: Path) -> bool:
             return file.read(1) == b"\n"
     except OSError:
         return True
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line that a kill cut short is passed over."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ CHECKS = ("shuffle", "reinit", "invert")
 CELL: dict[str, Any] = {"checks": CHECKS, "check_seeds": 1}  # fields of a cell where nothing else is asked for
 DENSE = "dense"
 PARTS = "parts"
+MOST = 100_000  # cells of a comparison, and values of an axis
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Grid:
         return list(found.values())
 
     def _all(self) -> Iterator[Cell]:
+        if math.prod(map(len, self.axes.values())) > MOST:
+            raise UsageError(f"a comparison has at most {MOST:,} cells")
         for data, model in itertools.product(self.axes["data"], self.axes["model"]):
             if self.dense:
                 for seed in self.axes["seed"]:
@@ -118,6 +122,8 @@ def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
     >>> len(make(fields).cells())
     3
     """
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"a {where} is fields by name, not {shown(fields)}")
     if PARTS in fields:
         first, *others = (make(part, where) for part in parts_of(fields))
         return dataclasses.replace(first, others=tuple(others))
@@ -151,10 +157,13 @@ def parts_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _values(axis: str, given: Any) -> tuple[Any, ...]:
     """The values of an axis, each once, from one value or a list of them."""
     values: list[Any] = []
-    given = plain(list(given) if isinstance(given, range) else given)
+    given = plain([given] if isinstance(given, range) else given)
     for value in given if isinstance(given, (list, tuple)) else [given]:
-        span = re.fullmatch(r"(\d+)-(\d+)", value) if axis == "seed" and isinstance(value, str) else None
-        values += range(int(span[1]), int(span[2]) + 1) if span else [value]
+        span = re.fullmatch(r"(\d{1,19})-(\d{1,19})", value) if axis == "seed" and isinstance(value, str) else None
+        several = range(int(span[1]), int(span[2]) + 1) if span else value
+        if isinstance(several, range) and several[MOST:]:
+            raise UsageError(f"{axis} takes at most {MOST:,} values, not {shown(value)}")
+        values += several if isinstance(several, range) else [value]
         if axis in ("data", "model", "method") and not isinstance(value, str):
             raise UsageError(f"{axis} takes names, not {shown(value)}")
     if not values:

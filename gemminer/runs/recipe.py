@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.files import read_json
 from gemminer.core.numbers import plain
 from gemminer.runs.paper import NAMED
 
@@ -278,7 +279,7 @@ def setting(text: str, complaint: str) -> tuple[str, Any]:
     if not equals or not name:
         raise UsageError(complaint)
     try:
-        return name.replace("-", "_"), json.loads(value)
+        return name.replace("-", "_"), read_json(value)
     except ValueError:
         return name.replace("-", "_"), value
 
@@ -290,8 +291,8 @@ def fields_of(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        fields = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+        fields = tomllib.loads(text) if path.suffix == ".toml" else read_json(text)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from None
     if not isinstance(fields, dict):
         raise UsageError(f"the recipe {path} must hold fields by name, as {{'density': 0.05}}")

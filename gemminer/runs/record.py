@@ -6,7 +6,6 @@ optional fields, as one of another version may: a missing number is NaN or None,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.files import save_text
+from gemminer.core.files import read_json, save_text
 from gemminer.core.left_dense import LeftDense
 from gemminer.core.statistics import Check, Judgement
 from gemminer.core.ticket import Layer
@@ -166,7 +165,7 @@ def read(path: str | Path) -> Record:
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GemminerError(f"cannot read the record {path}: {error.strerror}; pass a finished run's folder") from None
     except ValueError as error:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
 
 FORMAT = "gemminer.checkpoint/1"
@@ -69,13 +70,11 @@ class Checkpoint:
             what = "a folder" if self.path.is_dir() else "no ordinary file"
             raise UsageError(f"{self.path} is {what}, so it cannot hold a checkpoint: give the name of a file")
         try:
+            with zipfile.ZipFile(self.path) as archive:
+                _check_archive(archive, self.path.stat().st_size)
             state = torch.load(self.path, weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise GemminerError(
-                f"the checkpoint {self.path} is damaged ({reason}) or no checkpoint at all: give another file, or "
-                "delete it to begin anew"
-            ) from None
+            raise self._damaged(error) from None
         if not isinstance(state, dict) or not (state.get("format") == FORMAT or {"phase", "rule"} <= state.keys()):
             raise UsageError(f"{self.path} is not a checkpoint of gemminer: give another file")
         if self.of is not None:
@@ -100,6 +99,20 @@ class Checkpoint:
                 f"{other}"
             )
 
+    def _damaged(self, error: Exception) -> GemminerError:
+        return GemminerError(
+            f"the checkpoint {self.path} is damaged ({in_words(error)}) or no checkpoint at all: give another file, or "
+            "delete it to begin anew"
+        )
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Where something is restored from a loaded state: what fails there is the file's fault, in one sentence."""
+        try:
+            yield
+        except Exception as error:
+            raise self._damaged(error) from None
+
     @contextlib.contextmanager
     def claimed(self, of: Mapping[str, str]) -> Iterator[None]:
         """Say what the file is a checkpoint of, before anything is computed.
@@ -119,3 +132,11 @@ class Checkpoint:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError unless its parts fit into a file of this size and have their checksums, which torch ignores."""
+    if sum(part.file_size for part in archive.infolist()) > size:
+        raise ValueError("it unpacks to more than it is long")
+    if (part := archive.testzip()) is not None:
+        raise ValueError(f"the checksum of {part} differs")

@@ -85,3 +85,7 @@ class Clock:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position, self.taken, self.missing = state["position"], state["taken"], state["missing"]
         self.expected, self.epoch, self.batches = state["expected"], state["epoch"], 0
+        if not (0 <= self.position <= self.end and 0 <= self.missing <= self.end and 0 < self.epoch <= self.epochs):
+            raise ValueError("a place outside its schedule")
+        if not 0 < self.expected <= max(self.steps, self.taken):
+            raise ValueError("an epoch of more batches than there were")

@@ -67,14 +67,15 @@ def _say_what_is_passed_over(task: Task) -> None:
 
 def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
     """The choice in the task's checkpoint, if made with the same engine; else a new choice."""
-    state = task.checkpoint.load() if task.checkpoint else None
-    before = (state or {}).get("engine", {})
-    if before.get("asked") == task.engine and before.get("below") is not None:
-        below: Mapping[str, float] = before["below"]
-        if below:
-            _say_what_is_passed_over(task)
-        return below
-    return choose(task, flops)
+    known: dict[str, float] | None = None
+    if task.checkpoint and (state := task.checkpoint.load()) is not None:
+        with task.checkpoint.restoring():
+            before = state.get("engine", {})
+            if before.get("asked") == task.engine and before.get("below") is not None:
+                known = {str(name): float(density) for name, density in before["below"].items()}
+    if known:
+        _say_what_is_passed_over(task)
+    return choose(task, flops) if known is None else known
 
 
 def chosen(task: Task) -> Mapping[str, float]:

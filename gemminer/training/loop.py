@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -87,9 +88,10 @@ def fit(
 
 def _rate(task: Task, rule: Rule, settings: Settings, seed: int, phase: str) -> tuple[Settings, rate.Found | None]:
     """The settings with a number for the rate: that of the checkpoint, if this phase has one, or found now."""
-    state = task.checkpoint.load() if task.checkpoint and settings.lr == "auto" else None
-    if state is not None and state["phase"] == phase and (found := state["rows"][0].get("rate")):
-        return rate.taken(settings, found), found
+    if task.checkpoint and settings.lr == "auto" and (state := task.checkpoint.load()) is not None:
+        with task.checkpoint.restoring():
+            if state["phase"] == phase and (found := state["rows"][0].get("rate")):
+                return rate.taken(settings, found), found
     return rate.settled(task, rule, settings, seed=seed, phase=phase)
 
 
@@ -115,19 +117,58 @@ def _resumed(
 ) -> tuple[int, float, list[dict[str, Any]]] | None:
     """Restore rule, optimiser and model from this phase's checkpoint; returns its epoch, seconds and rows, or None."""
     state = task.checkpoint.load() if task.checkpoint else None
-    if state is None or state["phase"] != phase:
+    if task.checkpoint is None or state is None:
         return None
+    with task.checkpoint.restoring():
+        return _restored(task, rule, optimiser, phase, clock, state) if state["phase"] == phase else None
+
+
+def _restored(
+    task: Task, rule: Rule, optimiser: torch.optim.Optimizer, phase: str, clock: Clock, state: dict[str, Any]
+) -> tuple[int, float, list[dict[str, Any]]] | None:
     rule.load_state_dict(state["rule"])
     own = named_state(task.model)
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state["model"].items()}:
         task.monitor.note(f"'{phase}' was begun with another engine: it starts over")
         return None
-    optimiser.load_state_dict(state["optimiser"])
+    # Its rates and the like are those of this call, which is the same call.
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state["optimiser"]["state"]})
+    for p, kept in optimiser.state.items():
+        kept = {name: value for name, value in kept.items() if not (name == "momentum_buffer" and value is None)}
+        if not all(isinstance(t, Tensor) and (t.dim() == 0 or t.shape == p.shape) for t in kept.values()):
+            raise ValueError("the optimiser's state is of other weights")
     clock.load_state_dict(state["clock"])
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state["model"][name])
-    return state["epoch"], state["seconds"], state["rows"]
+    epoch, seconds, rows = int(state["epoch"]), float(state["seconds"]), list(state["rows"])
+    if epoch != clock.epoch or not 0 <= seconds < math.inf or any(row["phase"] != phase for row in rows):
+        raise ValueError("epochs that cannot be")
+    check_rows(rows, rule.numbers())
+    return epoch, seconds, rows
+
+
+def check_rows(rows: list[dict[str, Any]], numbers: dict[str, Any]) -> None:
+    """Raise ValueError unless each row holds what this loop writes, and numbers such as the rule's."""
+    like = {"epoch": 0, "step": 0, "loss": 0.0, "lr": 0.0, "seconds": 0.0, **numbers}
+    rated = {"lr": 0.0, "steps": 0, "seconds": 0.0}
+    for row in rows:
+        if not (
+            _alike(row, like)
+            and isinstance(row["phase"], str)
+            and (row["validation"] is None or _alike(row["validation"], 0.0))
+            and _alike(row.get("rate", rated), rated)
+        ):
+            raise ValueError("a row that cannot be")
+
+
+def _alike(found: Any, value: Any) -> bool:
+    """Whether `found` holds numbers where `value` does; what more it holds by name does not matter."""
+    if isinstance(value, dict):
+        return isinstance(found, dict) and all(name in found and _alike(found[name], value[name]) for name in value)
+    if isinstance(value, list):
+        return isinstance(found, list) and len(found) == len(value) and all(map(_alike, found, value))
+    return type(found) in (int, float) and abs(found) < 2**63
 
 
 def _epoch(

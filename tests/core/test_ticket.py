@@ -25,7 +25,9 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.ticket import FORMAT, Masks, State, Ticket, _facts_checksum
 from tests.helpers import drawn_ticket, tiny_net
-from tests.mutations import mutate, packed, sign_ticket, tickets, unpacked
+from tests.mutations.damage import packed, unpacked
+from tests.mutations.kinds import mutate
+from tests.mutations.tickets import files, sign_ticket
 
 # --- the value -------------------------------------------------------------------------------------------------
 
@@ -402,7 +404,7 @@ def test_mutated_tickets_are_refused_in_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["shape", "exclude", "options", "provenance", "draw", "float8"])
 def test_a_signed_file_of_other_types_is_no_ticket(tmp_path: Path, change: str) -> None:
-    meta, tensors = unpacked(tickets(tmp_path)[0])
+    meta, tensors = unpacked(files(tmp_path)["whole"])
     if change == "shape":
         meta["shapes"]["0.weight"] = [-3, 1, -3, 3]
     elif change == "float8":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 from gemminer.core.errors import GemminerError
 from gemminer.data import Augment, TensorBatches, load
 from tests.data.helpers import everything, idx, one_sentence, order, write_idx
+from tests.mutations.kinds import mutate
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
@@ -42,6 +45,7 @@ def test_the_environment_says_where_data_is(tmp_path: Path, monkeypatch: pytest.
     assert len(everything(load("mnist", validation=0).train)) == 60
 
 
+IMAGES = idx(np.zeros((60, 4, 4)))
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "cut gzip": ("train-images-idx3-ubyte.gz", lambda old: old[: len(old) // 2], "cannot be read"),
     "no gzip": ("train-images-idx3-ubyte.gz", lambda old: b"<html>404</html>", "cannot be read"),
@@ -58,6 +62,26 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         "t10k-labels-idx1-ubyte.gz",
         lambda old: gzip.compress(idx(np.zeros(0))),
         "holds no examples",
+    ),
+    "negative sizes": (  # whose product is right
+        "train-images-idx3-ubyte.gz",
+        lambda old: gzip.compress(IMAGES[:4] + struct.pack(">3i", -60, -4, 4) + IMAGES[16:]),
+        "more than 2,147,483,648",
+    ),
+    "more than memory": (
+        "train-images-idx3-ubyte.gz",
+        lambda old: gzip.compress(IMAGES[:4] + struct.pack(">3I", 60, 2**31, 2**31)),
+        "says that it holds 276,701,161,105,643,274,240 bytes",
+    ),
+    "a bomb": (
+        "train-images-idx3-ubyte.gz",
+        lambda old: gzip.compress(IMAGES + bytes(10**6)),
+        "more data where its header says 960",
+    ),
+    "labels for images": (
+        "train-images-idx3-ubyte.gz",
+        lambda old: gzip.compress(idx(np.zeros(60))),
+        "is not an idx file of images",
     ),
     "mixed up": (
         "t10k-labels-idx1-ubyte.gz",
@@ -303,6 +327,54 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(GemminerError, match=r"the image .*\.png cannot be read") as error:
         load(f"folder:{tmp_path / 'empty'}")
     assert one_sentence(error)
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of one byte of data whose header says so many pixels."""
+    parts = [
+        (b"IHDR", struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"0")),
+        (b"IEND", b""),
+    ]
+    made = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (png(9000, 9000), r"9000x9000 pixels, more than 67,108,864\)"),
+        (png(10**5, 10**5), "cannot be read"),  # PIL calls it a bomb, by an error of its own
+        (png(2**31, 2**31), "cannot be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "cannot be read"),  # PIL would run a program
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_too_large_or_none(tmp_path: Path, content: bytes, says: str) -> None:
+    write_images(tmp_path / "a", [1, 2, 3], kind="png")
+    (tmp_path / "a" / "bad.png").write_bytes(content)
+    with pytest.raises(GemminerError, match=rf"the image .*bad\.png.*{says}") as error:
+        load(f"folder:{tmp_path}")
+    assert one_sentence(error)
+
+
+def test_images_of_16_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for index, value in enumerate([0x0180, 0x4000, 0xFFFF]):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / "a" / f"{index}.png")
+    found = load(f"folder:{tmp_path}@8", validation=0)
+    assert isinstance(found.train, TensorBatches)
+    assert isinstance(found.test, TensorBatches)
+    assert {*found.train.inputs.unique().tolist(), *found.test.inputs.unique().tolist()} == {1, 0x40, 255}
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a" / "deep.tif")
+    with pytest.raises(GemminerError, match=r"deep\.tif cannot be read \(it has 32 bits a pixel"):
+        load(f"folder:{tmp_path}@8")
+
+
+def test_mutated_files_are_refused_in_one_sentence_that_names_them(tmp_path: Path) -> None:
+    found, faults = mutate("data", range(200), tmp_path)
+    assert not faults
+    assert found["read"] > 10
 
 
 @pytest.mark.parametrize("junk", [".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "System Volume Information"])

@@ -13,6 +13,7 @@ import pytest
 from gemminer.core.errors import UsageError
 from gemminer.runs import recipe
 from gemminer.runs.recipe import Recipe, budget_of, make
+from tests.mutations.kinds import mutate
 
 
 def test_a_digest_is_of_what_is_not_the_default() -> None:
@@ -133,3 +134,9 @@ def test_recipes_import_nothing_heavy() -> None:
 def test_a_budget_that_cannot_be(text: str) -> None:
     with pytest.raises(UsageError, match="budget is seconds, as 120s, or a part"):
         budget_of(text)
+
+
+def test_mutated_recipes_are_refused_in_one_sentence_or_made_ready(tmp_path: Path) -> None:
+    found, faults = mutate("recipes", range(150), tmp_path)
+    assert not faults
+    assert found["made ready"] + found["planned"] > 10

@@ -14,6 +14,7 @@ from gemminer.core.statistics import Check, paired_test
 from gemminer.core.ticket import Layer
 from gemminer.runs import environment, record
 from gemminer.runs.record import Record, parsed, read
+from tests.mutations.kinds import mutate
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def test_a_record_comes_back(result: Record, tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("{", "is not a gemminer record"),
+        ("[" * 100_000, "nested too deeply"),
         ("[]", "is not a gemminer record"),
         ("7", "is not a gemminer record"),
         ("{}", "has schema None; this version reads 'gemminer.record/1'"),
@@ -111,3 +113,9 @@ def test_a_record_that_lacks_what_is_optional_is_read(tmp_path: Path) -> None:
     assert math.isnan(found.cost["search"].seconds)
     with pytest.raises(GemminerError, match=r"no usable 'layers.0.kept'.*run the command that made it again"):
         parsed({**fields, "layers": [{"name": "a"}]}, "record.json")
+
+
+def test_mutated_records_are_refused_in_one_sentence_or_drawn(tmp_path: Path) -> None:
+    found, faults = mutate("records", range(60), tmp_path)
+    assert not faults
+    assert found["drawn"] > 20

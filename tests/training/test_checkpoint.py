@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.training import checkpoint as checkpoints
 from gemminer.training.checkpoint import Checkpoint
 from tests.helpers import tiny_data, tiny_net
+from tests.mutations.kinds import mutate
 
 
 def test_a_checkpoint_on_a_full_disk_is_one_sentence(tmp_path: Path, full_disk: None) -> None:
@@ -63,6 +65,31 @@ def test_how_often_checkpoints_are_written_can_be_set(tmp_path: Path, monkeypatc
         monkeypatch.setenv("GEMMINER_CHECKPOINT_SECONDS", bad)
         with pytest.raises(UsageError, match="GEMMINER_CHECKPOINT_SECONDS"):
             Checkpoint(tmp_path / "c")
+
+
+def test_mutated_checkpoints_are_refused_in_one_sentence_or_gone_on_with(tmp_path: Path) -> None:
+    found, faults = mutate("checkpoints", range(80), tmp_path)
+    assert not faults
+    assert found["the right end"] + found["another end"] > 5
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_checkpoint_whose_bytes_went_wrong_is_refused(tmp_path: Path, packing: int) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.pt")
+    checkpoint.save({"phase": "train", "w": torch.zeros(1000)})
+    with zipfile.ZipFile(checkpoint.path) as there:
+        parts = {name: there.read(name) for name in there.namelist()}
+    if packing == zipfile.ZIP_STORED:  # one bit of a weight; torch reads no checksums
+        at = checkpoint.path.read_bytes().index(bytes(4000)) + 1000
+        file = bytearray(checkpoint.path.read_bytes())
+        file[at] ^= 64
+        checkpoint.path.write_bytes(file)
+    else:
+        with zipfile.ZipFile(checkpoint.path, "w", packing) as packed:
+            for name, content in parts.items():
+                packed.writestr(name, content)
+    with pytest.raises(GemminerError, match=r"is damaged \(.*(checksum|unpacks to more)"):
+        checkpoint.load()
 
 
 # --- whose a checkpoint is -------------------------------------------------------------------------------------

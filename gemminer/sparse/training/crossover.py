@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.files import atomic
+from gemminer.core.files import atomic, read_json
 from gemminer.sparse.training.fuse import fused
 from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 
@@ -86,7 +86,7 @@ def crossovers(threads: int) -> dict[str, float]:
 def _read(path: Path) -> dict[str, float] | None:
     """A machine's crossovers; None where there are none yet, or damaged ones."""
     try:
-        known = {str(kind): float(density) for kind, density in json.loads(path.read_text()).items()}
+        known = {str(kind): float(density) for kind, density in read_json(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return known if known.keys() >= _PROBES.keys() else None

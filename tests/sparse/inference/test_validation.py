@@ -22,7 +22,8 @@ from gemminer.sparse.inference import program as programs
 from gemminer.sparse.inference.compiler import compile
 from gemminer.sparse.inference.program import Program
 from gemminer.sparse.inference.validation import FLOATS, check_floats, whole
-from tests.mutations import defined, guarded, mutate, run_guarded
+from tests.mutations.kinds import mutate
+from tests.mutations.programs import defined, guarded, run_guarded
 
 
 def signed(
