@@ -14,7 +14,7 @@ from gemminer import methods
 from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import as_path
-from gemminer.core.model_state import borrowed, copied, named_state
+from gemminer.core.model_state import borrowed, copied, gradients, named_state
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
@@ -325,7 +325,7 @@ def check(
     )
     require_test(experiment.test)
     experiment = experiment.with_engine()  # chosen once for all trainings
-    with borrowed(model):
+    with gradients(), borrowed(model):
         own = [experiment.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
         return judge(experiment, ticket, own, names)
 

@@ -231,10 +231,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         if k >= sum(history["steps"]):
             raise UsageError(f"rewind_steps={k} is not below the {sum(history['steps'])} steps that a round really has")
         begun = history["rows"][-1]["seconds"] if history["rows"] else 0.0
-        rows = [{**row, "seconds": begun + row["seconds"], "fraction": 1.0} for row in rows]
-        if number > 1:
-            rows[0]["fraction"] = 1 - skip / history["steps"][first]  # of an epoch
-        history["rows"] = history["rows"] + rows
+        history["rows"] = history["rows"] + [{**row, "seconds": begun + row["seconds"]} for row in rows]
         history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
     start = {"cold": None, "warm": history["state"], "lr": copied(model)}[options.rewind]
     return Found(
@@ -242,7 +239,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         start,
         history["rows"],
         live=counts[-1] / total,
-        epochs=math.fsum(row["fraction"] for row in history["rows"]),
+        epochs=math.fsum(row.get("fraction", 1.0) for row in history["rows"]),
         draw_holds=options.rewind == "cold",
         facts={"rewind_step": k if options.rewind == "warm" else None, **_found(history["rows"])},
     )

@@ -21,9 +21,9 @@ class Found:
         masks: parameter name -> boolean tensor of its shape (True = kept), round(density * d) ones in all.
         start: the state the ticket starts from, parameters and buffers; None is the state before the search.
         rows: the log, a row for each epoch: `seconds` since the search began, `layers_kept` (weights kept of each
-            layer), and the `fraction` of an epoch that the row covers, 1 where it is not given.
+            layer), and the `fraction` of a promised epoch that the row covers, 1 where it is not given.
         live: the fraction of the prunable weights that is kept and on in the end; None if that has no meaning.
-        epochs: passes over the training data; None is one for each row.
+        epochs: passes over the training data; None is what the rows cover.
         draw_holds: whether the ticket starts from the weights that were drawn; False after rewinding to later ones.
         facts: further JSON-serialisable facts for the ticket's provenance.
     """

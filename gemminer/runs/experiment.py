@@ -191,7 +191,7 @@ class Experiment:
                 task = self.with_engine().task if row.trains else self.task
                 found = find_inside(row, dataclasses.replace(task, within=within), density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
-        epochs = len(found.rows) if found.epochs is None else found.epochs
+        epochs = _covered(found.rows) if found.epochs is None else found.epochs
         start = initial if found.start is None else State(found.start)
         masks = Masks(found.masks)
         provenance = {
@@ -279,10 +279,18 @@ class Experiment:
                     raise GemminerError(f"the model fails in a training step: {reason(error)}") from error
                 rule.after_step(0)
                 times.append(time.monotonic() - begun)
-        epochs = int(seconds / (min(times) * len(task.train)))
+        epochs = int(seconds / (min(times) * self._batches(seconds / 10)))
         if epochs < 1:
             self.note(f"warning: an epoch takes longer than the budget of {seconds:g} seconds: the search has one")
         return max(1, epochs)
+
+    def _batches(self, seconds: float) -> int:
+        """The batches that come in an epoch, if so many seconds are enough to see; else those that are promised."""
+        train, until = self.task.train, time.monotonic() + seconds
+        for count, _ in enumerate(train.epoch(0), 1):
+            if time.monotonic() > until:
+                return max(count, len(train))
+        return count
 
     @gradients()
     def before(self, ticket: Ticket) -> float:
@@ -327,8 +335,10 @@ class Experiment:
         if index == 0 and not phase.startswith("check:") and (said := length.short(rows, self.task.metric_name)):
             self.note(said)
         tried = result["rate"]["steps"] / max(1, len(task.train))  # of a rate, in epochs
-        each = [*[kept] * len(rows), *([{**kept, "fraction": tried}] if tried else [])]
-        spent = self._cost(masks, len(rows) + tried, rows[-1]["seconds"], each)
+        each = [
+            {**kept, "fraction": row.get("fraction", 1.0)} for row in [*rows, *([{"fraction": tried}] if tried else [])]
+        ]
+        spent = self._cost(masks, _covered(each), rows[-1]["seconds"], each)
         result["cost"] = {**spent, "epochs": len(rows)}
         return result
 
@@ -352,6 +362,12 @@ class Experiment:
             "flops_dense": dense * epochs,
             "flops_sparse": math.fsum(sparse),
         }
+
+
+def _covered(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The epochs that rows cover, as long as the data promises one to be."""
+    epochs = math.fsum(row.get("fraction", 1.0) for row in rows)
+    return int(epochs) if epochs == int(epochs) else epochs
 
 
 @gradients()

@@ -50,7 +50,8 @@ def fit(
             and the numbers of the steps are those of the rest.
         last_epoch: the epoch of the schedule to end with; by default the last.
 
-    The first row has `rate`, how the learning rate was found, if it was "auto": a resumed loop takes it from there.
+    The first row has `rate`, how the learning rate was found, if it was "auto": a resumed loop takes it from there. A
+    row has the `fraction` of the promised batches that came in its epoch, where that is not 1.
 
     Raises:
         GemminerError: the loss is not finite; what was computed up to the last checkpoint stays on disk.
@@ -66,7 +67,7 @@ def fit(
     begun = now - seconds
     with private_randomness():
         for epoch in range(start, stop):
-            loss = _epoch(task, rule, optimiser, settings, clock, seed, phase)
+            taken, loss = clock.taken, _epoch(task, rule, optimiser, settings, clock, seed, phase)
             row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": clock.taken}
             row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
             if task.validation and rule.settle:
@@ -75,6 +76,8 @@ def fit(
             if task.metric_name != "accuracy":
                 row["metric"] = task.metric_name
             row["seconds"] = time.monotonic() - begun
+            if (batches := clock.taken - taken) != clock.steps:
+                row["fraction"] = batches / clock.steps
             if found and not rows:
                 row["rate"] = found
             rows.append(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +14,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gemminer
 from gemminer import methods
+from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.data import TensorBatches
 from gemminer.runs.experiment import build, wants_channels_last
 from gemminer.training import engine
 from gemminer.training.evaluate import recalibrate
+from gemminer.training.settings import Settings
 from gemminer.training.task import Task
-from tests.helpers import Notes, Pair, Snapshot, states, tiny_data, tiny_net
+from tests.helpers import Notes, Pair, Snapshot, drawn_ticket, states, tiny_data, tiny_net
 
 
 class Flattening(nn.Module):
@@ -85,10 +89,46 @@ def test_each_loader_is_asked_once_for_the_first_look() -> None:
     loaders = [Asked(images, labels) for _ in range(3)]
     made = build(InPlace(), loaders[0], validation=loaders[1], test=loaders[2])
     assert [(loader.begun, loader.given) for loader in loaders] == [(1, 1)] * 3
-    made.affordable(1.0)
     engine.choose(made.task)
     assert (loaders[0].begun, loaders[0].given) == (1, 1)
     assert torch.equal(images, before)  # a look changes no batch
+
+
+class Promising(Asked):
+    """Promises another number of batches than it gives: `said` times as many."""
+
+    def __init__(self, said: float, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
+        self.said = said
+
+    def __len__(self) -> int:
+        return round(self.said * len(self.batches))
+
+
+@pytest.mark.parametrize("said", [1.0, 0.5, 4.0])
+@pytest.mark.parametrize("method", ["gem-miner", "imp", "edge-popup", "train"])
+def test_flops_are_those_of_the_batches_that_came(said: float, method: str) -> None:
+    loader = Promising(said, *tiny_data(96))
+    made = build(tiny_net(), loader)
+    step = 3 * made.flops.dense * made.task.train.examples / len(made.task.train)
+    loader.given = 0
+    if method == "train":
+        made = dataclasses.replace(made, settings=Settings(epochs=3))
+        cost = made.train(drawn_ticket(tiny_net(), 0.5), 0, "train")["cost"]
+        assert cost["epochs"] == 3
+        assert cost["flops_sparse"] == pytest.approx(cost["flops_dense"] / 2, rel=0.2)
+    else:
+        options = methods.get(method).options(epochs=3)
+        cost = made.search(method, 0.5, options, Draw(), lambda ticket: None)["cost"]
+    assert cost["flops_dense"] == pytest.approx(step * loader.given)
+
+
+def test_a_budget_is_of_the_batches_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, lying = (build(tiny_net(), Promising(said, *tiny_data(96))) for said in (1.0, 10.0))
+    ticks = itertools.count()
+    monkeypatch.setattr("gemminer.runs.experiment.time.monotonic", lambda: next(ticks) / 1000)
+    assert honest.affordable(1.0) == lying.affordable(1.0) > 10
+    assert lying.affordable(0.1) < honest.affordable(0.1)  # there is no time to see
 
 
 class Backwards(torch.autograd.Function):
