@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,8 +46,8 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(make, c_in, c_out, stride, project=project)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -63,9 +64,9 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(make, c_in, c_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
 class PreactBlock(nn.Module):
@@ -78,9 +79,9 @@ class PreactBlock(nn.Module):
         self.shortcut = make.conv(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(x))
+        y = torch.relu(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(y)
-        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(y)))) + skip
+        out: Tensor = self.conv2(torch.relu(self.bn2(self.conv1(y)))) + skip
         return out
 
 
@@ -96,8 +97,8 @@ class InvertedResidual(nn.Module):
         self.shortcut = _shortcut(make, c_in, c_out, 1) if stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         out: Tensor = y if self.shortcut is None else y + self.shortcut(x)
         return out

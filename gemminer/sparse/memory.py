@@ -40,14 +40,14 @@ class BufferPool:
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised array on a 64-byte boundary."""
-        key = (math.prod(shape), np.dtype(dtype))
+        key = (math.prod(shape), dtype)
         with self._lock:
             while self._returned:
                 back = self._returned.pop()
                 del self._lent[id(back)]
                 self._free.setdefault(back.key, []).append(back.array)
             free = self._free.get(key)
-            array = free.pop() if free else _aligned(*key)
+            array = free.pop() if free else _aligned(key[0], np.dtype(dtype))
             lent = array.reshape(shape)  # a new array object, whose deletion is noticed
             loan = _Loan(lent, self._returned.append)
             loan.key, loan.array = key, array

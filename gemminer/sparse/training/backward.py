@@ -53,6 +53,7 @@ class Backward:
             self._add_gradient(v, dy)
         for u in reversed(range(len(links.units))):
             grads.append(self._unit(u))
+        self.run.scratch = None
         return grads[::-1]
 
     def _add_gradient(self, v: int, dy: Array | None) -> None:
@@ -89,14 +90,11 @@ class Backward:
 
     def _value_arrays(self, value: Value) -> tuple[Array, ...]:
         """(z, y, scale, shift, mean, alive) of a value, as the kernels take them."""
-        run, n = self.run, value.channels
-        none = run.none
-        blank = np.zeros(n, run.dtype)
-        mean = blank if value.mean is None else value.mean.astype(run.dtype)
-        scale, shift = (blank if a is None else a for a in (value.scale, value.shift))
-        alive = np.ones(n, np.bool_) if value.alive is None else value.alive
-        z, y = (none if a is None else a for a in (value.z, value.y))
-        return z, y, scale, shift, mean, alive
+        none, n = self.run.none, value.channels
+        z, y = none if value.z is None else value.z, none if value.y is None else value.y
+        mean = np.zeros(n, self.run.dtype) if value.low is None else value.low
+        scale, shift = mean if value.scale is None else value.scale, mean if value.shift is None else value.shift
+        return z, y, scale, shift, mean, np.ones(n, np.bool_) if value.alive is None else value.alive
 
     def _finalise(self, v: int) -> None:
         """Complete the gradient of a value whose last reader was no layer."""
@@ -116,8 +114,8 @@ class Backward:
     def _finished(self, v: int, g: Array, stats: Array) -> None:
         gradient, value = self.gradients[v], self.done.values[v]
         gradient.g, gradient.parts = g, []
-        gradient.s1, gradient.s2 = stats.sum(0).T
-        if value.mean is not None and value.alive is not None and not value.alive.all():
+        gradient.s1, gradient.s2 = np.add.reduce(stats).T
+        if value.mean is not None and value.alive is not None and not value.whole:
             # A dead filter's z is zero and not in memory: the sum is that of g * (0 - mean).
             gradient.s2[~value.alive] = -(gradient.s1 * value.mean)[~value.alive]
 
@@ -185,18 +183,16 @@ class Backward:
         z, y, scale, shift, mean, alive = self._value_arrays(source)
         read = k.IDENTITY if source.y is not None else k.RELU if source.relu else 0
         partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
-        planes = pattern.channels * pattern.stride**2 * int(row[k.G_XR] * row[k.G_XC])
-        planes += pattern.shape[0] * int(row[k.G_ZR] * row[k.G_ZC]) + 2 * source.channels * source.width
-        together = pattern.o.size if pattern.o.size <= k.SMALL else int(np.diff(pattern.start).max())
-        sums = together * VECTOR_BYTES // np.dtype(run.dtype).itemsize
-        mean_out = np.zeros(out.channels, run.dtype) if out.mean is None else out.mean.astype(run.dtype)
+        together = pattern.o.size if pattern.o.size <= k.SMALL else pattern.longest
+        sums = together * VECTOR_BYTES // run.none.itemsize
+        mean_out = np.zeros(out.channels, run.dtype) if out.low is None else out.low
         run.launch(
             k.backward,
             *(row, todo, z, y, scale, shift, mean, alive, read, pattern.read_channels),
             *(gradient.g, out.z, a, b, c, mean_out, fresh),
             *(pattern.start, layout.offset),
             *step.rows(pattern.row_start, layout.back_offset, weight.values[pattern.order]),
-            *(extra, dx, stats, partial, run.work(planes * run.block + sums)),
+            *(extra, dx, stats, partial, run.work(layout.back_work * run.block + sums)),
         )
         if todo & k.NEED_X:
             if last and step.unit.source >= self.done.links.inputs:
@@ -232,7 +228,7 @@ class Backward:
         assert gradient.s1 is not None
         assert gradient.s2 is not None
         dtype = self.run.dtype
-        values = partial.sum(0, dtype=np.float64).astype(dtype) if weights_needed[0] else None
+        values = np.add.reduce(partial, dtype=np.float64).astype(dtype) if weights_needed[0] else None
         bias = gamma = beta = None
         if weights_needed[1]:  # the mean of the batch removes any bias
             fresh = norm is not None and norm.training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,21 +20,30 @@ _OUT = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "stor
 
 def may_change(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a function may write into its arguments, by the convention of PyTorch's names; a custom one may."""
-    name = str(getattr(func, "__name__", ""))
-    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if _writes(getattr(func, "__name__", "")) or isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return True
+    if kwargs and ("out" in kwargs or kwargs.get("inplace")):
+        return True
+    for a in args:  # noqa: SIM110 - called for each operation
+        if a is True:
+            return True
+    return False
+
+
+@functools.lru_cache(4096)
+def _writes(name: Any) -> bool:
     in_place = name.endswith("_") and not name.endswith("__")
-    in_place = in_place or name in _OUT or name in ("__setitem__", "__set__") or name.startswith("__i")
-    return in_place or "out" in kwargs or bool(kwargs.get("inplace")) or any(a is True for a in args)
+    return in_place or name in _OUT or name in ("__setitem__", "__set__") or name.startswith("__i")
 
 
 def called(func: Any, args: Any, kwargs: Any) -> Any:
-    if func in FACTS:
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
     record = _RECORDED.get(func)
     result = None
-    if record is not None:
+    if record is None:
+        if func in FACTS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+    else:
         try:  # noqa: SIM105 - a context manager is slower, and this is called for each operation
             result = record(*args, **kwargs)
         except TypeError:  # a form of the call that we do not know
@@ -99,13 +110,18 @@ _RECORDED: dict[Any, Callable[..., Tensor | None]] = {
 
 
 class _Patch:
-    """While a pass runs, `autograd.Function.apply`, which no mode sees, computes the deferred among its arguments."""
+    """While a network lives, `autograd.Function.apply`, which no mode sees, computes the deferred among its arguments.
+
+    Outside a pass it does as always. To change it in each pass would cost as much as ten layers, since Python then
+    forgets what it knows of every subclass.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.count = threading.Lock(), 0
+        self.lock, self.count = threading.RLock(), 0  # a network may be collected while this thread holds it
         self.original: Any = None
 
-    def enter(self) -> None:
+    def for_life_of(self, network: Any) -> None:
+        weakref.finalize(network, self._leave).atexit = False
         with self.lock:
             self.count += 1
             if self.count == 1:
@@ -121,7 +137,7 @@ class _Patch:
 
                 torch.autograd.Function.apply = classmethod(apply)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         with self.lock:
             self.count -= 1
             if self.count == 0:

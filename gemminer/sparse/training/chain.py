@@ -111,7 +111,9 @@ class Value:
     scale: Array | None = None
     shift: Array | None = None
     alive: Array | None = None
+    whole: bool = True  # whether all channels are alive
     mean: Array | None = None
+    low: Array | None = None  # the mean, in the kernels' type
     invstd: Array | None = None
     relu: bool = False
 
@@ -148,6 +150,7 @@ class Runner:
         self.blocks = -(-batch // block)
         self.threads = threads_for(self.blocks, numbers)
         self.counts = np.array([min(block, batch - b * block) for b in range(self.blocks)], dtype=np.float64)
+        self.scratch: Array | None = None
         self.none = np.empty(0, dtype)
         self.no_stats = np.empty((0, 0, 0), np.float64)
 
@@ -164,14 +167,17 @@ class Runner:
         return self.pool.take((self.batch * value.size,), self.dtype)
 
     def work(self, size: int) -> Array:
-        # A power of two, so that layers of many sizes share a few buffers.
-        return self.pool.take((self.threads, 1 << max(6, (size - 1).bit_length())), self.dtype)
+        """Memory for one launch: the last one's, where that is large enough."""
+        if self.scratch is None or self.scratch.shape[1] < size:
+            # A power of two, so that layers of many sizes share a few buffers.
+            self.scratch = self.pool.take((self.threads, 1 << max(6, (size - 1).bit_length())), self.dtype)
+        return self.scratch
 
     def block_in(self, x: Tensor, value: Value) -> Array:
         out = self.empty(value)
         if value.area == 1:
-            for blocks, rows in self._matrices(out, x.detach().reshape(self.batch, -1)):
-                blocks.copy_(rows)
+            for blocks, rows in self._matrices(out, x.detach().numpy().reshape(self.batch, -1)):
+                _copy(rows, blocks)
             return out
         images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
         self.launch(k.block, self.block, images, out, True)
@@ -179,23 +185,30 @@ class Runner:
 
     def block_out(self, blocked: Array, value: Value, shape: Sequence[int]) -> Tensor:
         out = np.empty((self.batch, value.channels, value.height, value.width), self.dtype)
-        images = torch.from_numpy(out)
         if value.area == 1:
-            for blocks, rows in self._matrices(blocked, images.view(self.batch, -1)):
-                rows.copy_(blocks)
+            for blocks, rows in self._matrices(blocked, out.reshape(self.batch, -1)):
+                _copy(blocks, rows)
         else:
             self.launch(k.block, self.block, out, blocked, False)
         return torch.from_numpy(out.reshape(tuple(shape)))  # no view for autograd: it may be changed in place
 
-    def _matrices(self, blocked: Array, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _matrices(self, flat: Array, rows: Array) -> Iterator[tuple[Array, Array]]:
         """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows that it transposes."""
-        flat, channels = torch.from_numpy(blocked), rows.shape[1]
+        channels = rows.shape[1]
         whole = self.batch // self.block * self.block
         for images, lanes in ((whole, self.block), (self.batch - whole, self.batch - whole)):
             if images:
                 part, flat = flat[: images * channels], flat[images * channels :]
                 own, rows = rows[:images], rows[images:]
-                yield part.view(-1, channels, lanes), own.view(-1, lanes, channels).transpose(1, 2)
+                yield part.reshape(-1, channels, lanes), own.reshape(-1, lanes, channels).transpose(0, 2, 1)
+
+
+def _copy(source: Array, to: Array) -> None:
+    """Copy a matrix into another: PyTorch is faster for a large one, and uses its threads."""
+    if to.size < ALONE:
+        to[...] = source
+    else:
+        torch.from_numpy(to).copy_(torch.from_numpy(source))
 
 
 def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:
@@ -242,6 +255,7 @@ class Forward:
             self._layer(step, weight)
         for v in self.links.outputs:
             self.materialise(v)
+        self.run.scratch = None
 
     def _residual(self, v: int) -> Value | None:
         if v < self.links.inputs or (r := self.steps[v - self.links.inputs].unit.residual) is None:
@@ -277,8 +291,11 @@ class Forward:
         oh, ow = pattern.out_size(source.height, source.width)
         assert weight.values is not None
         rows = step.rows(pattern.start, layout.offset, weight.values)
-        alive = np.diff(rows[0]) > 0 if step.sift else pattern.alive
-        out = Value(pattern.shape[0], oh, ow, alive=alive, relu=step.unit.relu)
+        alive, whole = pattern.alive, pattern.whole
+        if step.sift:
+            alive = np.diff(rows[0]) > 0
+            whole = bool(alive.all())
+        out = Value(pattern.shape[0], oh, ow, alive=alive, whole=whole, relu=step.unit.relu)
         args, flags = _source(source, self._residual(step.unit.source), run)
         y = run.none
         if source.y is None and self.kept[step.unit.source]:
@@ -286,12 +303,10 @@ class Forward:
         out.z = run.empty(out)
         fresh = step.norm is not None and step.norm.training
         stats = np.zeros((run.blocks, out.channels, 3)) if fresh else run.no_stats
-        s2 = pattern.stride**2
-        size = pattern.channels * s2 * int(row[k.G_XR] * row[k.G_XC]) + source.width + out.channels * ow
         run.launch(
             k.forward,
             *(row, *args, flags, pattern.read_channels, y, *rows, out.z, stats),
-            run.work(size * run.block),
+            run.work(layout.work * run.block),
         )
         if y is not run.none:
             source.y = y
@@ -324,12 +339,13 @@ class Forward:
             arrays = (stats, run.counts * out.area, out.alive, *(run.none if a is None else a for a in given))
             k.normalise(*arrays, norm.momentum or 0.0, norm.eps, moments, affine)
             (out.mean, out.invstd), (out.scale, out.shift) = moments, affine
+            out.low = out.mean.astype(run.dtype)
             return
         assert norm.mean is not None
         assert norm.var is not None
         bias = 0.0 if weight.bias is None else weight.bias.astype(np.float64)
         mean, var = norm.mean - bias, norm.var.astype(np.float64)
-        out.mean, out.invstd = mean, 1 / np.sqrt(var + norm.eps)
+        out.mean, out.low, out.invstd = mean, mean.astype(run.dtype), 1 / np.sqrt(var + norm.eps)
         scale = out.invstd if weight.gamma is None else out.invstd * weight.gamma
         shift = -mean * scale if weight.beta is None else weight.beta - mean * scale
         out.scale, out.shift = scale.astype(run.dtype), shift.astype(run.dtype)

@@ -8,8 +8,9 @@ all that was put off, in chains (`plan`), and each `Deferred` becomes the tensor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ FACTS |= {
 }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """An operation that was put off."""
 
@@ -55,17 +56,19 @@ class Node:
     numbers: tuple[int, ...] = ()
     layer: SparseLayer | None = None
     norm: NormCall | None = None
+    batch: tuple[bool, tuple[int, ...]] | None = None  # of a layer: whether it is linear, and its leading sizes
     result: Tensor | None = None
+    versions: list[tuple[Tensor, int]] = field(init=False)
+    held: tuple[Tensor | None, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.versions = _versions(self.inputs)
-        self.held = () if self.layer is None else (self.layer.values, self.layer.bias)
+        self.versions = [(x, x._version) for x in self.inputs if not isinstance(x, Node) and not x.is_inference()]
+        self.held = () if self.layer is None else self.layer.held()
 
     def check(self) -> None:
         """Raise GemminerError if what it reads was changed behind PyTorch's back; the recorder sees all else."""
-        held = () if self.layer is None else (self.layer.values, self.layer.bias)
-        same = all(a is b for a, b in zip(held, self.held, strict=True))
-        if not same or self.versions != _versions(self.inputs):
+        same = self.layer is None or all(map(operator.is_, self.layer.held(), self.held))
+        if not same or any(x._version != version for x, version in self.versions):
             raise GemminerError(
                 "the network changes a tensor that a layer has just read, in a way that the sparse engine cannot see: "
                 "use engine dense, or change a copy"
@@ -76,10 +79,6 @@ class Node:
         yield from (x for x in self.inputs if isinstance(x, Tensor))
         yield from self.layer.parameters() if self.layer is not None else ()
         yield from self.norm.tensors() if self.norm is not None else ()
-
-
-def _versions(inputs: tuple[Node | Tensor, ...]) -> list[int | None]:
-    return [None if isinstance(x, Node) or x.is_inference() else x._version for x in inputs]
 
 
 class Deferred(Tensor):
@@ -145,15 +144,21 @@ def become(x: Deferred, tensor: Tensor) -> None:
         node.result = tensor
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a call's arguments."""
+    found: list[Tensor] = []
+    _collect((value,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from gemminer.sparse.memory import BufferPool
+from gemminer.sparse.training.calls import patch
+from gemminer.sparse.training.direct import make_direct
 from gemminer.sparse.training.modules import SparseLayer, as_plain, refuse_tracing
 from gemminer.sparse.training.plan import Chain
 from gemminer.sparse.training.recorder import Plans, Recorder
@@ -21,10 +23,14 @@ class SparseNetwork(nn.Module):
         self.net = net
         self.training = net.training
         self.chains: list[Chain] = []  # of the last pass
+        self._patched = False
         self._pool, self._plans = BufferPool(), Plans()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         refuse_tracing()
+        if not self._patched:
+            self._patched = True
+            patch.for_life_of(self)
         self.chains = []
         with Recorder(self._plans, self._pool, self.chains.append) as recorder:
             output = self.net(*args, **kwargs)
@@ -44,11 +50,12 @@ class SparseNetwork(nn.Module):
             return getattr(self.net, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": BufferPool(), "_plans": {}, "chains": []}
+        return {**self.__dict__, "_pool": BufferPool(), "_plans": {}, "chains": [], "_patched": False}
 
 
 def fused(net: nn.Module) -> nn.Module:
     """`net` as a `SparseNetwork`, or itself where there is nothing to fuse."""
     if isinstance(net, SparseLayer) or not any(isinstance(m, SparseLayer) for m in net.modules()):
         return net
+    make_direct(net)
     return SparseNetwork(net)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.memory import BufferPool
@@ -21,6 +21,7 @@ from gemminer.sparse.training.backward import Backward
 from gemminer.sparse.training.chain import Forward, Links, Norm, Runner, Step, Unit, Value, Weights, block_size
 from gemminer.sparse.training.patterns import Pattern
 
+_functorch = torch._C._are_functorch_transforms_active
 DTYPES = (torch.float32, torch.float64)
 _ALONE = Links(1, (Unit(0),), (1,))
 _PLAIN = frozenset(vars(nn.Module()))
@@ -70,6 +71,11 @@ class SparseLayer(nn.Module):
         self._pattern: Pattern | None = None
         self._pool = BufferPool()
 
+    def held(self) -> tuple[Tensor, Tensor | None]:
+        """Values and bias, without the detour of a module's attributes."""
+        own = self._parameters
+        return own["values"], own["bias"]  # type: ignore[return-value]
+
     @property
     def weight(self) -> Tensor:
         """The dense weight, zero where pruned; gradients flow to `values`."""
@@ -103,9 +109,8 @@ class SparseLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         refuse_tracing()
-        if deferring.recorder is not None:
-            return deferring.recorder.layer(self, input)  # type: ignore[no-any-return]
-        return self.now(input)
+        recorder = deferring.recorder
+        return self.now(input) if recorder is None else recorder.layer(self, input)
 
     def now(self, x: Tensor) -> Tensor:
         """The output, computed at once."""
@@ -216,7 +221,7 @@ def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> i
     """
     tensors = list(inputs)
     for layer, norm in modules:
-        tensors += [] if layer is None else [t for t in (layer.values, layer.bias) if t is not None]
+        tensors += [] if layer is None else [t for t in layer.held() if t is not None]
         tensors += [] if norm is None else norm.tensors()
     dtype = inputs[0].dtype
     fits = (
@@ -252,26 +257,29 @@ def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]
 
 def transformed() -> bool:
     """Whether a transform of `torch.func`, or forward-mode differentiation, is under way: the kernels know neither."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return _functorch() or forward_ad._current_level >= 0
 
 
 def refuse_tracing() -> None:
     """Raise UsageError under `torch.compile`, `torch.export`, `torch.onnx` and `torch.jit.trace`."""
-    tracing = (
-        torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch._C._get_tracing_state() is not None
-    )
+    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     # Where an error ends what Dynamo compiles it runs the function as it stands, still as the one that compiles.
     if tracing or torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False):
         raise UsageError(CANNOT_BE_TRACED)
 
 
-def run_chain(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool) -> tuple[Tensor, ...]:
-    """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot."""
-    numbers = usable(links, modules, inputs)
+def run_chain(
+    links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool, numbers: int | None = None
+) -> tuple[Tensor, ...]:
+    """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot.
+
+    `numbers` is what `usable` says, where that is known.
+    """
+    numbers = usable(links, modules, inputs) if numbers is None else numbers
     parameters: list[Tensor | None] = []
     for layer, norm in modules:
-        parameters += [None, None] if layer is None else [layer.values, layer.bias]
-        parameters += [None, None] if norm is None else [norm.weight, norm.bias]
+        parameters += (None, None) if layer is None else layer.held()
+        parameters += (None, None) if norm is None else (norm.weight, norm.bias)
     if not numbers:
         return _by_torch(links, modules, inputs, parameters)
     result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, numbers, len(inputs), *inputs, *parameters)
@@ -314,6 +322,7 @@ class _ChainFunction(torch.autograd.Function):
         run = Runner(batch, block_size(batch, area, width, numbers), numbers, dtype, pool)
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
+        ctx.weights = weights
         steps = [
             Step(None, None, unit)
             if layer is None
@@ -348,11 +357,9 @@ class _ChainFunction(torch.autograd.Function):
         saved = ctx.saved_tensors  # raises if one was changed in place, or if the graph has been freed
         if torch.is_grad_enabled():  # create_graph: these gradients may be differentiated again
             return _differentiable(ctx, saved, outputs)
-        parameters = saved[: len(saved) - ctx.n]
-        arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
-        weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
+        weights = ctx.weights
         asked = list(ctx.needs_input_grad[5:])
-        weights_needed = [asked[ctx.n + i : ctx.n + i + 4] for i in range(0, len(arrays), 4)]
+        weights_needed = [asked[i : i + 4] for i in range(ctx.n, len(asked), 4)]
         needs = asked[: ctx.n]
         for step, own in zip(passed.steps, weights_needed, strict=True):
             r = step.unit.residual
@@ -382,11 +389,9 @@ def _version(x: Tensor) -> int | None:
 
 def _as_it_is(norm: NormCall) -> NormCall:
     """The call with the statistics of now, which later passes move."""
-    if norm.training:
-        return dataclasses.replace(norm, mean=None, var=None)
-    assert norm.mean is not None
-    assert norm.var is not None
-    return dataclasses.replace(norm, mean=norm.mean.clone(), var=norm.var.clone())
+    mean, var = (None, None) if norm.training else (norm.mean, norm.var)
+    mean, var = (None if t is None else t.clone() for t in (mean, var))
+    return NormCall(mean, var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps, norm.moved)
 
 
 def _differentiable(

@@ -23,6 +23,8 @@ class LayerLayout:
     row: Array
     offset: Array
     back_offset: Array
+    work: int  # numbers of memory that a thread needs for each image: forwards, and backwards
+    back_work: int
     rows: dict[tuple[int, int], Array] = field(default_factory=dict)
 
     def at(self, batch: int, block: int) -> Array:
@@ -56,7 +58,10 @@ class Pattern:
         self.c = c + o // (shape[0] // groups) * shape[1]
         self.channels = shape[1] * groups
         self.start = np.searchsorted(o, np.arange(shape[0] + 1)).astype(np.int64)
-        self.alive = np.diff(self.start) > 0  # filters with a kept weight
+        counts = np.diff(self.start)
+        self.alive = counts > 0  # filters with a kept weight
+        self.whole = bool(self.alive.all())
+        self.longest = int(counts.max(initial=0))
         self.read_channels = np.zeros(self.channels, dtype=np.bool_)  # channels that a kept weight reads
         self.read_channels[self.c] = True
         # The transposed pattern, a row for each channel and phase of the stride.
@@ -94,4 +99,7 @@ class Pattern:
             *(self.channels, height, width, self.shape[0], oh, ow, kh, s, ph, pw),
             *(rows, columns, z_rows, z_columns, top, left),
         )
-        return LayerLayout(row, offset.astype(np.int32), back[self.order].astype(np.int32))
+        planes = self.channels * s**2 * rows * columns
+        work = planes + width + self.shape[0] * ow
+        back_work = planes + self.shape[0] * z_rows * z_columns + 2 * self.channels * width
+        return LayerLayout(row, offset.astype(np.int32), back[self.order].astype(np.int32), work, back_work)

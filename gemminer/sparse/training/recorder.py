@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from gemminer.sparse.memory import BufferPool
-from gemminer.sparse.training.calls import called, may_change, patch
+from gemminer.sparse.training.calls import called, may_change
 from gemminer.sparse.training.deferred import Deferred, Node, become, computed, memory_of, suspended, tensors_in
 from gemminer.sparse.training.modules import (
     DTYPES,
@@ -30,6 +30,8 @@ from gemminer.sparse.training.plan import Chain, Step, Task, tasks_of
 
 Plans = dict[Any, list[Task]]
 _MOST_PLANS = 64
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_PLAIN = (Tensor, nn.Parameter)
 _NOTHING = Node("", (), (0,), torch.float32)
 
 
@@ -46,6 +48,7 @@ class Recorder(TorchFunctionMode):
         self.plans, self.pool, self.ran = plans, pool, ran
         self.nodes: list[Node] = []
         self.pending: set[int] = set()  # of `nodes`, by id
+        self.parts: list[Node] = []  # of `nodes`
         self.deferred: list[Deferred] = []
         self.inside: list[Deferred] = []  # from before: within a unit, so that they have no result
         self.mode = (True, False)  # gradients, inference
@@ -61,52 +64,60 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         self.outer, deferring.recorder = deferring.recorder, self
-        patch.enter()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        patch.leave()
         deferring.recorder = self.outer
 
     # --- what is put off ---------------------------------------------------------------------------------------
 
     def layer(self, layer: SparseLayer, x: Tensor) -> Tensor:
         """A layer's output."""
-        own, dtype = _facts(x)
-        shape = layer.out_shape(own) if layer.values.dtype is dtype and self._can(x) else None
-        if shape is None or 0 in shape or 0 in own or not _usual(layer.values, layer.bias):
-            return layer.now(computed(x))
-        return self._put_off(Node("layer", (self._operand(x),), shape, dtype, layer=layer))
+        with torch._C.DisableTorchFunction():  # or to read a tensor's type would be a call, which this mode sees
+            own, dtype = _facts(x)
+            held = layer.held()
+            shape = layer.out_shape(own) if self._can(x) and _usual(held, dtype) else None
+            if shape is not None and 0 not in shape and 0 not in own:
+                flat = isinstance(layer, SparseLinear)
+                batch = flat, shape[:-1] if flat else shape[:1]
+                return self._put_off(Node("layer", (self._operand(x),), shape, dtype, layer=layer, batch=batch))
+        return layer.now(computed(x))
 
     def norm(self, x: Deferred, call: NormCall) -> Tensor | None:
         """A norm's output; None, as of all below, if it cannot be put off."""
-        shape, dtype, tensors = x.node.shape, x.node.dtype, call.tensors()
-        if not self._can(x) or len(shape) not in (2, 4) or not _usual(*tensors, dtype=dtype):
+        node, tensors = x.node, call.tensors()  # `_can` may compute x
+        shape, dtype = node.shape, node.dtype
+        if not self._can(x) or len(shape) not in (2, 4) or not _usual(tensors, dtype):
+            return None
+        if len(shape) == 4 and isinstance(node.layer, SparseLinear):  # its channels are the last
             return None
         values = math.prod(shape) // shape[1]
         if (call.mean is None) != (call.var is None) or (values == 1 if call.training else call.mean is None):
             return None
-        if any(t.shape != shape[1:2] for t in tensors):
-            return None
-        if call.training:
-            stats = {id(t) for t in (call.mean, call.var) if t is not None}
-            if stats & self.moving:
+        one = shape[1:2]
+        for t in tensors:
+            if t.shape != one:
                 return None
-            self.moving |= stats
+        if call.training and call.mean is not None:
+            stats = id(call.mean), id(call.var)
+            if not self.moving.isdisjoint(stats):
+                return None
+            self.moving.update(stats)
         return self._put_off(Node("norm", (self._operand(x),), shape, dtype, norm=call))
 
     def relu(self, x: Deferred, *, in_place: bool = False) -> Tensor | None:
+        shape, dtype = x.node.shape, x.node.dtype
         if not self._can(x) or (in_place and self._seen(x)):
             return None
-        return self._put_off(Node("relu", (self._operand(x),), x.node.shape, x.node.dtype), x if in_place else None)
+        return self._put_off(Node("relu", (self._operand(x),), shape, dtype), x if in_place else None)
 
     def add(self, a: Any, b: Any, *, in_place: bool = False) -> Tensor | None:
         ours = isinstance(a, Tensor) and isinstance(b, Tensor) and a is not b and self._can(a) and self._can(b)
         if not ours or (facts := _facts(a)) != _facts(b) or 0 in facts[0]:
             return None
-        if in_place and (not isinstance(a, Deferred) or self._seen(a)):
+        if in_place and self._seen(a):
             return None
         node = Node("add", (self._operand(a), self._operand(b)), *facts)
         return self._put_off(node, a if in_place else None)
@@ -117,11 +128,12 @@ class Recorder(TorchFunctionMode):
             return None
         n, c, h, w = x.shape
         node = Node("part", (self._operand(x),), (n, c, -(-h // step), -(-w // step)), x.dtype, (step,))
+        self.parts.append(node)
         return self._put_off(node)
 
     def pad(self, x: Deferred, before: int, after: int) -> Tensor | None:
         """`before` and `after` channels of zeros on a part."""
-        if not self._can(x) or x.node.kind != "part":
+        if x.node.kind != "part" or not self._can(x):
             return None
         n, c, h, w = x.shape
         return self._put_off(Node("pad", (self._operand(x),), (n, before + c + after, h, w), x.dtype, (before, after)))
@@ -131,7 +143,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(x, Deferred):
             if x.recorder is not self:
                 return False
-        elif not _usual(x):
+        elif not _plain(x) or x.dtype not in DTYPES:
             return False
         if torch.is_autocast_enabled("cpu") or transformed() or _saved_hooks() or deferring.recorder is not self:
             return False
@@ -147,9 +159,11 @@ class Recorder(TorchFunctionMode):
         tensor: Tensor = computed(x)
         return tensor
 
-    def _seen(self, x: Deferred) -> bool:
-        """Whether x is, or has, a part that would change with it."""
-        return any(n.kind == "part" and (n is x.node or x.node in n.inputs) for n in self.nodes)
+    def _seen(self, x: Tensor) -> bool:
+        """Whether x cannot be changed in place: it is computed, or it is, or has, a part that would change with it."""
+        if not isinstance(x, Deferred):
+            return True
+        return any(n is x.node or x.node in n.inputs for n in self.parts)
 
     def _put_off(self, node: Node, in_place: Deferred | None = None) -> Tensor:
         self.nodes.append(node)
@@ -168,8 +182,8 @@ class Recorder(TorchFunctionMode):
         changes = may_change(func, args, kwargs)
         if not changes and not self.moving:
             return False
-        given = list(tensors_in((args, kwargs)))
-        if any(id(t) in self.moving for t in given):
+        given = tensors_in((args, kwargs))
+        if self.moving and not self.moving.isdisjoint(map(id, given)):
             return True
         if not changes:
             return False
@@ -179,13 +193,13 @@ class Recorder(TorchFunctionMode):
     def flush(self, wanted: Sequence[Deferred] = (), *, last: bool = False) -> None:
         """Run all that was put off; at the end of the pass (`last`) whatever is still held somewhere is wanted."""
         nodes, deferred, probe = self.nodes, self.deferred, Deferred(_NOTHING, self)
-        self.nodes, self.deferred, self.pending, self.moving = [], [], set(), set()
+        self.nodes, self.deferred, self.pending, self.moving, self.parts = [], [], set(), set(), []
         counts = [sys.getrefcount(x) for x in [*deferred, probe]]
         held = [x for x, count in zip(deferred, counts, strict=False) if count > counts[-1]]
         number = {id(node): i for i, node in enumerate(nodes)}
         alive = frozenset(number[id(x.node)] for x in held)
         asked = alive if last else frozenset(number[id(x.node)] for x in wanted if id(x.node) in number)
-        results = self._run(nodes, asked, alive)
+        results = self._run(nodes, number, asked, alive)
         for x in held:
             i = number[id(x.node)]
             if i in results:
@@ -210,36 +224,39 @@ class Recorder(TorchFunctionMode):
             if isinstance(x, Deferred) and x.node.result is None:  # within a unit: computed once more, by itself
                 nodes: list[Node] = []
                 _ancestors(x.node, nodes)
-                results = self._run(nodes, frozenset([len(nodes) - 1]), frozenset())
+                number = {id(node): i for i, node in enumerate(nodes)}
+                results = self._run(nodes, number, frozenset([len(nodes) - 1]), frozenset())
                 become(x, results[len(nodes) - 1])
 
-    def _run(self, nodes: list[Node], wanted: frozenset[int], alive: frozenset[int]) -> dict[int, Tensor]:
+    def _run(
+        self, nodes: list[Node], number: dict[int, int], wanted: frozenset[int], alive: frozenset[int]
+    ) -> dict[int, Tensor]:
         """Run operations in their order; returns the results of those that are wanted, or alive."""
         if not nodes:
             return {}
-        number = {id(node): i for i, node in enumerate(nodes)}
-        given: dict[int, int] = {}
         there: list[Tensor] = []
 
         def ref(x: Node | Tensor) -> int:
-            if id(x) in number:
-                return number[id(x)]
+            """The number of a tensor that is there already."""
             tensor = x.result if isinstance(x, Node) else x
             assert tensor is not None
-            if id(tensor) not in given:
+            known = number.get(id(tensor))
+            if known is None:
                 there.append(tensor)
-                given[id(tensor)] = -len(there)
-            return given[id(tensor)]
+                known = number[id(x)] = number[id(tensor)] = -len(there)
+            return known
 
-        steps = tuple(Step(n.kind, tuple(map(ref, n.inputs)), n.numbers, _batch(n)) for n in nodes)
-        key = (steps, wanted, alive)
+        steps = []
+        for n in nodes:
+            reads = [r if (r := number.get(id(x))) is not None else ref(x) for x in n.inputs]
+            steps.append(Step(n.kind, tuple(reads), n.numbers, n.batch))
+            n.check()
+        key = (tuple(steps), wanted, alive)
         if key not in self.plans:
             if len(self.plans) >= _MOST_PLANS:
                 self.plans.clear()
             self.plans[key] = tasks_of(steps, wanted, alive)
         values: dict[int, Tensor] = {-i - 1: tensor for i, tensor in enumerate(there)}
-        for node in nodes:
-            node.check()
         with self._as_recorded():
             for task in self.plans[key]:
                 self._do(task, nodes, steps, values)
@@ -257,13 +274,20 @@ class Recorder(TorchFunctionMode):
             (None if layer is None else nodes[layer].layer, None if norm is None else nodes[norm].norm)
             for layer, norm in zip(chain.layers, chain.norms, strict=True)
         ]
-        outputs = run_chain(chain.links, pairs, [values[r] for r in chain.inputs], self.pool)
+        inputs = [values[r] for r in chain.inputs]
+        sizes = [math.prod(nodes[i].shape) for i in chain.layers if i is not None]
+        outputs = run_chain(chain.links, pairs, inputs, self.pool, max([*sizes, *(x.numel() for x in inputs)]))
         values.update(zip(chain.outputs, outputs, strict=True))
 
     @contextlib.contextmanager
     def _as_recorded(self) -> Iterator[None]:
         """Whatever the modes are now, compute in those of the calls; and put nothing off."""
         grad, inference = self.mode
+        now = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        if now == (grad, inference, False) and not _saved_hooks():
+            with torch._C.DisableTorchFunction(), suspended():
+                yield
+            return
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch._C.DisableTorchFunction())
             if torch.is_inference_mode_enabled() != inference:
@@ -292,13 +316,6 @@ def _ancestors(node: Node, found: list[Node]) -> None:
     found += order.values()
 
 
-def _batch(node: Node) -> tuple[bool, tuple[int, ...]] | None:
-    if node.layer is None:
-        return None
-    flat = isinstance(node.layer, SparseLinear)
-    return flat, node.shape[:-1] if flat else node.shape[:1]
-
-
 def _by_torch(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if node.norm is not None:
         return node.norm.by_torch(inputs[0], node.norm.weight, node.norm.bias)
@@ -313,13 +330,15 @@ def _by_torch(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return F.pad(inputs[0], (0, 0, 0, 0, before, after))
 
 
-def _usual(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
-    """Whether these are plain tensors of a kind the kernels take, of one type if that is given."""
-    for t in tensors:
-        if t is not None:
-            right = t.dtype in DTYPES if dtype is None else t.dtype is dtype
-            if not right or type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or t.layout is not torch.strided:
-                return False
+def _plain(t: Tensor) -> bool:
+    """Whether this is a tensor of a kind the kernels take."""
+    return type(t) in _PLAIN and t.is_cpu and t.layout is torch.strided
+
+
+def _usual(tensors: Iterable[Tensor | None], dtype: torch.dtype) -> bool:
+    for t in tensors:  # noqa: SIM110 - called for each operation
+        if t is not None and not (t.dtype is dtype and _plain(t)):
+            return False
     return True
 
 
@@ -329,4 +348,4 @@ def _facts(x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 def _saved_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return _top_hooks(False) is not None

@@ -81,7 +81,9 @@ def test_size_goes_with_kept_weights(tmp_path: Path) -> None:
 FRESH = """
 import sys
 import numpy as np
+import torch
 from gemminer.sparse.inference.program import Program
+torch.set_num_threads(int(sys.argv[4]))  # equal bits need as many threads
 program = Program.load(sys.argv[1])
 np.save(sys.argv[2], program(np.load(sys.argv[3])))
 print(repr(program))
@@ -96,7 +98,7 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path: Path) -> None:
     path = program.save(tmp_path / "net.safetensors")
     # The class is not there to be imported: only the file speaks.
     hide = "import sys; sys.modules['gemminer.models'] = None\n"
-    paths = [str(path), str(tmp_path / "y.npy"), str(tmp_path / "x.npy")]
+    paths = [str(path), str(tmp_path / "y.npy"), str(tmp_path / "x.npy"), str(torch.get_num_threads())]
     done = subprocess.run([sys.executable, "-c", hide + FRESH, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert repr(program) in done.stdout

@@ -47,7 +47,7 @@ def test_what_stops_a_chain_stops_nothing_else() -> None:
     model = Dropping()
     sparse = sparsify(model, ticket_for(model, 0.5), engine="sparse")
     assert isinstance(sparse, SparseNetwork)
-    x = torch.ones(2, 1, 4, 4)
+    x = noise(2, 1, 8, 8, dtype=torch.float32)
     assert not torch.equal(sparse(x), sparse(x))
     assert [len(chain.links.units) for chain in sparse.chains] == [1, 1]
     assert torch.equal(sparse.eval()(x), sparse(x))

@@ -64,6 +64,20 @@ def gradients_off_behind_a_layer(s: Net, x: Tensor) -> Tensor:
     return s.head(h * g)
 
 
+def each_operation_where_gradients_go_off(s: Net, x: Tensor) -> Tensor:
+    behind: list[Callable[[Tensor], Tensor]] = [
+        *(s.m, nn.ReLU(), nn.ReLU(inplace=True), torch.relu, F.relu_, lambda h: h + 1, lambda h: h + h.detach()),
+        *(lambda h: h.add_(s.a(x)), lambda h: h[:, :, ::2, ::2], lambda h: F.pad(h[:, :, ::1, ::1], (0,) * 5 + (1,))),
+    ]
+    total = s.head(s.a(x))
+    for operation in behind:
+        h = s.a(x)
+        with torch.no_grad():
+            total = total + operation(h).mean()
+        total = total + h.mean()
+    return total
+
+
 def detached_twin(s: Net, x: Tensor) -> Tensor:
     h = s.m(s.a(x))
     return s.head(F.relu(h) + h.detach().relu())
@@ -200,7 +214,15 @@ def hook_on_an_activation(s: Net, x: Tensor) -> Tensor:
 
 SMALL = ("bias", "m.weight", "n.weight")
 KINDS = [
-    *(plain, gradients_off_for_a_part, gradients_off_behind_a_layer, detached_twin, number_drawn, buffers_and_counters),
+    *(
+        plain,
+        gradients_off_for_a_part,
+        gradients_off_behind_a_layer,
+        detached_twin,
+        each_operation_where_gradients_go_off,
+        number_drawn,
+        buffers_and_counters,
+    ),
     *(another_path_at_the_third_pass, control_flow_on_data, in_place_everywhere, in_place_on_what_was_read),
     *(activations_kept, used_before_and_after_its_norm, statistics_read, one_norm_twice, own_function, checkpointed),
     *(saved_elsewhere, weakly_held, shortcut_of_slices, hook_on_an_activation),
