@@ -18,8 +18,7 @@ from gemminer.core.ticket import Ticket
 from gemminer.sparse.threads import require_compiler
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.fuse import SparseNetwork, fused
-from gemminer.sparse.training.held import held
-from gemminer.sparse.training.masked import MaskedConv2d, MaskedLinear
+from gemminer.sparse.training.held import held, is_held
 from gemminer.sparse.training.modules import (
     SparseConv2d,
     SparseLayer,
@@ -197,12 +196,6 @@ class _Conversion:
                 new = SparseLinear(module, mask)
             new.values = self.shared.setdefault(id(weight), new.values)
             return new.train(module.training)
-        only = weight is masked[0] and len(masked) == 1 and "forward" not in vars(module)
-        if only and type(module) in (nn.Conv2d, nn.Linear):
-            module.__class__ = MaskedConv2d if type(module) is nn.Conv2d else MaskedLinear
-            module.register_buffer("mask", mask.to(masked[0].dtype), persistent=False)
-            _ = module.weight  # holds pruned weights from now on
-            return module
         for part in module.modules() if isinstance(module, nn.MultiheadAttention) else [module]:
             own = {name: self.masks[id(p)] for name, p in part._parameters.items() if id(p) in self.masks}
             if own:
@@ -335,7 +328,7 @@ def carry_back(net: nn.Module, model: nn.Module) -> None:
     theirs, done = dict(named_modules(net)), dict[int, Any]()
     for name, module in named_modules(model):
         own = theirs.get(name)
-        if own is None or type(own) is not type(module):
+        if own is None or not (type(own) is type(module) or (is_held(own) and isinstance(own, type(module)))):
             continue
         for key, value in vars(own).items():
             if key not in _PLAIN and key in vars(module):

@@ -17,7 +17,6 @@ from gemminer import models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.sparse.training.convert import densify, sparsify
 from gemminer.sparse.training.held import is_held
-from gemminer.sparse.training.masked import MaskedConv2d
 from gemminer.sparse.training.modules import SparseConv2d
 from gemminer.training.engine import write_back
 from gemminer.training.rules import KeepMask
@@ -88,7 +87,7 @@ def test_other_layers_stay_dense_under_their_mask(optimiser: str) -> None:
     inner = sparse.net
     assert isinstance(inner, Others)
     assert isinstance(inner.conv, SparseConv2d)
-    assert isinstance(inner.dilated, MaskedConv2d)
+    assert is_held(inner.dilated)
     assert is_held(inner.up)
     assert inner.first.values is inner.second.values
     x = noise(3, 2, 4, 4)

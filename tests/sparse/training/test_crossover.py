@@ -11,7 +11,7 @@ from torch import nn
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.convert import sparsify
-from gemminer.sparse.training.masked import MaskedConv2d, MaskedLinear
+from gemminer.sparse.training.held import is_held
 from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 from tests.sparse.training.helpers import ticket_for
 
@@ -27,8 +27,7 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
         masks["0.weight"].view(-1)[:57] = True  # of 576
         masks["1.weight"].view(-1)[:58] = True
         sparse = sparsify(model, Ticket(masks, model.state_dict()))
-        found = [type(m) for m in sparse.modules() if isinstance(m, nn.Conv2d | SparseConv2d)]
-        assert found == [SparseConv2d, MaskedConv2d]
+        assert [is_held(m) for m in sparse.modules() if isinstance(m, nn.Conv2d | SparseConv2d)] == [False, True]
         expected = dict.fromkeys(crossover._PROBES, 0.1)
         crossover.crossovers.cache_clear()
         assert crossover.crossovers(torch.get_num_threads()) == expected
@@ -47,8 +46,8 @@ def test_a_depthwise_layer_goes_with_those_around_it(
 ) -> None:
     monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
-    found = [type(m) for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
-    assert found == 3 * [SparseConv2d if sparse else MaskedConv2d]
+    found = [m for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
+    assert [(isinstance(m, SparseConv2d), is_held(m)) for m in found] == 3 * [(sparse, not sparse)]
 
 
 @pytest.mark.parametrize(("density", "sparse"), [(0.1, True), (0.9, False)])
@@ -57,9 +56,8 @@ def test_a_small_linear_layer_goes_with_the_large_ones(
 ) -> None:
     monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
-    kind = SparseLinear if sparse else MaskedLinear
     found = sparsify(model, ticket_for(model, density)).modules()
-    assert [type(m) for m in found if isinstance(m, SparseLinear | MaskedLinear)] == [kind, kind]
+    assert [is_held(m) for m in found if isinstance(m, SparseLinear) or is_held(m)] == 2 * [not sparse]
     head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))  # of a convolutional network: alone
     found = sparsify(head, ticket_for(head, 0.1)).modules()
     assert any(isinstance(m, SparseConv2d) for m in found)

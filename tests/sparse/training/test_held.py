@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.ticket import Ticket
-from gemminer.sparse.training.convert import densify, sparsify
+from gemminer.sparse.training.convert import converted, densify, sparsify
 from gemminer.sparse.training.held import is_held
+from gemminer.training.engine import write_back
 
 
 class Experts(nn.Module):
@@ -86,3 +87,98 @@ def test_zeros_stay_in_the_module_its_copies_and_after_loading(kind: Callable[[]
         fused = next(p for n, p in first.named_parameters() if n.endswith("fused"))
         assert fused.any()
         assert not fused[~ticket.masks["fused"]].any()
+
+
+def assigned(net: nn.Module) -> None:
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+
+
+def replaced(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        for name, p in list(module._parameters.items()):
+            if p is not None:
+                setattr(module, name, nn.Parameter(p.detach().clone()))
+
+
+def frozen_at_first(net: nn.Module) -> None:
+    net.requires_grad_(True)
+
+
+def doubled(net: nn.Module) -> None:
+    net.double()
+
+
+class Summed(nn.Module):
+    """Two matrices whose gradient is one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x @ (self.first + self.second)
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "transposed": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.ConvTranspose1d(2, 3, 2), nn.Flatten()),
+    "dilated": lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1, dilation=2)),
+    "experts": Experts,
+    "memory": Memory,
+    "translator": Translator,
+    "summed": Summed,
+}
+
+
+@pytest.mark.parametrize("change", [assigned, replaced, frozen_at_first, doubled])
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_stay_where_a_parameter_becomes_another(kind: str, change: Callable[[nn.Module], None]) -> None:
+    model = KINDS[kind]()
+    ticket = ticket_of(model)
+    model.requires_grad_(change is not frozen_at_first)
+    net = sparsify(model, ticket, engine="sparse")
+    change(net)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        net(torch.randn(8, 4, dtype=next(net.parameters()).dtype)).square().sum().backward()
+        optimiser.step()
+    trained = densify(net)
+    assert all(not trained[n][~m].any() for n, m in ticket.masks.items())
+    assert any((trained[n] != ticket.initial[n])[m].any() for n, m in ticket.masks.items())
+
+
+def test_what_a_held_modules_passes_leave_is_carried_back() -> None:
+    model = nn.Sequential(Summed(), nn.Linear(4, 4))
+    net = sparsify(model, ticket_of(model), engine="sparse")
+    net(torch.randn(8, 4))
+    write_back(net, model)
+    assert model[0].passes == 1
+
+
+class Adapted(nn.Module):
+    """A layer whose weight is summed with others', as adapters do: one gradient for all of them."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4) if kind is nn.Linear else nn.Conv2d(4, 4, 1)
+        self.delta = nn.Parameter(torch.randn(self.body.weight.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.body.weight + self.delta
+        return x @ weight if weight.dim() == 2 else nn.functional.conv2d(x[..., None, None], weight)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+def test_a_gradient_that_others_share_is_not_masked_for_them(kind: type[nn.Module]) -> None:
+    model = Adapted(kind)
+    mask = torch.rand(model.body.weight.shape) < 0.5
+    ticket = Ticket({"body.weight": mask}, model.state_dict())
+    ticket.apply(model)
+    net, x = converted(model, dict(ticket.masks), "auto", below={}), torch.randn(8, 4)
+    for each in (model, net):
+        each(x).square().sum().backward()
+    (own, delta), (theirs, full) = ([m.body.weight.grad, m.delta.grad] for m in (net, model))  # type: ignore[union-attr]
+    assert torch.allclose(delta, full)  # type: ignore[arg-type]
+    assert torch.allclose(own, theirs * mask)  # type: ignore[arg-type, operator]
