@@ -139,7 +139,7 @@ def _resumed(task: Task, key: str, rounds: int) -> dict[str, Any] | None:
 
 def _check(history: Mapping[str, Any], task: Task, rounds: int) -> None:
     """Raise ValueError for a history that cannot be of this network and this many rounds."""
-    check_rows(history["rows"], {"kept": 0.0, "layers_kept": [0] * len(history["masks"]), "fraction": 1.0})
+    check_rows(history["rows"], {"kept": 0.0, "layers_kept": [0] * len(history["masks"])})
     own, (first, skip), steps = named_state(task.model), history["at"], history["steps"]
     kept = history["masks"] if history["state"] is None else {**history["masks"], **history["state"]}
     later = history["round"] > 1

@@ -72,7 +72,7 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
     )
     flags += " --limit-train 50 --validation 0.2 --augment none --initialiser keep --model-option width=2 -o batches=2"
     flags += " -t lr=1 --checks shuffle,erk --check-seeds 2 --no-dense --exclude fc*,conv1* --include experts*"
-    flags += " --embeddings --budget 5s"
+    flags += " --embeddings --budget 5s --within runs/first"
     given = run(*flags.split())["given"]
     assert set(given) == set(Recipe.model_fields)  # a field added later is to be added here
     del given["budget"]  # which stands instead of epochs
@@ -83,7 +83,7 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
 
 def test_a_ticket_knows_what_it_was_searched_with() -> None:
     searched = {"method", "density", "epochs", "budget", "initialiser", "options", "include", "exclude", "embeddings"}
-    searched |= {"dense"}
+    searched |= {"dense", "within"}
     for command in ("train", "check"):
         names = {p.name for p in RecipeFields(command).flags()}
         assert not names & searched

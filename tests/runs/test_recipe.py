@@ -43,6 +43,7 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
         "include": ("a",),
         "exclude": ("a",),
         "embeddings": True,
+        "within": "runs/first",
     }
     assert set(changes) == set(Recipe.model_fields)  # a field added later is to be added here
     digests = {make({name: value}).digest for name, value in changes.items()}
