@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -251,7 +252,9 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # click makes 1 of it
+            raise
         return 141
     except Exception as error:
         if interrupts.stopped() and not isinstance(error, Stopped):  # what a Ctrl-C was turned into on its way
@@ -275,7 +278,8 @@ def _complain(error: Exception) -> int:
             return 2
     else:
         raise error
-    ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
+    with contextlib.suppress(OSError):  # a stderr that takes nothing is no reason for another code
+        ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
     return interrupts.code() if isinstance(error, Stopped) else 2
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 PATIENCE = 10.0  # seconds for an orderly end after the first signal
-AGAIN = "stopped; the same command with --resume goes on where it was"
+AGAIN = "stopped; a run goes on with --resume, a comparison with the same command"
 _LINES = {False: "stopped before anything was done", True: AGAIN}
 
 
@@ -46,6 +46,11 @@ def install() -> None:
     """Take the signals, where this is the program; one that is ignored (nohup) stays so."""
     if not is_program() or threading.current_thread() is not threading.main_thread():
         return
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:  # PyTorch's libraries would end the process with words about themselves
+        sys.stderr.write(f"gemminer: the current folder cannot be used ({error.strerror}): change to another\n")
+        sys.exit(2)
     _State.owner = os.getpid()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:

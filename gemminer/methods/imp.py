@@ -131,14 +131,14 @@ def _resumed(task: Task, key: str, rounds: int) -> dict[str, Any] | None:
             return None
         found: dict[str, Any] = state["rule"]["imp"]
         history = {**found, "masks": {n: found["masks"][n].to(task.device, torch.bool) for n in task.prunable()}}
-        _check(history, task, rounds)
+        _check(history, task, rounds, state["epoch"])
     if history["key"] != key:
         raise UsageError(f"the checkpoint {task.checkpoint.path} is of another search: delete it to begin anew")
     return history
 
 
-def _check(history: Mapping[str, Any], task: Task, rounds: int) -> None:
-    """Raise ValueError for a history that cannot be of this network and this many rounds."""
+def _check(history: Mapping[str, Any], task: Task, rounds: int, epoch: int) -> None:
+    """Raise ValueError for a history that cannot be of this network, this many rounds and epochs of the current one."""
     check_rows(history["rows"], {"kept": 0.0, "layers_kept": [0] * len(history["masks"])})
     own, (first, skip), steps = named_state(task.model), history["at"], history["steps"]
     kept = history["masks"] if history["state"] is None else {**history["masks"], **history["state"]}
@@ -146,12 +146,10 @@ def _check(history: Mapping[str, Any], task: Task, rounds: int) -> None:
     if (
         not 1 <= history["round"] <= rounds
         or any(kept[name].shape != own[name].shape for name in kept)
-        or (
-            later
-            and not (0 <= first < len(steps) and 0 <= skip <= steps[first] and history["rows"][-1]["seconds"] >= 0)
-        )
         or (history["state"] is not None and history["state"].keys() != own.keys())
         or not all(type(count) is int and count > 0 for count in steps)
+        or not (first in range(len(steps) + (not later)) and skip in range((*steps, 1)[first] + 1))
+        or not (history["rows"] if later else len(steps) == epoch)
     ):
         raise ValueError("a round that cannot be")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gemminer.core.errors import UsageError, unknown
+from gemminer.core.errors import UsageError, in_words, unknown
 from gemminer.core.model_state import named_state
 from gemminer.core.names import named_parameters
 from gemminer.training import cost
@@ -51,7 +51,13 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
         flops = flops or cost.count(task, {})
         if cost.TRAINING_PASSES * flops.dense * flops.examples < WORTH:
             return {}
-    from gemminer.sparse.training.convert import crossovers_of  # numba takes a second to load
+    try:
+        from gemminer.sparse.training.convert import crossovers_of  # numba takes a second to load
+    except ValueError as error:  # of NUMBA_NUM_THREADS=0 and the like
+        raise UsageError(
+            f"Numba, which compiles the sparse engine, does not load ({in_words(error)}): unset the environment "
+            "variable that it complains of, or use engine dense"
+        ) from None
 
     _say_what_is_passed_over(task)
     return crossovers_of(task.model, task.prunable(), task.engine)

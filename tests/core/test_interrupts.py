@@ -24,7 +24,7 @@ def ready():
 {body}
 """
 STOPPED, EARLY = (
-    "gemminer: stopped; the same command with --resume goes on where it was\n",
+    "gemminer: stopped; a run goes on with --resume, a comparison with the same command\n",
     "gemminer: stopped before anything was done\n",
 )
 BODIES = {
@@ -120,3 +120,11 @@ def test_ctrl_c_while_imports_run_is_one_line(module: str) -> None:
     process.send_signal(signal.SIGINT)
     lines = [line for line in process.communicate(timeout=60)[1].splitlines() if not line.startswith("import time:")]
     assert (process.returncode, lines) == (130, ["gemminer: stopped before anything was done"])
+
+
+def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    """PyTorch's libraries would end the process with a sentence about themselves."""
+    body = "import os, runpy, sys; os.rmdir(os.getcwd()); sys.orig_argv = ['gemminer']; import gemminer"
+    ended = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("gemminer: the current folder cannot be used (")
