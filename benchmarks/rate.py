@@ -1,7 +1,7 @@
 """The rate that a training finds for itself against the former default of 0.1, in cells that a killed run goes on with.
 
-    python benchmarks/rate.py [--only TEXT] [--cifar FOLDER] [--out results/rate.jsonl]    run what is missing
-    python benchmarks/rate.py --table                                                      print the tables
+    python benchmarks/rate.py [--only TEXT] [--rate RATE] [--cifar FOLDER] [--out results/rate.jsonl]    what is missing
+    python benchmarks/rate.py --table                                                                    the tables
 
 A cell is a setting, a ticket's seed and a rate (0.1 or auto): the ticket trained with three orders of the data and,
 with the first of them, its shuffled mask and the dense network. Each finished cell is a line of the file.
@@ -105,7 +105,7 @@ SETTINGS = [
 ]
 
 
-def experiment_of(setting: Setting, seed: int, cifar: str) -> Experiment:
+def experiment_of(setting: Setting, seed: int, cifar: str, held_out: bool = False) -> Experiment:
     name = f"folder:{cifar}@32" if setting.data == "cifar10" else setting.data
     more: dict[str, Any] = {"augment": "crop4+flip"} if setting.data == "cifar10" else {}
     part = {"validation": setting.validation, "limit_train": setting.limit, "batch_size": setting.batch_size}
@@ -119,7 +119,8 @@ def experiment_of(setting: Setting, seed: int, cifar: str) -> Experiment:
             sizes = {"in_channels": loaded.in_channels, "classes": loaded.classes, "image_size": loaded.image_size}
             options = {"width": setting.width} if setting.width != 1 else {}
             model = models.build(setting.model, **sizes, **options)
-    return build(model, loaded.train, test=loaded.test, seed=seed, engine="dense")
+    measured = {"validation": loaded.validation} if held_out else {"test": loaded.test}
+    return build(model, loaded.train, **measured, seed=seed, engine="dense")
 
 
 def ticket_of(setting: Setting, seed: int, experiment: Experiment, folder: Path) -> Ticket:
@@ -188,7 +189,8 @@ def rows(cells: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a part of the setting's name")
+    parser.add_argument("--rate", choices=[str(lr) for lr in RATES], help="this rate alone")
     parser.add_argument("--out", type=Path, default=Path("results/rate.jsonl"))
     parser.add_argument("--tickets", type=Path, default=Path("runs/rate-tickets"))
     parser.add_argument("--cifar", default="")
@@ -202,7 +204,8 @@ def main() -> None:
     for setting in SETTINGS:
         for seed in SEEDS:
             for lr in RATES:
-                wanted = asked.only in setting.name and (setting.data != "cifar10" or asked.cifar)
+                wanted = asked.only in setting.name and asked.rate in (None, str(lr))
+                wanted = wanted and (setting.data != "cifar10" or bool(asked.cifar))
                 if wanted and (setting.name, seed, lr) not in done:
                     found = cell(setting, seed, lr, asked.cifar, asked.tickets)
                     with asked.out.open("a") as file:

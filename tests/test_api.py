@@ -261,10 +261,18 @@ def test_training_keeps_zeros_and_trains_the_rest(pair: Pair, settings: dict[str
     assert gemminer.train(net, ticket, pair, epochs=1)["test"] is None
 
 
+def test_a_training_finds_its_rate_unless_it_is_given(pair: Pair) -> None:
+    net = tiny_net()
+    ticket = gemminer.mine(net, pair, 0.25, method="uniform")
+    found, given = (gemminer.train(net, ticket, pair, epochs=2, **fields)["rate"] for fields in ({}, {"lr": 0.1}))
+    assert (found["steps"] > 0, found["max_norm"] is None) == (True, False)
+    assert (given["lr"], given["steps"], given["max_norm"]) == (0.1, 0, None)
+
+
 def test_the_cost_of_a_training_by_hand(pair: Pair) -> None:
     net = tiny_net()
     ticket = gemminer.mine(net, pair, 0.25, method="uniform")
-    cost = gemminer.train(net, ticket, pair, epochs=2)["cost"]
+    cost = gemminer.train(net, ticket, pair, epochs=2, lr=0.1)["cost"]
     # 3 passes of 2 FLOPs for each of 324 weights, 96 examples, 2 epochs; a quarter of each layer.
     assert cost["flops_dense"] == 3 * 2 * 324 * 96 * 2
     assert cost["flops_sparse"] == cost["flops_dense"] / 4

@@ -38,7 +38,7 @@ class Options(Settings):
 
     Args:
         epochs: passes over the training data in each round.
-        lr: the initial learning rate; "auto" finds it in the first round, for all rounds.
+        lr: the initial learning rate; by default found in the first round, for all rounds.
         schedule: how the learning rate falls in a round; multistep without milestones drops it at 8/15 and 12/15 of the
             epochs (80 and 120 of 150).
         rewind: the weights after each round are those of step 0 ("cold"), those of step k ("warm") or left as trained

@@ -331,12 +331,20 @@ def print_aligned(console: Console, rows: list[dict[str, Any]], columns: list[st
 
 def print_estimates(console: Console, rows: list[dict[str, Any]]) -> None:
     """The rows of `estimate_rows`, and their sum."""
-    formats = {"search": "g", "training": "g", "checks": "g", "epochs": "g", "density": "g", "flops": ".3g"}
+    formats = {
+        "search": "g",
+        "training": "g",
+        "checks": "g",
+        "rates": ".3g",
+        "epochs": ".4g",
+        "density": "g",
+        "flops": ".3g",
+    }
     formats["share"] = ".1%"
     texts = [{k: "?" if v is None else format(v, formats.get(k, "")) for k, v in row.items()} for row in rows]
     print_aligned(console, texts, list(rows[0]))
     epochs, flops = (sum(row[key] or 0 for row in rows) for key in ("epochs", "flops"))
-    console.print(f"{len(rows)} cells, {epochs:g} epochs, {flops:.3g} FLOPs; nothing was run", soft_wrap=True)
+    console.print(f"{len(rows)} cells, {epochs:.4g} epochs, {flops:.3g} FLOPs; nothing was run", soft_wrap=True)
 
 
 def estimate_rows(cells: Sequence[Cell], expected: Mapping[str, Estimate]) -> list[dict[str, Any]]:
@@ -346,7 +354,7 @@ def estimate_rows(cells: Sequence[Cell], expected: Mapping[str, Estimate]) -> li
     for cell in cells:
         r, e = cell.recipe, expected.get(cell.digest)
         asked = {"cell": cell.digest, "method": cell.label, "model": r.model, "data": r.data}
-        costs = {k: getattr(e, k, None) for k in ("search", "training", "checks", "epochs", "flops")}
+        costs = {k: getattr(e, k, None) for k in ("search", "training", "checks", "rates", "epochs", "flops")}
         share = e.flops / whole if e else None
         rows.append({**asked, "density": r.density, "seed": r.seed, **costs, "share": share})
     return rows

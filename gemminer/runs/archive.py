@@ -90,11 +90,17 @@ class Archive:
         return {digest: entry.error for digest, entry in self.entries.items() if entry.record is None}
 
     def cells(self) -> list[Cell]:
-        """The cells of the comparison's grid, in the order of its table; without a grid, those of the file."""
+        """The cells of the comparison's grid, in the order of its table; without a grid, those of the file.
+
+        In a file of a version with other defaults, whose cells have other digests, they are known by their recipes.
+        """
         if self.grid is not None:
             found = grid.make(self.grid).cells()
             if not self.entries or any(cell.digest in self.entries for cell in found):
                 return found
+            kept = {recipes.make(r.recipe).digest: digest for digest, r in self.records.items()}
+            if any(cell.digest in kept for cell in found):
+                return [_Kept(cell.label, cell.recipe, kept.get(cell.digest, cell.digest)) for cell in found]
         return [
             _Kept(e.label, recipes.make(e.record.recipe), e.cell) for e in self.entries.values() if e.record is not None
         ]

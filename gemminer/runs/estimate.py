@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +12,13 @@ from typing import Any
 from gemminer import methods
 from gemminer.core.errors import GemminerError
 from gemminer.runs import checks, execute
+from gemminer.runs.experiment import BATCH_SIZE
 from gemminer.runs.grid import Cell
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.settings import resolve_recipe
-from gemminer.training import cost
+from gemminer.training import cost, rate
+from gemminer.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,18 @@ class Estimate:
     """The epochs that a cell will take, and the dense FLOPs of them all.
 
     `search` counts the search's epochs, `training` those of the ticket and its checks, `checks` those of searches by
-    checks.
-    Methods that score a few batches count as no epochs.
+    checks, `rates` what finding learning rates usually takes. Methods that score a few batches count as no epochs.
     """
 
     search: float
     training: int
     checks: float
     flops: float
+    rates: float = 0.0
 
     @property
     def epochs(self) -> float:
-        return self.search + self.training + self.checks
+        return self.search + self.training + self.checks + self.rates
 
 
 def facts(recipe: Recipe, **where: Any) -> Facts:
@@ -57,11 +61,14 @@ def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
     """search = the method's epochs, training = epochs * seeds * (1 + checks), and the search of checks that search."""
     resolved = resolve_recipe(recipe, known.examples)
     search = methods.get(recipe.method).cost(resolved.options, recipe.density, known.prunable)
-    trained = resolved.settings.epochs * (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
-    again = search * sum(checks.get(name).kept_as is not None for name in recipe.checks)
-    return Estimate(
-        search, trained, again, (search + trained + again) * cost.TRAINING_PASSES * known.examples * known.flops
-    )
+    trainings = (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
+    searches = 1 + sum(checks.get(name).kept_as is not None for name in recipe.checks)
+    batches = math.ceil(known.examples / (recipe.batch_size or BATCH_SIZE))
+    rates = trainings * rate.usual(resolved.settings, batches)
+    if isinstance(resolved.options, Settings):  # a search that trains the weights
+        rates += searches * rate.usual(resolved.options, batches)
+    found = Estimate(search, resolved.settings.epochs * trainings, search * (searches - 1), 0.0, rates)
+    return dataclasses.replace(found, flops=found.epochs * cost.TRAINING_PASSES * known.examples * known.flops)
 
 
 def estimates(cells: Sequence[Cell], **where: Any) -> dict[str, Estimate]:

@@ -218,8 +218,9 @@ class Experiment:
         if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
             self.note("; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))))
         keep(ticket)
-        spent = self._cost(masks, epochs, seconds, found.rows)
-        return {"live": found.live, "cost": spent, "digest": ticket.digest}
+        tries = self._tries(found.rows)
+        spent = self._cost(masks, epochs + _covered(tries), seconds, [*found.rows, *tries])
+        return {"live": found.live, "cost": {**spent, "epochs": epochs}, "digest": ticket.digest}
 
     def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:
         """The task's checkpoint, if it has one, held as one of this; raises UsageError where it is another's."""
@@ -334,13 +335,15 @@ class Experiment:
         masks = ticket.masks if ticket else Masks({})
         if index == 0 and not phase.startswith("check:") and (said := length.short(rows, self.task.metric_name)):
             self.note(said)
-        tried = result["rate"]["steps"] / max(1, len(task.train))  # of a rate, in epochs
-        each = [
-            {**kept, "fraction": row.get("fraction", 1.0)} for row in [*rows, *([{"fraction": tried}] if tried else [])]
-        ]
+        each = [{**kept, "fraction": row.get("fraction", 1.0)} for row in [*rows, *self._tries(rows)]]
         spent = self._cost(masks, _covered(each), rows[-1]["seconds"], each)
         result["cost"] = {**spent, "epochs": len(rows)}
         return result
+
+    def _tries(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """A row for each rate that was found before one of these: the trials, as a fraction of an epoch."""
+        batches = max(1, len(self.task.train))
+        return [{**row, "fraction": row["rate"]["steps"] / batches} for row in rows if row.get("rate")]
 
     def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Cost of `epochs` epochs: FLOPs of all weights, and FLOPs of the weights that each row's epoch kept.

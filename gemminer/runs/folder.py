@@ -105,8 +105,8 @@ class Folder:
                 )
             if found != recipe_hash:
                 raise UsageError(
-                    f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}): "
-                    "resume with the same options, or give another folder with --out"
+                    f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}), or of a version "
+                    "with other defaults: resume with the same options, or give another folder with --out"
                 )
         return True
 

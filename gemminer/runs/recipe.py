@@ -21,6 +21,9 @@ from gemminer.runs.paper import NAMED
 
 # The default checks are left out of a recipe's identity: another list would change the identity of every old run.
 DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
+# Goes up with a default of a training or a method that is no field here: a run that was made with the former one is
+# never gone on with, nor taken for a run of today.
+DEFAULTS = 2
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
 MINE = {"mine": "", "compare": ""}
 TICKET = {"train": "", "check": ""}
@@ -64,7 +67,8 @@ class Flag:
 
 
 class Recipe(BaseModel):
-    """One run: find a ticket, train it, check it. Its identity is the hash of the fields that are not the default.
+    """One run: find a ticket, train it, check it. Its identity is the hash of the fields that are not the default, and
+    of `DEFAULTS`.
 
     A field added here is a flag of `gemminer mine` and `compare` and a key of recipe files; a `Flag` in its annotation
     says what its name, type, default and bounds do not.
@@ -191,8 +195,8 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Hash of the non-default fields: adding a field with a default keeps old runs valid."""
-        fields = self.model_dump(mode="json", exclude_defaults=True)
+        """Hash of the non-default fields and of `DEFAULTS`: adding a field with a default keeps old runs valid."""
+        fields = {**self.model_dump(mode="json", exclude_defaults=True), "": DEFAULTS}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> Recipe:

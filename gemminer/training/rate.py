@@ -42,7 +42,8 @@ def settled(task: Task, rule: Rule, settings: Settings, *, seed: int, phase: str
     whose result is the mean loss of the first four batches afterwards; then everything is as before.
 
         n      = 3% of the training's steps, at least 20 and at most 100, never more than a tenth of them
-        low    = highest / 8, or the first of highest / 64, highest / 512 that does no harm in a trial of n steps
+        lr     = highest, if its trial of n steps takes half of the loss away; else
+        low    = highest / 8, or the first of highest / 64, highest / 512 that does no harm in a trial
         lr     = the first of highest, highest / 2, ... whose trial ends with a loss of at most
                  loss(low) + max(|loss(low)|, |loss at the start|) / 2;   low, if none does
         |g|   <= 0.04 |w| / lr    in trials and training, |w| at the start: longer gradients are shortened to it, so
@@ -84,13 +85,22 @@ def given(settings: Settings) -> Found:
     return {"lr": settings.initial_lr, "max_norm": settings.max_norm, "steps": 0, "seconds": 0.0, "tried": []}
 
 
+def length(steps: int) -> int:
+    """The steps of a trial of a training of so many."""
+    return max(1, min(MOST, max(FEWEST, round(PART * steps)), int(TENTH * steps)))
+
+
+def usual(settings: Settings, batches: int) -> float:
+    """The epochs that finding a rate usually takes: two trials; none where it is given."""
+    return 2 * length(settings.epochs * batches) / max(1, batches) if settings.lr == "auto" else 0.0
+
+
 class _Trials:
     """Runs trials, and counts their steps."""
 
     def __init__(self, task: Task, rule: Rule, settings: Settings, seed: int, phase: str) -> None:
         self.task, self.rule, self.settings, self.key = task, rule, settings, mixed(seed, phase, "rate")
-        whole = settings.epochs * len(task.train)
-        self.length = max(1, min(MOST, max(FEWEST, round(PART * whole)), int(TENTH * whole)))
+        self.length = length(settings.epochs * len(task.train))
         seed_globals(self.key)
         self.held = list(itertools.islice(task.train.epoch(0), HELD))
         self.weights = math.hypot(*(float(p.detach().double().norm()) for p in rule.parameters()))
@@ -158,6 +168,9 @@ def _search(trials: _Trials, highest: float) -> tuple[float, str]:
     start = trials.start()
     if not math.isfinite(start):
         return highest / 2**LOWEST, "the loss is not finite before any step"
+    first = trials.run(highest)
+    if first <= start - HARM * abs(start):  # no careful trial of a loss above 0 could speak against it
+        return highest, ""
     for halvings in range(CAREFUL, LOWEST + 1, CAREFUL):
         low = highest / 2**halvings
         loss = trials.run(low)
@@ -166,4 +179,6 @@ def _search(trials: _Trials, highest: float) -> tuple[float, str]:
     else:
         return low, "the loss grows at every rate that was tried"
     most = loss + HARM * max(abs(loss), abs(start))
-    return next((lr for k in range(halvings) if trials.run(lr := highest / 2**k) <= most), low), ""
+    if first <= most:
+        return highest, ""
+    return next((lr for k in range(1, halvings) if trials.run(lr := highest / 2**k) <= most), low), ""

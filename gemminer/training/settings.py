@@ -29,7 +29,7 @@ class Settings:
     Args:
         epochs: passes over the training data.
         optimiser: the optimiser that takes the steps.
-        lr: the initial learning rate; "auto" finds it from the first batches (`training.rate`).
+        lr: the initial learning rate; by default found from the training's first batches (`training.rate`).
         momentum: SGD's momentum, or Adam's beta_1.
         nesterov: Nesterov's momentum, for sgd.
         weight_decay: L2 added to the gradient for sgd and adam, decoupled for adamw.
@@ -42,7 +42,7 @@ class Settings:
 
     epochs: int = 40
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float | Literal["auto"] = 0.1
+    lr: float | Literal["auto"] = "auto"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4

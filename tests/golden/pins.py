@@ -67,7 +67,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "snip:scope=layer": {"scope": "layer"},
 }
 
-_SHORT = ["--data", "digits", "--limit-train", "400", "--device", "cpu", "--threads", "1", "-t", "lr=0.1"]
+_SHORT = ["--data", "digits", "--limit-train", "400", "--device", "cpu", "--threads", "1"]
+_FIXED = [*_SHORT, "-t", "lr=0.1"]  # the first run finds its rates, the others need not
 _LENET = ["mine", "--model", "lenet-300-100", "--density", "0.05", "--epochs", "4", "--train-epochs", "3"]
 _RESNET = ["mine", "--model", "resnet20", "--density", "0.02", "--epochs", "2", "--train-epochs", "2"]
 RUNS: dict[str, list[str]] = {
@@ -75,16 +76,17 @@ RUNS: dict[str, list[str]] = {
         *[*_LENET, *_SHORT, "--batch-size", "16", "--check-seeds", "2", "--engine", "dense"]
     ],
     "resnet20, batch 64, engine sparse": [
-        *[*_RESNET, *_SHORT, "--batch-size", "64", "--no-checks", "--no-dense", "--engine", "sparse"]
+        *[*_RESNET, *_FIXED, "--batch-size", "64", "--no-checks", "--no-dense", "--engine", "sparse"]
     ],
 }
 COMPARISON = [
     *["compare", "-m", "gem-miner,snip", "-d", "0.1,0.02", "--model", "lenet-300-100", "--seed", "0", "--epochs", "2"],
-    *[*_SHORT, "--batch-size", "64", "--checks", "shuffle", "--no-dense", "--engine", "dense", "--workers", "0"],
+    *[*_FIXED, "--batch-size", "64", "--checks", "shuffle", "--no-dense", "--engine", "dense", "--workers", "0"],
 ]
 TABLES = ("table.csv", "table.md", "summary.csv")
 # Of a record: what depends on the time, the machine or the call rather than on what was asked for.
 PASSING = ("created", "command", "hardware", "versions", "git")
+TIMED = ("cost", "rates")  # and of these, the seconds
 
 
 # --- fingerprints ------------------------------------------------------------------------------------------------
@@ -236,8 +238,10 @@ def _unpacked(text: str, shape: tuple[int, ...]) -> Tensor:
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
     """A record less what passes: times, the machine, the command."""
     record = {key: value for key, value in record.items() if key not in PASSING}
-    record["cost"] = {k: {m: v for m, v in c.items() if m != "seconds"} for k, c in record["cost"].items()}
-    return record
+    timed = {
+        part: {k: {m: v for m, v in c.items() if m != "seconds"} for k, c in record[part].items()} for part in TIMED
+    }
+    return {**record, **timed}
 
 
 def tables(out: Path) -> dict[str, str]:
@@ -271,7 +275,7 @@ def run_differs(own: Mapping[str, Any], pin: Mapping[str, Any]) -> list[str]:
 
 
 # Whole numbers of a record that follow from the masks, which may differ in a few bits.
-_NEARLY = ("layers", "live", "after", "before", "dense", "validation", "checks", "flops_sparse", "per_class")
+_NEARLY = ("layers", "live", "tried", "after", "before", "dense", "validation", "checks", "flops_sparse", "per_class")
 
 
 def values_differ(own: Any, pin: Any, where: str, nearly: bool = False) -> Iterator[str]:

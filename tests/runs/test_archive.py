@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gemminer.core.errors import GemminerError
-from gemminer.runs import archive, compare, record
+from gemminer.runs import archive, compare, recipe, record
 from gemminer.runs.archive import Archive, Entry, Keeper
 from gemminer.runs.record import Record
 from tests.runs.helpers import plan
@@ -21,14 +21,14 @@ HEAD = Archive("gemminer compare --out runs/x", GRID.as_fields(), 1)
 
 
 def result(number: int, **changes: Any) -> Record:
-    recipe = CELLS[number].recipe
+    own = CELLS[number].recipe
     fields = {
         "schema": record.SCHEMA,
-        "method": recipe.method,
-        "model": recipe.model,
-        "data": recipe.data,
-        "seed": recipe.seed,
-        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "method": own.method,
+        "model": own.model,
+        "data": own.data,
+        "seed": own.seed,
+        "recipe": own.model_dump(mode="json", exclude_defaults=True),
         "recipe_hash": CELLS[number].digest,
         "density": {"asked": 0.1, "realised": 0.1, "kept": 1, "prunable": 10},
         "layers": [],
@@ -115,6 +115,16 @@ def test_another_grid_keeps_what_the_file_has(tmp_path: Path) -> None:
     found = archive.read(path)
     assert (found.threads, [cell.digest for cell in found.cells()]) == (2, [smaller.cells()[0].digest])
     assert len(found.records) == 2
+
+
+def test_cells_of_a_version_with_other_defaults_are_known_by_their_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digests = filled(tmp_path / archive.NAME, 2, 0), [cell.digest for cell in CELLS]
+    monkeypatch.setattr(recipe, "DEFAULTS", "others")
+    cells = archive.read(path).cells()
+    assert [str(cell) for cell in cells] == [str(cell) for cell in CELLS]
+    assert [cell.digest == old for cell, old in zip(cells, digests, strict=True)] == [True, False, True, False]
 
 
 def test_cells_of_a_grid_that_is_not_understood_any_more_are_those_of_the_file(tmp_path: Path) -> None:

@@ -13,22 +13,24 @@ from tests.runs.helpers import cells_of_seeds, plan
 
 
 @pytest.mark.parametrize(
-    ("fields", "search", "training", "inverted"),
+    ("fields", "search", "training", "inverted", "rates"),
     [
-        ({"method": "gem-miner", "epochs": 10}, 10, 10 * 4, 10),
-        ({"method": "edge-popup", "epochs": 10, "train_epochs": 5}, 10, 5 * 4, 10),
-        ({"method": "imp", "epochs": 10}, 10 * 10, 10 * 4, 10 * 10),  # 0.8^10 = 0.107
-        ({"method": "imp:rate=0.5", "epochs": 10}, 10 * 3, 10 * 4, 10 * 3),  # 0.5^3 = 0.125
-        ({"method": "snip", "epochs": 10}, 0, 10 * 4, 0),
-        ({"method": "snip", "epochs": 10, "checks": [], "check_seeds": 3}, 0, 10, 0),
-        ({"method": "gem-miner", "epochs": 10, "checks": ["shuffle"], "check_seeds": 3}, 10, 10 * 3 * 2, 0),
+        ({"method": "gem-miner", "epochs": 10}, 10, 10 * 4, 10, 2 * 4),  # two trials of a step, which is an epoch
+        ({"method": "edge-popup", "epochs": 10, "train_epochs": 5}, 10, 5 * 4, 10, 2 * 4),
+        ({"method": "imp", "epochs": 10}, 10 * 10, 10 * 4, 10 * 10, 2 * 6),  # 0.8^10 = 0.107
+        ({"method": "imp:rate=0.5", "epochs": 10}, 10 * 3, 10 * 4, 10 * 3, 2 * 6),  # 0.5^3 = 0.125
+        ({"method": "imp:lr=0.1", "epochs": 10}, 10 * 10, 10 * 4, 10 * 10, 2 * 4),
+        ({"method": "imp:lr=0.1", "epochs": 10, "train": {"lr": 0.1}}, 10 * 10, 10 * 4, 10 * 10, 0),
+        ({"method": "snip", "epochs": 10}, 0, 10 * 4, 0, 2 * 4),
+        ({"method": "snip", "epochs": 10, "checks": [], "check_seeds": 3}, 0, 10, 0, 2),
+        ({"method": "gem-miner", "epochs": 10, "checks": ["shuffle"], "check_seeds": 3}, 10, 10 * 3 * 2, 0, 2 * 6),
     ],
 )
-def test_estimated_epochs(fields: dict[str, Any], search: float, training: int, inverted: float) -> None:
+def test_estimated_epochs(fields: dict[str, Any], search: float, training: int, inverted: float, rates: float) -> None:
     (cell,) = plan(**fields, dense=False).cells()
     found = estimate.estimate_recipe(cell.recipe, Facts(examples=100, prunable=10_000, flops=7.0))
-    assert (found.search, found.training, found.checks) == (search, training, inverted)
-    assert found.flops == 3 * 100 * 7 * (search + training + inverted)
+    assert (found.search, found.training, found.checks, found.rates) == (search, training, inverted, rates)
+    assert found.flops == 3 * 100 * 7 * (search + training + inverted + rates)
 
 
 def test_facts_are_those_of_the_network_and_the_data() -> None:

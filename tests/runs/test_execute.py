@@ -242,7 +242,8 @@ def _where(out: Path) -> str:
 
 def _rows(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    found = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{**row, "rate": {**row["rate"], "seconds": 0}} if "rate" in row else row for row in found]
 
 
 def _same(out: Path, straight: Path) -> None:
@@ -255,8 +256,8 @@ def _same(out: Path, straight: Path) -> None:
             assert torch.equal(tensor.reshape(-1).view(torch.uint8), theirs[key].reshape(-1).view(torch.uint8)), key
     ours, theirs = record.read(out), record.read(straight)
     for found in (ours, theirs):
-        for cost in found.cost.values():
-            cost.seconds = 0.0
+        for timed in (*found.cost.values(), *found.rates.values()):
+            timed.seconds = 0.0
     leave = {"created", "command", "hardware"}
     assert ours.model_dump(exclude=leave) == theirs.model_dump(exclude=leave)
     assert _rows(out) == _rows(straight)  # every epoch once, in order

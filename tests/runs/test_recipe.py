@@ -51,6 +51,12 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
     assert make({"options": {"a": 1, "b": 2}}).digest == make({"options": {"b": 2, "a": 1}}).digest
 
 
+def test_other_defaults_are_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Recipe().digest
+    monkeypatch.setattr(recipe, "DEFAULTS", recipe.DEFAULTS + 1)
+    assert Recipe().digest != before
+
+
 def test_copies_with_changes() -> None:
     base = make({"density": 0.1, "options": {"lr": 0.2}, "epochs": 7})
     changed = base.replace(density=0.2, epochs=None, checks=(), dense=False, seed=0)
