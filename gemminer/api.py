@@ -379,7 +379,7 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     from gemminer.runs import archive
 
     found = archive.read(as_path("file, the records,", file))
-    folder = Path(file).parent if out is None else Path(out)
+    folder = Path(file).parent if out is None else as_path("out, the folder,", out)
     refuse_foreign([folder / "report.html"])
     tables.write(folder, found.cells(), found.records, found.failures)
     return page.draw(found, folder / "report.html", str(file), tables.PAGE_FILES)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -445,3 +446,39 @@ def test_a_call_gives_the_commands_ticket(model: str, options: dict[str, Any], t
     net = gemminer.models.build(model, **shape, **options)
     ticket = gemminer.mine(net, loaded.train, 0.05, epochs=2, seed=3, validation_data=loaded.validation)
     assert ticket == Ticket.load(tmp_path / "run" / "ticket.safetensors")
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "within": lambda path: gemminer.mine(tiny_net(), tiny_data(), 0.2, within=tiny_net(), epochs=1),  # type: ignore[arg-type]
+    "a long name": lambda path: gemminer.mine(tiny_net(), tiny_data(), 0.2, checkpoint=path / ("a" * 300), epochs=1),
+    "NUL": lambda path: gemminer.mine(tiny_net(), tiny_data(), 0.2, checkpoint="a\0b", epochs=1),
+    "nested": lambda path: gemminer.mine(
+        tiny_net(), (torch.nested.nested_tensor([torch.ones(6)] * 3, layout=torch.jagged), torch.zeros(3)), 0.2
+    ),
+    "masked": lambda path: gemminer.mine(tiny_net(), (np.ma.masked_less(np.eye(6), 1), np.arange(6)), 0.2),
+    "workers": lambda path: gemminer.compare({"method": "erk"}, path, workers="2"),
+    "threads": lambda path: gemminer.compare({"method": "erk", "data": "digits"}, path, threads="2"),
+    "report": lambda path: gemminer.report([path], out=3),  # type: ignore[arg-type]
+    "draw": lambda path: gemminer.draw(path / "nothing", out=3),  # type: ignore[arg-type]
+    "program": lambda path: gemminer.sparse.Program.load(None),  # type: ignore[arg-type]
+    "too large a program": lambda path: gemminer.sparse.compile(tiny_net(), input_shape=(10**12,)),
+    "no name": lambda path: gemminer.data.load(None),  # type: ignore[arg-type]
+    "a device": lambda path: gemminer.draw("/dev/zero"),
+    "relative": lambda path: gemminer.data.load("../x:y"),
+    "too deep": lambda path: gemminer.models.describe("wideresnet-9999999994-1"),
+    "root": lambda path: gemminer.data.load("mnist", root=3),  # type: ignore[arg-type]
+    "validation": lambda path: gemminer.data.load("digits", validation="0.1"),  # type: ignore[arg-type]
+    "crop": lambda path: gemminer.data.load("digits", augment="crop99999"),
+    "width": lambda path: gemminer.models.build("lenet-300-100", width=1e9),
+    "size": lambda path: gemminer.models.build("lenet-300-100", image_size=10**9),
+    "classes": lambda path: gemminer.models.build("lenet-300-100", classes=10**15),
+    "recipe": lambda path: gemminer.runs.recipe.load(3),  # type: ignore[arg-type]
+    "record": lambda path: gemminer.runs.record.read(3),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("call", ODD.values(), ids=ODD)
+def test_what_a_stranger_may_call_is_one_sentence(call: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(gemminer.GemminerError) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)

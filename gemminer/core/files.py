@@ -96,9 +96,17 @@ def _what(path: Path) -> str:
 
 def as_path(what: str, value: object) -> Path:
     """A path from what a user gives; raises UsageError for anything else."""
-    if isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
-        return Path(value)
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and "\0" not in text:
+        return Path(text)
     raise UsageError(f"{what} must be a path, not {shown(value)}")
+
+
+def regular(path: Path) -> Path:
+    """The path, unless it is there and no ordinary file, which may never end; raises OSError then."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f"{_what(path)} is there")
+    return path
 
 
 def read_json(text: str | bytes) -> Any:

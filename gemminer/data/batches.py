@@ -72,6 +72,8 @@ class TensorBatches:
         if isinstance(augment, Augment) and inputs.dim() != 4:
             shape = tuple(inputs.shape)
             raise UsageError(f"crop and flip need images (n, channels, height, width), not inputs of {shape}")
+        if isinstance(augment, Augment) and augment.crop > min(inputs.shape[2:]):
+            raise UsageError(f"crop{augment.crop} shifts images of {inputs.shape[2]}x{inputs.shape[3]} out of sight")
         self.inputs, self.targets = inputs.detach(), _as_classes(targets.detach())
         self.batch_size = whole("batch size", batch_size, least=1)
         self.shuffle, self.seed = shuffle, whole("seed", seed)
@@ -117,8 +119,9 @@ def _as_classes(targets: Tensor) -> Tensor:
 
 def _check_pair(inputs: Tensor, targets: Tensor) -> None:
     for name, tensor in (("inputs", inputs), ("targets", targets)):
-        if tensor.is_meta or tensor.layout is not torch.strided:
+        if tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided:
             what = "on the meta device, which holds no numbers" if tensor.is_meta else "sparse: call to_dense() on them"
+            what = "nested: pad them to one size" if tensor.is_nested else what
             raise UsageError(f"the {name} are {what}")
         if tensor.dim() == 0 or tensor.numel() == 0:
             raise UsageError(f"the {name} are empty: there must be at least one example")

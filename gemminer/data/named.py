@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from gemminer.core.errors import UsageError
-from gemminer.core.numbers import whole
+from gemminer.core.files import as_path
+from gemminer.core.numbers import plain, whole
 from gemminer.data import readers
 from gemminer.data.augment import augmentation
 from gemminer.data.batches import Batches, Data, TensorBatches
@@ -77,7 +78,8 @@ def load(
     >>> digits.train.examples, digits.test.examples
     (1437, 360)
     """
-    if isinstance(validation, bool) or not 0 <= validation < 1:
+    validation = plain(validation)
+    if type(validation) not in (int, float) or not 0 <= validation < 1:
         raise UsageError(f"validation must be a fraction from 0 to below 1, not {validation!r}")
     augmentation(None if augment == "default" else augment)  # complain before reading
     limit_train = None if limit_train is None else whole("limit_train", limit_train, least=1)
@@ -91,7 +93,7 @@ def load(
         raw = _returned(name, made)
     else:
         source, request = readers.find_source(name)
-        base = None if root is None else Path(root).expanduser()
+        base = None if root is None else as_path("root", root).expanduser()
         request = replace(request, root=base, download=download)
         raw = source.read(replace(request, limit_train=limit_train, limit_test=limit_test))
         default = source.augment

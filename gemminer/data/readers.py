@@ -434,7 +434,9 @@ def find_source(name: str) -> tuple[Source, Request]:
 
 
 def is_function(name: str) -> bool:
-    """Whether the name is of the kind package.module:function."""
+    """Whether the name is of the kind package.module:function; raises UsageError for what is no name."""
+    if not isinstance(name, str) or "\0" in name:
+        raise unknown("data set", name, [*SOURCES, "folder:PATH", "package.module:function"])
     return ":" in name and not name.startswith("folder:")
 
 
@@ -444,6 +446,8 @@ def call(name: str) -> tuple[Any, str]:
     Modules in the current folder are found, as by `python -m`. Errors in the function itself pass through.
     """
     module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
+        raise UsageError(f"{name!r} is no package.module:function")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

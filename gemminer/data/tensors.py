@@ -44,6 +44,8 @@ def as_tensors(data: Any) -> Pair | None:
 def _as_tensor(array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise UsageError("an array with masked values has no numbers in their place: fill them first")
     try:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # its type is the model's business

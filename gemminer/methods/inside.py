@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError
 from gemminer.core.names import full_names, unwrapped
+from gemminer.core.numbers import shown
 from gemminer.core.prunable import Prunable
 from gemminer.core.selection import target
 from gemminer.methods.registry import Found, Method
@@ -28,6 +29,8 @@ PRUNED = 1e-3
 
 def check_within(within: Mapping[str, Tensor], table: Prunable, density: float) -> int:
     """How many weights the density keeps; raises UsageError where the mask is of another model or has fewer."""
+    if not isinstance(within, Mapping) or not all(isinstance(mask, Tensor) for mask in within.values()):
+        raise UsageError(f"within is a ticket or masks by parameter name, not {shown(within)}")
     shapes = {name: tuple(p.shape) for name, p in table.weights.items()}
     if odd := [name for name in {**shapes, **within} if name not in shapes or name not in within]:
         where = "no mask for the prunable weight" if odd[0] in shapes else "a mask for what is not prunable here,"

@@ -203,11 +203,16 @@ def build(
     # Drawn on the CPU: the weights are the same everywhere and no accelerator's generator moves.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if home.type == "meta" else "cpu"):
         torch.default_generator.manual_seed(0)
-        return network.make(shape, make, **given).to(home)
+        try:
+            return network.make(shape, make, **given).to(home)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
+                raise
+            raise UsageError(f"a {name} of this size does not fit into memory: choose smaller sizes") from error
 
 
 def _find(name: str) -> Network:
-    if wide := re.fullmatch(r"wideresnet-([1-9]\d*)-([1-9]\d*)", str(name)):
+    if wide := re.fullmatch(r"wideresnet-([1-9]\d{0,2})-([1-9]\d{0,2})", str(name)):
         depth, k = int(wide[1]), int(wide[2])
         if depth % 6 != 4 or depth < 10:
             raise UsageError(f"a wideresnet has depth 6n + 4 (10, 16, 22, 28, 34, 40, ...), not {depth}")

@@ -87,7 +87,8 @@ def report(
     paths = list(dict.fromkeys(_folder(run) for run in runs))
     if out is None:
         out = Path(os.path.commonpath(paths)) / "report.html"
-    target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
+    out = as_path("out", out)
+    target = out / "report.html" if out.is_dir() else out
     if len(paths) > 1 or failed:
         return _compare(paths, target, dict(failed or {}), table_files)
     found = record.read(paths[0] / "record.json")

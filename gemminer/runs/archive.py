@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import append_bytes, atomic, read_json, read_rows
+from gemminer.core.files import append_bytes, atomic, read_json, read_rows, regular
 from gemminer.runs import grid, record
 from gemminer.runs import recipe as recipes
 from gemminer.runs.grid import Cell
@@ -123,7 +123,7 @@ class _Kept(Cell):
 def read(path: str | Path) -> Archive:
     """Read a file of records; raises GemminerError with one sentence where it cannot be read or is another file."""
     try:
-        packed = Path(path).read_bytes()
+        packed = regular(Path(path)).read_bytes()
     except OSError as error:
         raise GemminerError(f"cannot read {path}: {error.strerror}; pass a comparison's {NAME}") from None
     text, end = _members(path, packed)

@@ -20,6 +20,7 @@ import torch
 from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import MARK, read_json, save_text
+from gemminer.core.numbers import whole
 from gemminer.core.ownership import is_there, refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.runs import archive, checks, environment, execute, grid, record
@@ -176,7 +177,7 @@ def run_cells(
         UsageError: what cannot be in any cell; nothing has been run.
         GemminerError: the disk, or the data of every cell.
     """
-    cells = asked.cells()
+    cells, workers = asked.cells(), whole("workers", workers, least=0)
     engines.checked(engine, device_of(device if backend == "local" else "cpu"))
     out = out.absolute()
     _refuse_foreign(out)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gemminer.core.errors import UsageError, unknown
-from gemminer.core.files import read_json
+from gemminer.core.files import as_path, read_json
 from gemminer.core.numbers import plain
 from gemminer.runs.paper import NAMED
 
@@ -269,6 +269,7 @@ def explain(error: ValidationError, where: str) -> str:
 
 def load(name_or_file: str) -> Recipe:
     """A named recipe, or one from a TOML or JSON file."""
+    name_or_file = str(as_path("a recipe", name_or_file))
     if name_or_file in NAMED:
         return make(NAMED[name_or_file], name_or_file)
     path = Path(name_or_file)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gemminer.core.errors import GemminerError
-from gemminer.core.files import read_json, save_text
+from gemminer.core.files import as_path, read_json, regular, save_text
 from gemminer.core.left_dense import LeftDense
 from gemminer.core.statistics import Check, Judgement
 from gemminer.core.ticket import Layer
@@ -162,10 +162,10 @@ class Record(_Part):
 
 def read(path: str | Path) -> Record:
     """Read a record.json, or a run's folder; raises GemminerError with one sentence."""
-    path = Path(path)
+    path = as_path("a record", path)
     path = path / "record.json" if path.is_dir() else path
     try:
-        fields = read_json(path.read_text(encoding="utf-8"))
+        fields = read_json(regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise GemminerError(f"cannot read the record {path}: {error.strerror}; pass a finished run's folder") from None
     except ValueError as error:

@@ -132,7 +132,7 @@ def checked_threads(count: int) -> int:
     >>> checked_threads(2)
     2
     """
-    most = max(MOST_THREADS, os.cpu_count() or 1)
+    count, most = numbers.whole("threads", count), max(MOST_THREADS, os.cpu_count() or 1)
     if not 1 <= count <= most:
         raise UsageError(f"threads must be 1 to {most}, not {count}: give --threads")
     return count

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 from gemminer.core.errors import GemminerError, UsageError, unknown
+from gemminer.core.numbers import whole
 
 BACKENDS = ("local", "ray")
 
@@ -79,8 +80,7 @@ def run_all(
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    if workers < 0:
-        raise UsageError(f"workers must be 0 or more, not {workers}")
+    workers = whole("workers", workers, least=0)
     if backend == "ray":
         return _on_ray(jobs, work, workers, threads)
     return _here(jobs, work) if workers == 0 else _local(jobs, work, min(workers, len(jobs)))
@@ -168,6 +168,8 @@ class _Worker:
     """A process and its current job. It is spawned, not forked: a fork of a process with threads may hang."""
 
     def __init__(self, work: Work) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker that reads the user's script
+            raise UsageError("every worker reads your script: put the call under if __name__ == '__main__'")
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.index: int | None = None

@@ -16,6 +16,7 @@ import torch
 
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
+from gemminer.core.ownership import is_there
 
 FORMAT = "gemminer.checkpoint/1"
 
@@ -64,7 +65,7 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None where there is none; raises an error of one sentence for a file that is no such."""
-        if not self.path.exists():
+        if not is_there(self.path):
             return None
         if not self.path.is_file():
             what = "a folder" if self.path.is_dir() else "no ordinary file"

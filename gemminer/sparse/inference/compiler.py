@@ -60,6 +60,8 @@ def compile(
         what = f"cannot trace {type(model).__name__} ({_reason(error)})"
         raise UsageError(f"{what}: its forward must not branch on data") from None
     builder = Builder(shape)
+    if math.prod(shape) >= 2**31:
+        raise UsageError(f"an input of {math.prod(shape):,} numbers is too large to compile for")
     with torch.no_grad():
         outputs = _walk(graph, torch.zeros(1, *shape), builder)
     return Program(shape, outputs, rewritten(builder.operations, builder.shapes[0]))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError, in_words
-from gemminer.core.files import atomic
+from gemminer.core.files import as_path, atomic
 from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Sum
 from gemminer.sparse.inference.validation import (
     CODES,
@@ -166,7 +166,7 @@ class Program:
     @classmethod
     def load(cls, path: str | Path) -> Program:
         """Read a program; raises GemminerError with one sentence on a missing, truncated, damaged or foreign file."""
-        path = Path(path)
+        path = as_path("a program's file", path)
         try:
             return cls._load(path)
         except (OSError, SafetensorError) as error:
