@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gemminer.core.errors import GemminerError, UsageError, unknown
+from gemminer.core.randomness import private_randomness
 from gemminer.data.splits import TEST_FRACTION, split, stratified_order
 from gemminer.data.tensors import Pair, Part
 
@@ -117,7 +118,8 @@ def _torchvision(request: Request, name: str, root: Path, **options: Any) -> Any
 
 
 def _digits(request: Request) -> Raw:
-    from sklearn.datasets import load_digits
+    with private_randomness():  # scikit-learn's import draws from Python's generator
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)  # values 0..16
@@ -447,7 +449,7 @@ def call(name: str) -> tuple[Any, str]:
     """
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
-        raise UsageError(f"{name!r} is no package.module:function")
+        raise UsageError(f"the data function {name!r} cannot be imported: it is no package.module:function")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
