@@ -18,6 +18,7 @@ interrupts.install()  # before PyTorch is imported, and in the program alone
 
 from gemminer.api import check, compare, draw, mine, train
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.hold import Hold, hold
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult as Verdict
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "GemminerError",
+    "Hold",
     "Monitor",
     "Ticket",
     "TrainResult",
@@ -37,6 +39,7 @@ __all__ = [
     "check",
     "compare",
     "draw",
+    "hold",
     "mine",
     "report",
     "train",

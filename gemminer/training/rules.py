@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.hold import Zeros
 from gemminer.core.names import named_parameters
 
 
@@ -98,11 +99,7 @@ class KeepMask(Dense):
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__(model)
         named = named_parameters(model)
-        self._masked: list[Tensor] = [named[name] for name in masks]
-        # Masks of each weight's type, device and strides, so that one multiplication masks its gradient.
-        self._masks = [torch.empty_like(named[name], requires_grad=False).copy_(mask) for name, mask in masks.items()]
+        self._zeros = Zeros((named[name], mask) for name, mask in masks.items())
 
     def after_backward(self) -> None:
-        pairs = [(p.grad, m) for p, m in zip(self._masked, self._masks, strict=True) if p.grad is not None]
-        if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
+        self._zeros.mask_gradients()

@@ -1,0 +1,274 @@
+"""Pruned weights that stay zero in anybody's training loop; the one place in the package that makes them so."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from gemminer.core.errors import UsageError
+from gemminer.core.fitting import require_numbers
+from gemminer.core.names import named_modules, named_parameters
+from gemminer.core.ticket import Ticket
+
+# What they keep of a weight stays zero while its gradient is; of any other optimiser it is zeroed after each step.
+_QUIET = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor"}
+_QUIET |= {"Muon", "LBFGS"}
+Place = tuple[nn.Module, str]  # a module and its own parameter's name
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
+
+
+class Zeros:
+    """Weights and the masks they are held at: a mask has its weight's type, device and strides.
+
+    Args:
+        masked: pairs of a weight and its boolean mask.
+    """
+
+    def __init__(self, masked: Iterable[tuple[Tensor, Tensor]]) -> None:
+        pairs = list(masked)
+        self.weights = [weight for weight, _ in pairs]
+        self.masks = [_like(weight, mask) for weight, mask in pairs]
+
+    def mask_gradients(self) -> None:
+        """Make the gradients of pruned weights zero, in one operation."""
+        pairs = [(w.grad, m) for w, m in zip(self.weights, self.masks, strict=True) if w.grad is not None]
+        if pairs:
+            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
+
+    def mask_weights(self) -> None:
+        """Make the pruned weights zero."""
+        with torch.no_grad():
+            torch._foreach_mul_(self.weights, self.masks)
+
+
+def _like(weight: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(weight, requires_grad=False).copy_(mask)
+
+
+def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: Optimizer) -> Hold:
+    """Keep a model's pruned weights exactly zero while any loop trains it.
+
+    After each backward pass grad <- grad * mask, as each gradient is accumulated, so that a norm for clipping is the
+    masked one; after each step of an optimiser w <- w * mask, and what the optimiser remembers of pruned weights is
+    zero. The pruned weights are made zero at once; the others are left as they are (`Ticket.apply` writes them).
+
+    Args:
+        model: what the ticket is of, maybe wrapped (DataParallel, `torch.compile`), or a module that holds it.
+        ticket: a ticket, or boolean masks by parameter name.
+        optimisers: what moves the weights: of `torch.optim` or made like those, also as accelerate prepares them.
+            Without one, call `Hold.zero` after each step.
+
+    Returns:
+        A context manager that ends at the block's end; without `with`, it ends with `Hold.remove`.
+
+    Raises:
+        UsageError: a ticket of another model, a model whose weights are sharded (FSDP), SparseAdam.
+
+    >>> import gemminer, torch
+    >>> net = torch.nn.Linear(4, 2)
+    >>> optimiser = torch.optim.AdamW(net.parameters())
+    >>> with gemminer.hold(net, {"weight": torch.eye(2, 4).bool()}, optimiser) as held:
+    ...     for _ in range(3):
+    ...         optimiser.zero_grad()
+    ...         net(torch.randn(8, 4)).square().sum().backward()
+    ...         optimiser.step()
+    >>> held.violations(), int(net.weight.count_nonzero())
+    (0, 2)
+    """
+    require_numbers(model)
+    sharded = {kind.__name__ for x in (*model.modules(), *model.parameters()) for kind in type(x).__mro__} & _SHARDED
+    if sharded:
+        raise UsageError(
+            f"the model's weights are sharded ({min(sharded)}), so no process has a whole weight to mask: train it "
+            "with DistributedDataParallel, or on one process"
+        )
+    plain = [_plain(optimiser) for optimiser in optimisers]
+    places, masks = _masked(model, ticket)
+    return Hold(places, masks, plain)
+
+
+class Hold:
+    """What keeps pruned weights at zero, from `hold` to `remove` or to the end of a `with` block.
+
+    Args:
+        places: where the weights are; a weight that is replaced there is held as well.
+        masks: of each, boolean.
+    """
+
+    def __init__(self, places: Sequence[Place], masks: Sequence[Tensor], optimisers: Sequence[Optimizer]) -> None:
+        self._places, self._masks, self._optimisers = places, masks, optimisers
+        self._hooks: list[tuple[Tensor, Any] | None] = [None] * len(places)  # on the gradients
+        self._zeros = Zeros([])
+        self._strange: set[int] = set()  # optimisers that have got a state from elsewhere, by id
+        self.zero()
+        self._handles: list[Any] = []
+        for module in dict.fromkeys(module for module, _ in places):
+            self._handles.append(module.register_load_state_dict_post_hook(_Loaded(self)))
+        for optimiser in optimisers:
+            self._handles.append(optimiser.register_step_pre_hook(self._before_step))
+            self._handles.append(optimiser.register_step_post_hook(self._after_step))
+            self._handles.append(optimiser.register_load_state_dict_post_hook(self._strange_state))
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """End it: weights may move again. A second call does nothing."""
+        for handle in (*self._handles, *(hook[1] for hook in self._hooks if hook)):
+            handle.remove()
+        self._handles, self._hooks = [], [None] * len(self._places)
+
+    def zero(self) -> None:
+        """Make the pruned weights zero, their gradients, and what the optimisers remember of them."""
+        self._look()
+        self._zeros.mask_gradients()
+        self._zeros.mask_weights()
+        for optimiser in self._optimisers:
+            self._clean(optimiser)
+
+    def violations(self) -> int:
+        """The number of pruned weights that are not zero."""
+        self._look()
+        pairs = zip(self._zeros.weights, self._masks, strict=True)
+        return sum(int(weight.detach()[~mask.to(weight.device)].count_nonzero()) for weight, mask in pairs)
+
+    def _look(self) -> None:
+        """Look for the weights anew: `to` may have moved them, or put others in their place; some may be unfrozen."""
+        weights: list[Any] = [module._parameters[name] for module, name in self._places]
+        held = list(zip(self._zeros.weights, self._zeros.masks, strict=True))
+        if len(held) != len(weights) or any(
+            new is not old or new.device != mask.device or new.dtype is not mask.dtype
+            for new, (old, mask) in zip(weights, held, strict=True)
+        ):
+            self._zeros = Zeros(zip(weights, self._masks, strict=True))
+        for i, weight in enumerate(weights):
+            hook = self._hooks[i]
+            if weight.requires_grad and (hook is None or hook[0] is not weight):
+                self._hooks[i] = (weight, weight.register_post_accumulate_grad_hook(lambda w, i=i: self._arrived(w, i)))
+
+    def _arrived(self, weight: Tensor, i: int) -> None:
+        """Mask a gradient that was accumulated; what it was before is masked already."""
+        mask = self._zeros.masks[i]
+        if mask.device != weight.device or mask.dtype is not weight.dtype:
+            self._look()
+            mask = self._zeros.masks[i]
+        gradient = weight.grad
+        assert gradient is not None
+        if gradient.layout is torch.strided:
+            gradient.mul_(mask)
+        else:
+            weight.grad = gradient * mask
+
+    def _before_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
+        """For gradients that no backward pass has accumulated: averaged over processes, or written by hand."""
+        self._look()
+        self._zeros.mask_gradients()
+        if id(optimiser) in self._strange:
+            self._clean(optimiser)
+
+    def _after_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
+        self._zeros.mask_weights()
+        if type(optimiser).__name__ not in _QUIET or not type(optimiser).__module__.startswith("torch.optim."):
+            self._clean(optimiser)
+
+    def _strange_state(self, optimiser: Optimizer) -> None:
+        self._strange.add(id(optimiser))
+
+    def _clean(self, optimiser: Optimizer) -> None:
+        """Make zero what an optimiser remembers of pruned weights."""
+        self._strange.discard(id(optimiser))
+        if isinstance(optimiser, LBFGS):
+            self._forget(optimiser)
+            return
+        with torch.no_grad():
+            for weight, mask in zip(self._zeros.weights, self._zeros.masks, strict=True):
+                for value in optimiser.state.get(weight, {}).values():
+                    if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
+                        value.mul_(mask)
+
+    def _forget(self, optimiser: LBFGS) -> None:
+        """Begin L-BFGS anew if it has seen pruned weights move: what it knows of curvature is of another network."""
+        known = {id(w): mask for w, mask in zip(self._zeros.weights, self._zeros.masks, strict=True)}
+        weights = optimiser.param_groups[0]["params"]
+        pruned = torch.cat([(known[id(w)] == 0 if id(w) in known else w.isnan() & False).flatten() for w in weights])
+        state = optimiser.state[weights[0]]
+        seen = [*(state.get("old_dirs") or ()), *(state.get("old_stps") or ()), state.get("prev_flat_grad")]
+        if any(v is not None and bool(v[pruned].count_nonzero()) for v in seen):
+            state.clear()
+
+
+class _Loaded:
+    """A hook on a module that was given another state; in a copy of the module, or in a file, it does nothing."""
+
+    def __init__(self, owner: Hold | None = None) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    def __call__(self, module: nn.Module, keys: Any) -> None:
+        if self._owner is not None and (owner := self._owner()) is not None:
+            owner.zero()
+
+    def __deepcopy__(self, memo: Any) -> _Loaded:
+        return _Loaded()
+
+    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
+        return _Loaded, ()
+
+
+def _plain(optimiser: object) -> Optimizer:
+    """The optimiser inside those that wrap it, as accelerate's does."""
+    while isinstance(inner := getattr(optimiser, "optimizer", None), Optimizer):
+        optimiser = inner
+    if not isinstance(optimiser, Optimizer):
+        raise UsageError(f"an optimiser must be a torch.optim.Optimizer, not a {type(optimiser).__name__}")
+    if isinstance(optimiser, SparseAdam):
+        raise UsageError("SparseAdam takes sparse gradients, which a mask makes dense: use Adam")
+    return optimiser
+
+
+def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[list[Place], list[Tensor]]:
+    """Where the masked weights are, and their masks; raises UsageError where names or shapes do not fit."""
+    masks: Mapping[str, Tensor]
+    if isinstance(ticket, Mapping):
+        masks = ticket
+    else:
+        ticket = Ticket.given(ticket)
+        model = _holder(model, ticket)
+        masks = ticket.fitted(model).masks
+    named = named_parameters(model, ties=True)
+    owners = {id(p): (m, name) for _, m in named_modules(model) for name, p in m._parameters.items() if p is not None}
+    for name, mask in masks.items():
+        if name not in named:
+            raise UsageError(f"there is a mask for {name!r}, which is no parameter of this model")
+        if mask.shape != named[name].shape:
+            raise UsageError(f"the mask of {name!r} has shape {tuple(mask.shape)}, it {tuple(named[name].shape)}")
+    return [owners[id(named[name])] for name in masks], [mask.bool() for mask in masks.values()]
+
+
+def _holder(model: nn.Module, ticket: Ticket) -> nn.Module:
+    """What the ticket is of: the model, or the one module inside it that it fits, as in a LightningModule."""
+    try:
+        ticket.check_fits(model)
+    except UsageError:
+        inside = {name: module for name, module in model.named_modules() if name and _fits(module, ticket)}
+        if not inside:
+            raise
+        if len(inside) > 1:
+            raise UsageError(f"the ticket fits {' and '.join(list(inside)[:2])}: pass the one that is meant") from None
+        model = next(iter(inside.values()))
+    return model
+
+
+def _fits(module: nn.Module, ticket: Ticket) -> bool:
+    try:
+        ticket.check_fits(module)
+    except UsageError:
+        return False
+    return True
