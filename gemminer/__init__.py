@@ -18,7 +18,7 @@ interrupts.install()  # before PyTorch is imported, and in the program alone
 
 from gemminer.api import check, compare, draw, mine, train
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.hold import Hold, hold
+from gemminer.core.holding import Hold, hold
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult as Verdict

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gemminer.core.hold import Zeros
+from gemminer.core.holding import Zeros
 from gemminer.core.names import named_parameters
 
 

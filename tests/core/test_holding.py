@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import gemminer
 from gemminer.core.errors import UsageError
-from gemminer.core.hold import Hold, hold
+from gemminer.core.holding import Hold, hold
 from gemminer.core.model_state import named_state
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
