@@ -22,6 +22,7 @@ from gemminer.core.holding import Hold, hold
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult as Verdict
+from gemminer.runs.search_object import Search
 from gemminer.runs.typed import TrainResult
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "GemminerError",
     "Hold",
     "Monitor",
+    "Search",
     "Ticket",
     "TrainResult",
     "UsageError",

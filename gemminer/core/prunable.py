@@ -151,6 +151,14 @@ def prunable_weights(
     return dict(find_prunable(model, include=include, exclude=exclude, embeddings=embeddings).weights)
 
 
+def train_only(model: nn.Module, table: Prunable) -> None:
+    """Ask for gradients of the prunable weights, and of nothing else."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for p in table.weights.values():
+        p.requires_grad_(True)
+
+
 def find_prunable(
     model: nn.Module, *, include: Sequence[str] = (), exclude: Sequence[str] = (), embeddings: bool = False
 ) -> Prunable:

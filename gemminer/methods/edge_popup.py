@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.layout import Layout
+from gemminer.core.prunable import Prunable, train_only
 from gemminer.core.randomness import drawing, generator
 from gemminer.core.selection import target
 from gemminer.methods.parts import schedules
 from gemminer.methods.parts.one_shot import keep
-from gemminer.methods.registry import Found, register
+from gemminer.methods.registry import Driven, Found, register
 from gemminer.training.loop import fit
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -181,6 +182,11 @@ class Popup:
         self.freezes = 0
         return row
 
+    def found(self, rows: Sequence[Mapping[str, Any]]) -> Found:
+        """What is kept now."""
+        kept, total = (sum(map(f, self.on.values())) for f in (lambda m: int(m.sum()), Tensor.numel))
+        return Found(self.on, rows=rows, live=kept / total)
+
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores, "open": self.open, "step": self.step}
 
@@ -200,6 +206,17 @@ def _first_scores(parameter: Tensor, fan_in: int, source: torch.Generator) -> Te
     return drawn.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
 
 
+def drive(table: Prunable, density: float, options: Options, seed: int, steps: int, task: Task | None = None) -> Driven:
+    """Begin a search: scores in place of the weights."""
+    parameters = table.weights
+    fans_in = {name: table.layouts[name].fans(shape)[0] for name, shape in table.shapes.items()}
+    total = sum(p.numel() for p in parameters.values())
+    schedule = options.freeze_schedule(steps, density, total)
+    rule = Popup(parameters, options, schedule, target(density, total), seed, fans_in)
+    decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
+    return Driven(rule, dataclasses.replace(options, weight_decay=decay), rule.found)
+
+
 @register(
     "edge-popup",
     Options,
@@ -208,19 +225,11 @@ def _first_scores(parameter: Tensor, fan_in: int, source: torch.Generator) -> Te
     initialiser="signed-constant",
     fan_scaled=True,
     trains=True,
+    drive=drive,
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Train scores and keep the highest |s|: exactly round(density * d), by layer or over all layers."""
     table = task.table()
-    parameters = table.weights
-    fans_in = {name: table.layouts[name].fans(shape)[0] for name, shape in table.shapes.items()}
-    total = sum(p.numel() for p in parameters.values())
-    schedule = options.freeze_schedule(len(task.train), density, total)
-    for p in task.model.parameters():
-        p.requires_grad_(False)
-    for p in parameters.values():
-        p.requires_grad_(True)
-    rule = Popup(parameters, options, schedule, target(density, total), seed, fans_in)
-    decay = options.weight_decay + (2 * options.ridge if options.rung == "ridge" else 0.0)
-    rows = fit(task, rule, dataclasses.replace(options, weight_decay=decay), seed=seed, phase=task.phase)
-    return Found(rule.on, rows=rows, live=rows[-1]["live"])
+    train_only(task.model, table)
+    search = drive(table, density, options, seed, len(task.train))
+    return search.found(fit(task, search.rule, search.settings, seed=seed, phase=task.phase))

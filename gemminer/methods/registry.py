@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from gemminer.core.errors import unknown
+from gemminer.core.prunable import Prunable
+from gemminer.training.rules import Rule
+from gemminer.training.settings import Settings
 from gemminer.training.task import Task
 
 
@@ -35,6 +38,32 @@ class Found:
     epochs: float | None = None
     draw_holds: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A search that a training loop drives: this package's (`training.loop.fit`) or anybody's (`gemminer.Search`).
+
+    Args:
+        rule: what is done around each step.
+        settings: of the optimiser that moves `rule.parameters()`.
+        found: what was found, from the log of the epochs, once the loop is over.
+    """
+
+    rule: Rule
+    settings: Settings
+    found: Callable[[Sequence[Mapping[str, Any]]], Found]
+
+
+class Drive(Protocol):
+    """Begin a search of so many steps an epoch on a borrowed model, whose prunable weights are those of the table.
+
+    Given a task, the rule may exchange `task.model` while it runs.
+    """
+
+    def __call__(
+        self, table: Prunable, density: float, options: Any, seed: int, steps: int, task: Task | None = None
+    ) -> Driven: ...
 
 
 class Find(Protocol):
@@ -69,6 +98,7 @@ class Method:
         trains: it passes over the training data for `options.epochs` epochs, once or several times.
         cost: (options, density, prunable weights) -> the epochs a search will take in all.
         remedy: advice for the warning that a layer keeps nothing.
+        drive: begins the search for a loop of the caller's own; None for a method that is more than one loop.
     """
 
     name: str
@@ -81,6 +111,7 @@ class Method:
     trains: bool = False
     cost: Cost = _no_epochs
     remedy: str = ""
+    drive: Drive | None = None
 
 
 _METHODS: dict[str, Method] = {}
@@ -97,6 +128,7 @@ def register(
     trains: bool = False,
     cost: Cost | None = None,
     remedy: str = "",
+    drive: Drive | None = None,
 ) -> Callable[[Find], Find]:
     """Decorator that registers a method as `name`; the conformance suite and the command line list all of them.
 
@@ -108,7 +140,8 @@ def register(
     cost = cost or (_own_epochs if trains else _no_epochs)
 
     def add(find: Find) -> Find:
-        _METHODS[name] = Method(name, find, options, summary, source, initialiser, fan_scaled, trains, cost, remedy)
+        row = Method(name, find, options, summary, source, initialiser, fan_scaled, trains, cost, remedy, drive)
+        _METHODS[name] = row
         return find
 
     return add

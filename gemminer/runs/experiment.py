@@ -32,7 +32,7 @@ from gemminer.core.selection import target
 from gemminer.core.ticket import Masks, State, Ticket
 from gemminer.data import Batches
 from gemminer.methods.inside import check_within, find_inside, zeros_of
-from gemminer.runs import environment, identity
+from gemminer.runs import identity, provenance
 from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
 from gemminer.training.feed import Feed, feeds, mapped, reason, shapes
@@ -176,7 +176,7 @@ class Experiment:
         begun, noted = time.monotonic(), len(self.notes)
         with borrowed(self.task.model) as model:
             table = self.task.table()
-            parameters, layouts = table.weights, {n: d for n, x in table.layouts.items() if (d := x.as_json())}
+            parameters = table.weights
             if draw is not None:
                 weights = draw.weights({name: p.shape for name, p in parameters.items()}, table.layouts)
                 with torch.no_grad():
@@ -192,34 +192,16 @@ class Experiment:
                 found = find_inside(row, dataclasses.replace(task, within=within), density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
         epochs = _covered(found.rows) if found.epochs is None else found.epochs
-        start = initial if found.start is None else State(found.start)
-        masks = Masks(found.masks)
-        provenance = {
-            "method": method,
-            "options": dataclasses.asdict(options),
-            "seed": self.seed,
-            "asked": density,
-            "realised": masks.density,
-            "live": found.live,
-            "include": list(strings("include", self.task.include)),
-            "exclude": list(strings("exclude", self.task.exclude)),
-            "embeddings": self.task.embeddings,
-            "layouts": layouts,
-            "left_dense": [dataclasses.asdict(one) for one in table.left],
-            **({"within": sum(int(mask.sum()) for mask in within.values())} if within is not None else {}),
-            "epochs": epochs,
-            "at_initialisation": found.draw_holds,
-            **found.facts,
-            **facts,
-            **({"notes": self.notes[noted:]} if self.notes[noted:] else {}),
-            "versions": environment.versions(),
-        }
-        ticket = Ticket(masks, start, provenance, draw if found.draw_holds else None, within)
-        if empty := [layer.name for layer in ticket.per_layer() if layer.kept == 0]:
-            self.note("; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))))
+        prunes = {name: list(strings(name, getattr(self.task, name))) for name in ("include", "exclude")}
+        known = provenance.asked(method, options, self.seed, density)
+        known |= provenance.pruned(table, **prunes, embeddings=self.task.embeddings) | {"epochs": epochs, **facts}
+        known |= {"notes": self.notes[noted:]} if self.notes[noted:] else {}
+        ticket = provenance.ticket_of(found, initial, draw, within, known)
+        if warning := provenance.empty_layers(ticket, row):
+            self.note(warning)
         keep(ticket)
         tries = self._tries(found.rows)
-        spent = self._cost(masks, epochs + _covered(tries), seconds, [*found.rows, *tries])
+        spent = self._cost(ticket.masks, epochs + _covered(tries), seconds, [*found.rows, *tries])
         return {"live": found.live, "cost": {**spent, "epochs": epochs}, "digest": ticket.digest}
 
     def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:

@@ -107,6 +107,7 @@ class GemMinerRule:
             else:
                 torch.mul(p.grad, kept, out=gradient)
                 p.grad = None
+        self.p.grad = self.gradient  # a loop of somebody else's may have cleared it
         if self.options.scales:
             self._scale()
 

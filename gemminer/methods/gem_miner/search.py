@@ -10,29 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gemminer.core.errors import UsageError
+from gemminer.core.prunable import Prunable, train_only
 from gemminer.core.selection import target
 from gemminer.methods.gem_miner.options import Options
 from gemminer.methods.gem_miner.rule import GemMinerRule
-from gemminer.methods.registry import Found, register
+from gemminer.methods.registry import Driven, Found, register
 from gemminer.training.loop import fit
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
 
 
-@register(
-    "gem-miner",
-    Options,
-    summary="learn which weights to keep while they stay at initialisation",
-    source="Sreenivasan et al., NeurIPS 2022",
-    initialiser="signed-constant",
-    trains=True,
-    remedy="the option floor=1 keeps a weight in each layer",
-)
-def find(task: Task, density: float, options: Options, seed: int) -> Found:
-    """Search for a gem: train scores, freezing the lowest on a schedule until round(density * d) weights remain."""
-    parameters = task.prunable()
+def drive(table: Prunable, density: float, options: Options, seed: int, steps: int, task: Task | None = None) -> Driven:
+    """Begin a search: scores in place of the weights, and the schedule on which the lowest are frozen."""
+    parameters = table.weights
     total = sum(p.numel() for p in parameters.values())
     least = sum(min(options.floor, p.numel()) for p in parameters.values())
     if least > target(density, total):
@@ -40,16 +34,10 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
             f"floor={options.floor} keeps at least {least} weights, but density {density} asks for "
             f"{target(density, total)}: lower the floor or raise the density"
         )
-    steps = len(task.train)
     schedule = options.freeze_schedule(steps, density, total)
-    for p in task.model.parameters():
-        p.requires_grad_(False)
-    for p in parameters.values():
-        p.requires_grad_(True)
     live_at = None
     if options.ridge is None:
         live_at = functools.partial(options.live_count, steps=steps, density=density, total=total)
-    task = dataclasses.replace(task)  # the rule exchanges its model
     rule = GemMinerRule(parameters, options, schedule, seed, live_at, task)
     settings = Settings(
         options.epochs,
@@ -63,5 +51,27 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         options.gamma,
         options.max_norm,
     )
-    rows = fit(task, rule, settings, seed=seed, phase=task.phase)
-    return Found(rule.masks(), rows=rows, live=float(rule.live().double().mean()))
+
+    def found(rows: Sequence[Mapping[str, Any]]) -> Found:
+        return Found(rule.masks(), rows=rows, live=float(rule.live().double().mean()))
+
+    return Driven(rule, settings, found)
+
+
+@register(
+    "gem-miner",
+    Options,
+    summary="learn which weights to keep while they stay at initialisation",
+    source="Sreenivasan et al., NeurIPS 2022",
+    initialiser="signed-constant",
+    trains=True,
+    remedy="the option floor=1 keeps a weight in each layer",
+    drive=drive,
+)
+def find(task: Task, density: float, options: Options, seed: int) -> Found:
+    """Search for a gem: train scores, freezing the lowest on a schedule until round(density * d) weights remain."""
+    table = task.table()
+    train_only(task.model, table)
+    task = dataclasses.replace(task)  # the rule exchanges its model
+    search = drive(table, density, options, seed, len(task.train), task)
+    return search.found(fit(task, search.rule, search.settings, seed=seed, phase=task.phase))
