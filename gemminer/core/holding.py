@@ -105,6 +105,7 @@ class Hold:
         self._hooks: list[tuple[Tensor, Any] | None] = [None] * len(places)  # on the gradients
         self._zeros = Zeros([])
         self._strange: set[int] = set()  # optimisers that have got a state from elsewhere, by id
+        self._ended = False
         self.zero()
         self._handles: list[Any] = []
         for module in dict.fromkeys(module for module, _ in places):
@@ -124,7 +125,7 @@ class Hold:
         """End it: weights may move again. A second call does nothing."""
         for handle in (*self._handles, *(hook[1] for hook in self._hooks if hook)):
             handle.remove()
-        self._handles, self._hooks = [], [None] * len(self._places)
+        self._handles, self._hooks, self._ended = [], [None] * len(self._places), True
 
     def zero(self) -> None:
         """Make the pruned weights zero, their gradients, and what the optimisers remember of them."""
@@ -149,7 +150,7 @@ class Hold:
             for new, (old, mask) in zip(weights, held, strict=True)
         ):
             self._zeros = Zeros(zip(weights, self._masks, strict=True))
-        for i, weight in enumerate(weights):
+        for i, weight in enumerate([] if self._ended else weights):
             hook = self._hooks[i]
             if weight.requires_grad and (hook is None or hook[0] is not weight):
                 self._hooks[i] = (weight, weight.register_post_accumulate_grad_hook(lambda w, i=i: self._arrived(w, i)))
@@ -240,7 +241,7 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
         masks = ticket
     else:
         ticket = Ticket.given(ticket)
-        model = _holder(model, ticket)
+        model = holder(model, ticket)
         masks = ticket.fitted(model).masks
     named = named_parameters(model, ties=True)
     owners = {id(p): (m, name) for _, m in named_modules(model) for name, p in m._parameters.items() if p is not None}
@@ -252,7 +253,7 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
     return [owners[id(named[name])] for name in masks], [mask.bool() for mask in masks.values()]
 
 
-def _holder(model: nn.Module, ticket: Ticket) -> nn.Module:
+def holder(model: nn.Module, ticket: Ticket) -> nn.Module:
     """What the ticket is of: the model, or the one module inside it that it fits, as in a LightningModule."""
     try:
         ticket.check_fits(model)

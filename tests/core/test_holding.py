@@ -298,3 +298,13 @@ def test_sparse_gradients_of_an_embedding_are_masked() -> None:
         table(torch.tensor([1, 3])).square().sum().backward()
         optimiser.step()
         assert held.violations() == 0
+
+
+def test_counting_after_the_end_holds_nothing_again() -> None:
+    model, ticket = model_and_ticket()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with hold(model, ticket, optimiser) as held:
+        run(model, optimiser)
+    assert held.violations() == 0
+    run(model, optimiser)
+    assert held.violations() > 100

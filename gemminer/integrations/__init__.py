@@ -1,0 +1,1 @@
+"""Tickets inside other frameworks: one file each, thin, over `gemminer.hold`. Each imports its own framework."""

@@ -1,0 +1,220 @@
+"""Tickets in Lightning's own Trainer: zeros stay, training resumes exactly, other tickets' checkpoints are refused."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import pytorch_lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gemminer
+from gemminer.core.errors import UsageError
+from gemminer.integrations.lightning import TicketCallback
+from tests.helpers import drawn_ticket, tiny_data, tiny_net
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice: more workers, fewer logs
+
+
+class Module(L.LightningModule):
+    """As Lightning's tutorials write one; what is pruned is inside it."""
+
+    def __init__(self, late: bool = False, learning_rate: float = 0.01) -> None:
+        super().__init__()
+        self.net: nn.Module = nn.Identity() if late else tiny_net(3)
+        self.late, self.learning_rate = late, learning_rate
+
+    def setup(self, stage: str) -> None:
+        if self.late:
+            self.net = tiny_net(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+
+
+class Digits(L.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tiny_data()), batch_size=16)
+
+
+def trainer(*callbacks: Any, folder: Path | None = None, kind: Any = L.Trainer, **options: Any) -> Any:
+    options = {"max_epochs": 2, **options}
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    quiet["enable_checkpointing"] = False
+    return kind(accelerator="cpu", callbacks=list(callbacks), default_root_dir=folder, **quiet, **options)
+
+
+def moved(module: nn.Module, ticket: gemminer.Ticket) -> int:
+    """The pruned weights that are not zero."""
+    weights = dict(module.named_parameters())
+    return sum(int(weights[name].detach()[~mask].count_nonzero()) for name, mask in ticket.masks.items())
+
+
+@pytest.mark.parametrize("kind", [L.Trainer, pytorch_lightning.Trainer], ids=["lightning", "pytorch_lightning"])
+def test_a_callback_alone_or_in_a_list_is_taken_under_both_names(kind: Any) -> None:
+    callback = TicketCallback(drawn_ticket(tiny_net()))
+    assert callback in kind(logger=False, callbacks=callback).callbacks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "bf16-mixed"}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 3}],
+    ids=["plain", "bf16", "clipping", "accumulation"],
+)
+def test_zeros_stay_and_the_rest_is_trained(options: dict[str, Any]) -> None:
+    module, ticket = Module(), drawn_ticket(tiny_net(3), 0.2)
+    callback = TicketCallback(ticket)
+    trainer(callback, **options).fit(module, loader())
+    assert moved(module.net, ticket) == 0
+    own = dict(module.net.named_parameters())
+    assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
+    assert callback.held is not None
+    assert callback.held.violations() == 0
+    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())  # released
+
+
+def test_without_the_callback_they_move() -> None:
+    module, ticket = Module(), drawn_ticket(tiny_net(3), 0.2)
+    ticket.apply(module.net)
+    trainer().fit(module, loader())
+    assert moved(module.net, ticket) > 200
+
+
+def test_clipping_sees_the_masked_norm() -> None:
+    norms = []
+
+    class Look(L.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            kept = {f"net.{name}": mask for name, mask in ticket.masks.items()}
+            grads = [p.grad * kept.get(name, 1) for name, p in module.named_parameters()]
+            norms.append(
+                (nn.utils.get_total_norm([p.grad for p in module.parameters()]), nn.utils.get_total_norm(grads))
+            )
+
+    module, ticket = Module(), drawn_ticket(tiny_net(3), 0.2)
+    trainer(Look(), TicketCallback(ticket)).fit(module, loader())
+    assert all(float(whole) == float(masked) > 0 for whole, masked in norms)
+
+
+@pytest.mark.parametrize("how", ["a ticket", "a file", "mined"])
+def test_resuming_is_exact(how: str, tmp_path: Path) -> None:
+    file = drawn_ticket(tiny_net(3), 0.2).save(tmp_path / "gem.safetensors")
+
+    def callback() -> TicketCallback:
+        if how == "mined":
+            return TicketCallback(mine={"density": 0.3, "epochs": 3})
+        return TicketCallback(str(file) if how == "a file" else gemminer.Ticket.load(file))
+
+    whole = Module()
+    trainer(callback(), max_epochs=4).fit(whole, datamodule=Digits())
+    begun, first = trainer(callback(), max_epochs=2), Module()
+    begun.fit(first, datamodule=Digits())
+    begun.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(17)
+    again, resumed = callback(), Module()
+    for p in resumed.parameters():
+        nn.init.normal_(p)  # whatever it was: the checkpoint holds what it becomes
+    trainer(again, max_epochs=4).fit(resumed, datamodule=Digits(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert again.ticket is not None
+    assert moved(resumed if how == "mined" else resumed.net, again.ticket) == 0
+
+
+def test_a_checkpoint_of_another_ticket_is_refused(tmp_path: Path) -> None:
+    begun = trainer(TicketCallback(drawn_ticket(tiny_net(3), 0.2)))
+    begun.fit(Module(), loader())
+    begun.save_checkpoint(tmp_path / "other.ckpt")
+    for other in (TicketCallback(drawn_ticket(tiny_net(3), 0.2, seed=1)), TicketCallback(mine={"density": 0.2})):
+        with pytest.raises(UsageError, match="the checkpoint is of another ticket"):
+            trainer(other, max_epochs=4).fit(Module(), loader(), ckpt_path=tmp_path / "other.ckpt")
+
+
+def test_what_was_mined_otherwise_is_another_ticket(tmp_path: Path) -> None:
+    begun = trainer(TicketCallback(mine={"density": 0.3, "epochs": 1}))
+    begun.fit(Module(), loader())
+    begun.save_checkpoint(tmp_path / "mined.ckpt")
+    other = TicketCallback(mine={"density": 0.2, "epochs": 1})
+    with pytest.raises(UsageError, match="the checkpoint is of another ticket"):
+        trainer(other, max_epochs=4).fit(Module(), loader(), ckpt_path=tmp_path / "mined.ckpt")
+
+
+def test_a_dense_checkpoint_keeps_its_weights_where_the_ticket_does(tmp_path: Path) -> None:
+    begun, dense = trainer(), Module(learning_rate=0.0)
+    begun.fit(dense, loader())
+    begun.save_checkpoint(tmp_path / "dense.ckpt")
+    module, ticket = Module(), drawn_ticket(tiny_net(3), 0.2)
+    trainer(TicketCallback(ticket), max_epochs=3).fit(module, loader(), ckpt_path=tmp_path / "dense.ckpt")
+    before, mask = dense.net[0].weight, ticket.masks["0.weight"]  # type: ignore[index]
+    assert torch.equal(module.net[0].weight, before * mask)  # type: ignore[index]
+
+
+def test_mined_in_fit_is_what_mine_finds(tmp_path: Path) -> None:
+    callback = TicketCallback(mine={"density": 0.3, "epochs": 3, "seed": 5})
+    module = Module()
+    trainer(callback).fit(module, datamodule=Digits())
+    alone = Module()
+    expected = gemminer.mine(alone, loader(), 0.3, epochs=3, seed=5)
+    assert callback.ticket == expected
+    assert moved(module, expected) == 0
+
+
+def test_several_processes_do_not_mine() -> None:
+    callback = TicketCallback(mine={"density": 0.3})
+    with pytest.raises(UsageError, match="in one process and this Trainer has 2"):
+        callback.on_fit_start(SimpleNamespace(world_size=2), Module())
+    for given in ({}, {"ticket": drawn_ticket(tiny_net()), "mine": {"density": 0.3}}):
+        with pytest.raises(UsageError, match="pass either a ticket or mine="):
+            TicketCallback(**given)
+
+
+def test_a_module_that_builds_itself_late_and_fits_again_goes_on() -> None:
+    ticket = drawn_ticket(tiny_net(3), 0.2)
+    callback, module = TicketCallback(ticket), Module(late=True)
+    trainer(callback).fit(module, loader())
+    module.late = False
+    trained = {name: p.detach().clone() for name, p in module.net.named_parameters()}
+    module.learning_rate = 0.0
+    trainer(callback).fit(module, loader())  # not from the ticket's weights again
+    assert all(torch.equal(p, trained[name]) for name, p in module.net.named_parameters())
+    trainer(callback).fit(other := Module(learning_rate=0.0), loader())
+    assert torch.equal(other.net[0].weight, ticket.initial["0.weight"] * ticket.masks["0.weight"])  # type: ignore[index]
+
+
+def test_an_exception_releases() -> None:
+    class Stop(Module):
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            raise RuntimeError("stop")
+
+    module = Stop()
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(TicketCallback(drawn_ticket(tiny_net(3)))).fit(module, loader())
+    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())
+
+
+def test_lightnings_search_for_a_rate_leaves_the_ticket(tmp_path: Path) -> None:
+    ticket, module = drawn_ticket(tiny_net(3), 0.2), Module()
+    finder = L.pytorch.callbacks.LearningRateFinder(num_training_steps=8, update_attr=True)
+    with warnings.catch_warnings(action="ignore"):
+        trainer(finder, TicketCallback(ticket), folder=tmp_path, max_epochs=1, max_steps=1).fit(module, loader())
+    start = tiny_net(3)
+    ticket.apply(start)
+    assert moved(module.net, ticket) == 0
+    gap = (module.net[0].weight - start[0].weight).abs().max()  # type: ignore[index]
+    assert 0 < float(gap) <= 2 * module.learning_rate  # one step of AdamW from the ticket's weights

@@ -1,0 +1,159 @@
+"""Tickets in Hugging Face's own Trainer, with networks made here from random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, Trainer
+from transformers import TrainingArguments as Arguments
+
+import gemminer
+from gemminer.core.errors import UsageError
+from gemminer.core.ticket import Ticket
+from gemminer.integrations.transformers import TicketTrainerCallback
+from tests.helpers import drawn_ticket
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # advice about memory that only a GPU pins
+
+WORDS = torch.randint(64, (48, 8), generator=torch.Generator().manual_seed(0))
+
+
+def bert(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model: nn.Module = BertForSequenceClassification(BertConfig(vocab_size=64, max_position_embeddings=16, **size))
+    return model
+
+
+def gpt2(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+    return model
+
+
+def data(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    labels = WORDS if isinstance(model, GPT2LMHeadModel) else WORDS[:, 0] % 2
+    return [{"input_ids": x, "labels": y} for x, y in zip(WORDS, labels, strict=True)]
+
+
+def trainer(model: nn.Module, folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    options = {"num_train_epochs": 2, "save_strategy": "no", "learning_rate": 1e-2, **options}
+    quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "seed": 3}
+    arguments = Arguments(str(folder), per_device_train_batch_size=8, **quiet, **options)
+    return Trainer(model, arguments, train_dataset=data(model), callbacks=list(callbacks))
+
+
+def moved(model: nn.Module, ticket: Ticket) -> int:
+    """The pruned weights that are not zero."""
+    weights = dict(model.named_parameters())
+    return sum(int(weights[name].detach()[~mask].count_nonzero()) for name, mask in ticket.masks.items())
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"bf16": True},
+    "accumulation": {"gradient_accumulation_steps": 3},
+    "adafactor": {"optim": "adafactor"},
+    "sgd": {"optim": "sgd"},
+}
+
+
+@pytest.mark.parametrize("make", [bert, gpt2])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_zeros_stay_and_the_rest_is_trained(
+    make: Callable[[], nn.Module], options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = make()
+    callback = TicketTrainerCallback(ticket := drawn_ticket(model, 0.2))
+    trainer(model, tmp_path, callback, **options).train()
+    assert moved(model, ticket) == 0
+    own = dict(model.named_parameters())
+    assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
+    assert callback.held is not None
+    assert callback.held.violations() == 0
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # released
+
+
+def test_without_the_callback_they_move(tmp_path: Path) -> None:
+    model = gpt2()
+    ticket = drawn_ticket(model, 0.2)
+    trainer(ticket.apply(model), tmp_path).train()
+    assert moved(model, ticket) > 0.7 * ticket.prunable
+
+
+def test_clipping_sees_the_masked_norm(tmp_path: Path) -> None:
+    """The norm that the Trainer clips to and logs is that of what is trained."""
+    model, norms = gpt2(), []
+    ticket = drawn_ticket(model, 0.05)
+
+    class Look(TicketTrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            weights = dict(model.named_parameters())
+            assert all(float(weights[n].grad[~mask].abs().sum()) == 0 for n, mask in ticket.masks.items())
+            norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+    run = trainer(model, tmp_path, Look(ticket), max_grad_norm=0.1, logging_steps=1)
+    run.train()
+    assert norms
+    assert all(float(norm) == pytest.approx(0.1, rel=1e-3) for norm in norms)  # of the masked gradient, once clipped
+
+
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_resuming_is_exact(make: Callable[..., nn.Module], tmp_path: Path) -> None:
+    ticket, each = drawn_ticket(make(), 0.2), {"num_train_epochs": 4, "save_strategy": "epoch"}
+    whole = make()
+    trainer(whole, tmp_path, TicketTrainerCallback(ticket), **each).train()
+    resumed = make(seed=1)
+    again = trainer(resumed, tmp_path, TicketTrainerCallback(ticket), **each)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert again.state.global_step == 24
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert moved(resumed, ticket) == 0
+
+
+def test_a_checkpoint_of_another_ticket_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    each = {"save_strategy": "epoch", "restore_callback_states_from_checkpoint": True}
+    trainer(model, tmp_path, TicketTrainerCallback(drawn_ticket(bert(), 0.2)), **each).train()
+    other = trainer(bert(), tmp_path, TicketTrainerCallback(drawn_ticket(bert(), 0.2, seed=1)), **each)
+    with pytest.raises(UsageError, match="the checkpoint is of another ticket"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_second_training_goes_on_and_one_after_an_exception_is_held_once(tmp_path: Path) -> None:
+    class Stop(TicketTrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if stop:
+                raise RuntimeError("stop")
+
+    model, stop = bert(), False
+    file = drawn_ticket(model, 0.2).save(tmp_path / "gem.safetensors")
+    run = trainer(model, tmp_path, Stop(file), learning_rate=0.0)
+    run.train()
+    with torch.no_grad():
+        model.get_parameter("classifier.bias").fill_(0.5)
+    run.train()
+    assert torch.equal(model.get_parameter("classifier.bias"), torch.full((2,), 0.5))
+    stop = True
+    with pytest.raises(RuntimeError, match="stop"):
+        run.train()
+    stop = False
+    run.train()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_a_ticket_that_was_mined_on_the_model_is_trained(tmp_path: Path) -> None:
+    model = bert()
+
+    def loss(output: Any, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(output.logits, labels)
+
+    ticket = gemminer.mine(model, (WORDS, WORDS[:, 0] % 2), 0.2, epochs=2, loss=loss)
+    trainer(model, tmp_path, TicketTrainerCallback(ticket)).train()
+    assert moved(model, ticket) == 0
