@@ -134,6 +134,8 @@ def train(
 
     chosen = asked.of_ticket(ticket, given, recipe)
     target = out or asked.ticket_of(ticket).with_name("trained.safetensors")
+    if out is None and target.exists():
+        raise UsageError(f"{target} holds weights already, a run's result: say with --out where these go")
     set_threads(threads)
     with voice.monitor() as monitor:
         result = train_ticket(chosen, asked.ticket_of(ticket), target, monitor=monitor, **place.where())

@@ -482,3 +482,19 @@ def test_what_a_stranger_may_call_is_one_sentence(call: Callable[[Path], object]
     with pytest.raises(gemminer.GemminerError) as caught:
         call(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_remarks_reach_a_person_without_a_monitor(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model.extra = nn.Parameter(torch.randn(40, 4))  # dense: a parameter of no layer
+    data = (torch.randn(32, 4), torch.randint(2, (32,)))
+    gemminer.mine(model, data, 0.5, method="random")
+    assert any(
+        "left dense" in r.getMessage() or "stay" in r.getMessage() for r in caplog.records if r.name == "gemminer"
+    )
+
+
+def test_a_class_for_a_loss_is_told_to_be_made() -> None:
+    data = (torch.randn(32, 4), torch.randint(2, (32,)))
+    with pytest.raises(UsageError, match="not the class CrossEntropyLoss: make one"):
+        gemminer.mine(nn.Linear(4, 2), data, 0.5, loss=nn.CrossEntropyLoss)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
         A context manager that ends at the block's end; without `with`, it ends with `Hold.remove`.
 
     Raises:
-        UsageError: a ticket of another model, a model whose weights are sharded (FSDP), SparseAdam.
+        UsageError: a ticket or an optimiser of another model, a model whose weights are sharded (FSDP), SparseAdam.
 
     >>> import gemminer, torch
     >>> net = torch.nn.Linear(4, 2)
@@ -88,6 +88,10 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
             "with DistributedDataParallel, or on one process"
         )
     plain = [_plain(optimiser) for optimiser in optimisers]
+    own = {id(p) for p in model.parameters()}
+    for optimiser in plain:
+        if all(id(p) not in own for group in optimiser.param_groups for p in group["params"]):
+            raise UsageError("the optimiser moves no parameter of this model: was it made for another, or a copy?")
     places, masks = _masked(model, ticket)
     return Hold(places, masks, plain)
 
@@ -250,6 +254,8 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
             raise UsageError(f"there is a mask for {name!r}, which is no parameter of this model")
         if mask.shape != named[name].shape:
             raise UsageError(f"the mask of {name!r} has shape {tuple(mask.shape)}, it {tuple(named[name].shape)}")
+        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise UsageError(f"the mask of {name!r} must be boolean: it holds other numbers than 0 and 1")
     return [owners[id(named[name])] for name in masks], [mask.bool() for mask in masks.values()]
 
 

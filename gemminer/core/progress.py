@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 
 class Monitor:
-    """Receives every phase, step, epoch and remark of a search or training; this base class ignores them.
+    """Receives every phase, step, epoch and remark of a search or training.
+
+    This base class ignores all but remarks, which go to the logger "gemminer" as warnings (to stderr, unless logging is
+    set up otherwise).
 
     Subclass it to show progress, to log, or to stop early by raising.
     """
@@ -22,6 +26,7 @@ class Monitor:
 
     def note(self, text: str) -> None:
         """A warning or remark for people."""
+        logging.getLogger("gemminer").warning(text)
 
     def close(self) -> None:
         """Called last."""

@@ -45,6 +45,12 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
     return ", ".join([f"{row['phase']} epoch {row['epoch']}", *_numbers(row, metric)])
 
 
+class Silent(Monitor):
+    """Says nothing: remarks stand in the record."""
+
+    def note(self, text: str) -> None: ...
+
+
 class PlainMonitor(Monitor):
     """A line at the end of a phase, and at most one every `every` seconds in between; a line an epoch if that is 0."""
 
@@ -145,7 +151,7 @@ class RichMonitor(PlainMonitor):
 def monitor_for(console: Console, metric: str = "accuracy", *, quiet: bool = False, verbose: bool = False) -> Monitor:
     """A bar on a terminal, plain lines elsewhere, with `verbose` a line an epoch on both; nothing if `quiet`."""
     if quiet:
-        return Monitor()
+        return Silent()
     every = {"every": 0.0} if verbose else {}
     return RichMonitor(console, metric, **every) if console.is_terminal else PlainMonitor(console, metric, **every)
 

@@ -68,6 +68,8 @@ def of_ticket(path: Path, given: Mapping[str, Any], base: str | None = None, lea
 
         start = {name: value for name, value in read(record).recipe.items() if name not in leave}
     elif not {"model", "data"} <= set(given):
+        if not ticket_of(path).exists():
+            raise UsageError(f"there is no ticket {path}")
         raise UsageError(f"there is no record beside {path}: say which --model and --data it is of")
     return recipes.make(start).changed(given)
 

@@ -94,6 +94,9 @@ class _Telling(Monitor):
             self.last = time.monotonic()
             self.tell(f"{row['phase']} {row['epoch']}/{self.stop}")
 
+    def note(self, text: str) -> None:
+        """It stands in the cell's record."""
+
 
 def run_cell(job: Job, tell: Tell) -> None:
     """Run or resume a cell in its folder, which then holds its record."""

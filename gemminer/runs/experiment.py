@@ -385,8 +385,10 @@ def build(
 
     require_numbers(model, to_train=True)
     for name in ("loss", "metric"):
-        if not callable(task.get(name, len)):
-            raise UsageError(f"{name} must be a function of (output, target), not {shown(task[name])}")
+        if isinstance(given := task.get(name, len), type):
+            raise UsageError(f"{name} must be a function of (output, target), not the class {given.__name__}: make one")
+        if not callable(given):
+            raise UsageError(f"{name} must be a function of (output, target), not {shown(given)}")
     monitor = task.get("monitor", Monitor())
     if isinstance(monitor, type) or not all(callable(getattr(monitor, n, None)) for n in ("begin", "epoch", "note")):
         raise UsageError(f"monitor must be a gemminer.Monitor, not {shown(monitor)}")

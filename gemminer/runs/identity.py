@@ -84,8 +84,34 @@ def called(function: Callable[..., Any]) -> str:
     owner = getattr(function, "__self__", None)
     if isinstance(owner, nn.Module):
         return f"{called(owner)}.{getattr(function, '__name__', '')}"
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+    name = str(getattr(function, "__qualname__", type(function).__qualname__))
+    code = getattr(function, "__code__", None)
+    ours = str(getattr(function, "__module__", "")).partition(".")[0] in ("torch", "gemminer")
+    return name if code is None or ours else f"{name} {digest(_inside(function, code))}"
+
+
+def _inside(function: Any, code: Any) -> str:
+    """A user's function: what it does, and the values that it has from outside."""
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    held = [f"{name}={_fixed(cell.cell_contents)}" for name, cell in cells if _filled(cell)]
+    held += [_fixed(v) for v in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())]
+    return f"{code.co_code.hex()} {code.co_names} {[_fixed(c) for c in code.co_consts]} {held}"
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _fixed(value: Any) -> str:
-    return digest(value) if isinstance(value, Tensor) else called(value) if callable(value) else repr(value)
+    """A value without an address: what has no text of its own is its class."""
+    if isinstance(value, Tensor):
+        return digest(value)
+    if hasattr(value, "co_code"):
+        return f"{value.co_code.hex()} {[_fixed(c) for c in value.co_consts]}"
+    if callable(value):
+        return called(value)
+    plain = isinstance(value, str | bytes | int | float | complex | bool | tuple | list | dict | frozenset | None)
+    return repr(value) if plain else type(value).__qualname__

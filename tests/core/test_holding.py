@@ -308,3 +308,12 @@ def test_counting_after_the_end_holds_nothing_again() -> None:
     assert held.violations() == 0
     run(model, optimiser)
     assert held.violations() > 100
+
+
+def test_an_optimiser_of_another_model_is_refused() -> None:
+    """Made before the model was copied, it would move nothing that is held, and the real one would not be held."""
+    model, ticket = model_and_ticket()
+    with pytest.raises(UsageError, match="moves no parameter of this model"):
+        hold(copy.deepcopy(model), ticket, OPTIMISERS["Adam"](list(model.parameters())))
+    with pytest.raises(UsageError, match="must be boolean"):
+        hold(model, {"0.weight": torch.full((16, 6), 0.5)})
