@@ -18,13 +18,14 @@ from gemminer.core.model_state import borrowed, copied, gradients, named_state
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
+from gemminer.data import parts_of
 from gemminer.runs.checks import CheckResult, check_names, judge
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
 from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
 from gemminer.training.checkpoint import Checkpoint
-from gemminer.training.losses import Loss, Metric, cross_entropy
+from gemminer.training.losses import Loss, Metric, Step, cross_entropy
 from gemminer.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,15 +40,21 @@ def _experiment(
     metric: Metric | None,
     monitor: Monitor | None,
     checkpoint: str | Path | None = None,
+    validation: Any = None,
+    test: Any = None,
+    tested: bool = False,
     **given: Any,
 ) -> Experiment:
     """The experiment of a call."""
     file = None if checkpoint is None else Checkpoint(as_path("checkpoint", checkpoint))
     if file is not None:
         file.load()  # a file that is no checkpoint is refused before anything else
+    train_data, validation, test = parts_of(train_data, validation, test, tested=tested)
     return build(
         model,
         train_data,
+        validation=validation,
+        test=test,
         metric=metric,
         monitor=monitor or Monitor(),
         checkpoint=file,
@@ -62,7 +69,7 @@ def _experiment_of(
     facts = ticket.provenance
     prunes: dict[str, Any] = {key: tuple(facts.get(key, ())) for key in ("include", "exclude")}
     prunes["embeddings"] = facts.get("embeddings", False)
-    experiment = _experiment(model, train_data, **prunes, **given)
+    experiment = _experiment(model, train_data, tested=True, **prunes, **given)
     settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
     ticket.check_fits(model)
     return dataclasses.replace(experiment, settings=options_of(Settings, settings, "training"))
@@ -80,6 +87,7 @@ def mine(
     batch_size: int = BATCH_SIZE,
     initialiser: str = "default",
     loss: Loss = cross_entropy,
+    step: Step | None = None,
     metric: Metric | None = None,
     validation_data: Any = None,
     include: str | Sequence[str] = (),
@@ -99,7 +107,8 @@ def mine(
     Args:
         model: any module; its convolutions, linear and recurrent layers and attention projections are pruned. What
             else of two and more dimensions stays dense is said when it is over a tenth: `Ticket.left_dense`.
-        train_data: a DataLoader, a dataset, or a pair of tensors (inputs, targets).
+        train_data: a DataLoader, a dataset, a pair of tensors (inputs, targets) or a Lightning DataModule, whose other
+            parts are the validation and test data where none are given.
         density: fraction of prunable weights kept, above 0 and at most 1.
         method: a name from `gemminer.methods.names()`.
         epochs: passes over the data; by default 40 on small data, fewer on large.
@@ -109,9 +118,10 @@ def mine(
         initialiser: "default" draws the prunable weights anew from the method's own distribution (signed Kaiming
             constant for Gem-Miner), "keep" takes the model's, any of `gemminer.core.draw.kinds()` draws from that. The
             zeros of a pruned model that is kept stay zero where the density allows it.
-        loss: (output, target) -> scalar; cross-entropy by default.
-        metric: (output, target) -> a number, or one for each example, higher is better; by default the accuracy over
-            the labels that the loss does not ignore or, where the loss is not cross-entropy of classes, minus the loss.
+        loss: (output, target) -> scalar; by default a dictionary's batch has the model's own, others cross-entropy.
+        step: (model, batch) -> loss, in place of the loss: what runs the model, on whatever the data gives as a batch.
+        metric: (output, target), or (model, batch) with a step, -> a number, or one for each example, higher is better;
+            by default accuracy over the labels that a cross-entropy of classes does not ignore, else minus the loss.
         validation_data: logged each epoch; never used to choose.
         include: names of further parameters to prune, as shell patterns: fused experts, matrices of your own layers.
         exclude: names of parameters to leave dense, as shell patterns; it wins over `include`.
@@ -152,6 +162,7 @@ def mine(
         batch_size=batch_size,
         seed=seed,
         loss=loss,
+        step=step,
         metric=metric,
         monitor=monitor,
         engine=engine,
@@ -181,6 +192,7 @@ def train(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
+    step: Step | None = None,
     metric: Metric | None = None,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
@@ -197,7 +209,7 @@ def train(
         epochs: passes over the data; by default as in `mine`.
         seed: of the order of the batches, and of dropout.
         batch_size: as in `mine`.
-        loss: as in `mine`.
+        loss, step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
@@ -232,6 +244,7 @@ def train(
         batch_size=batch_size,
         seed=numbers.seed_of(seed),
         loss=loss,
+        step=step,
         metric=metric,
         monitor=monitor,
         engine=engine,
@@ -258,7 +271,7 @@ def check(
     model: nn.Module,
     ticket: Ticket | str | Path,
     train_data: Any,
-    test_data: Any,
+    test_data: Any = None,
     *,
     seeds: int = 3,
     names: str | Sequence[str] = DEFAULT_CHECKS,
@@ -266,6 +279,7 @@ def check(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     loss: Loss = cross_entropy,
+    step: Step | None = None,
     metric: Metric | None = None,
     engine: str = "auto",
     monitor: Monitor | None = None,
@@ -287,7 +301,7 @@ def check(
         epochs: of each training; by default as in `mine`.
         seed: the first training seed is derived from it.
         batch_size: as in `mine`.
-        loss: as in `mine`.
+        loss, step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
         monitor: as in `mine`.
@@ -319,6 +333,7 @@ def check(
         batch_size=batch_size,
         seed=numbers.seed_of(seed),
         loss=loss,
+        step=step,
         metric=metric,
         monitor=monitor,
         engine=engine,

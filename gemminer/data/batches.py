@@ -6,9 +6,10 @@ was drawn before, in any process. The seed orders and augments; splits and norma
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,26 @@ class Batches(Protocol):
 
     def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
         """The (inputs, targets) of epoch `index`; the same (seed, index) gives bit-identical batches."""
+
+
+def examples_in(inputs: Any, targets: Any) -> int:
+    """The examples of a batch: as many as it has targets, or as its first tensor has rows; 1 where nothing tells.
+
+    >>> examples_in({"x": torch.zeros(3, 2)}, None), examples_in(torch.zeros(3, 2), torch.zeros(3))
+    (3, 3)
+    """
+    for part in (targets, _first_tensor(inputs)):
+        with contextlib.suppress(TypeError):  # of what has no length, and of a tensor without dimensions
+            return len(part)
+    return 1
+
+
+def _first_tensor(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((found for part in value if (found := _first_tensor(part)) is not None), None)
+    return value if isinstance(value, Tensor) else None
 
 
 # --- batches of tensors ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gemminer.data.batches import Batches, TensorBatches
+from gemminer.data.loaders import Whole
 
 
 def digest(*values: Any) -> str:
@@ -45,6 +46,8 @@ def fingerprint(batches: Batches) -> str:
 
 
 def _fingerprint(batches: Batches) -> str:
+    if isinstance(batches, Whole) and isinstance(batches.batches, TensorBatches):
+        batches = batches.batches
     if isinstance(batches, TensorBatches):
         return digest(batches.inputs, batches.targets, batches.normalise)
     first, again = (digest(next(iter(batches.epoch(0)), None)) for _ in range(2))

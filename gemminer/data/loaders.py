@@ -12,12 +12,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from gemminer.core.errors import UsageError
 from gemminer.core.numbers import whole
 from gemminer.core.randomness import derive
-from gemminer.data.batches import Batches, Data, TensorBatches, laid_out
+from gemminer.data.batches import Batches, Data, TensorBatches, examples_in, laid_out
 from gemminer.data.tensors import as_tensors, is_map_style
 
 ENDLESS = 1_000_000  # batches after which a stream without a length is taken to have no end
@@ -64,8 +64,9 @@ class LoaderBatches:
     as their streams cannot be set otherwise. `set_epoch(index)` is called where a sampler or data set has it.
     The epochs of a data set that makes a random generator of its own are not reproducible.
 
-    A stream without a length is read once to count it. Batches must be pairs, or dictionaries as
-    Hugging Face's, with targets under "labels". Raises UsageError for anything else.
+    A stream without a length is read once to count it. A batch is a pair, a tuple of several inputs and the targets,
+    or a dictionary as Hugging Face's: it is the inputs, and its "labels" are the targets, None where it has none.
+    `epoch` raises UsageError for anything else.
 
     >>> loader = DataLoader([(0.0, 0), (0.1, 0), (0.2, 1)], batch_size=2, shuffle=True)
     >>> [len(targets) for _, targets in LoaderBatches(loader, seed=1).epoch(0)]
@@ -98,9 +99,9 @@ class LoaderBatches:
     def _counted(self) -> tuple[int, int]:
         """(steps, examples) of an epoch, counted by reading it."""
         steps = examples = 0
-        for _, targets in self.epoch(0):
+        for batch in self.whole(0):
             steps += 1
-            examples += _length(targets) or 1
+            examples += examples_in(batch, _targets(batch)) or 1
             if steps > ENDLESS:
                 raise UsageError(f"no end of the loader after {ENDLESS} batches: give its data set a __len__")
         if not steps:
@@ -108,6 +109,11 @@ class LoaderBatches:
         return steps, examples
 
     def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
+        for inputs, targets in map(_pair, self.whole(index)):
+            yield laid_out(inputs, self.channels_last), targets
+
+    def whole(self, index: int) -> Iterator[Any]:
+        """The batches of epoch `index` as the loader gives them."""
         loader = self.loader
         if getattr(loader, "persistent_workers", False):
             loader = copy.copy(loader)
@@ -126,8 +132,31 @@ class LoaderBatches:
                     batch = next(iterator)
                 except StopIteration:
                     return
-            inputs, targets = _pair(batch)
-            yield laid_out(inputs, self.channels_last), targets
+            yield batch
+
+
+class Whole:
+    """Batches whose inputs are the whole batch, as it was before it was taken apart; targets, if known, stand beside.
+
+    >>> batch = next(Whole(as_batches([{"x": 1.0}, {"x": 2.0}])).epoch(0))
+    >>> batch[0].keys(), batch[1]
+    (dict_keys(['x']), None)
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def examples(self) -> int:
+        return self.batches.examples
+
+    def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
+        if isinstance(self.batches, LoaderBatches):
+            return ((batch, _targets(batch)) for batch in self.batches.whole(index))
+        return ((batch, batch[1]) for batch in self.batches.epoch(index))
 
 
 def _parts(loader: Any) -> list[Any]:
@@ -146,14 +175,35 @@ def _length(thing: Any) -> int | None:
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, Mapping) and (label := next((n for n in ("labels", "label") if n in batch), None)):
-        return {name: part for name, part in batch.items() if name != label}, batch[label]
-    got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
     if isinstance(batch, Mapping):
-        got = f"a dictionary of {', '.join(map(str, batch))}"
-    raise UsageError(f"a batch must be a pair (inputs, targets), not {got}: let a collate_fn return the pair")
+        return batch, _targets(batch)
+    got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+    raise UsageError(
+        f"a batch must be a pair (inputs, targets) or a dictionary, not {got}: let a collate_fn return the pair, or "
+        "give step=, a function of the model and a batch that returns the loss"
+    )
+
+
+def label_of(inputs: Any) -> str | None:
+    """The name of the targets in a dictionary; None where it has none."""
+    names = inputs if isinstance(inputs, Mapping) else ()
+    return next((name for name in ("labels", "label") if name in names), None)
+
+
+def _targets(batch: Any) -> Any:
+    """What in a batch are the targets: the last of several parts, or the labels of a dictionary."""
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[-1]
+    label = label_of(batch)
+    return None if label is None else batch[label]
+
+
+def _is_table(data: Any) -> bool:
+    """Whether `data` is a list of dictionaries, each an example, or a data set of Hugging Face."""
+    rows = isinstance(data, (list, tuple)) or (hasattr(data, "column_names") and hasattr(data, "__getitem__"))
+    return rows and len(data) > 0 and isinstance(data[0], Mapping)
 
 
 # --- anything -> batches --------------------------------------------------------------------------
@@ -162,10 +212,10 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 def as_batches(
     data: Any, *, batch_size: int = 128, seed: int = 0, shuffle: bool = True, channels_last: bool = False
 ) -> Batches:
-    """Batches from any container of pairs (inputs, targets).
+    """Batches from any container of pairs (inputs, targets) or dictionaries.
 
     A pair of tensors or NumPy arrays, a TensorDataset of two tensors or a Subset of one: whole batches by
-    index. Another map-style Dataset: a DataLoader around
+    index. Another map-style Dataset, a list of dictionaries: a DataLoader around
     it. A DataLoader, which keeps its own batch size and order; an IterableDataset comes inside one. An object
     that already is Batches is returned as it is. Raises UsageError for anything else.
 
@@ -183,7 +233,7 @@ def as_batches(
         return TensorBatches(inputs, targets, batch_size=size, shuffle=shuffle, seed=seed, channels_last=channels_last)
     if isinstance(data, IterableDataset):
         raise UsageError("an IterableDataset has an order of its own: pass it inside a DataLoader")
-    if is_map_style(data):
+    if is_map_style(data) or _is_table(data):
         if not len(data):
             raise UsageError("the data set is empty: there must be at least one example")
         alone = shuffle and len(data) > size > 1 and len(data) % size == 1  # as in TensorBatches
@@ -198,3 +248,14 @@ def as_batches(
         "data must be a DataLoader, a Dataset, or a pair (inputs, targets) of tensors or NumPy arrays, "
         f"not a {type(data).__name__}{hint}"
     )
+
+
+def as_wholes(data: Any, *, batch_size: int = 128, seed: int = 0, shuffle: bool = True) -> Whole:
+    """Whole batches of any kind: of what `as_batches` takes, and of the rows of one tensor or array.
+
+    >>> [batch.shape for batch, _ in as_wholes(torch.zeros(3, 5), batch_size=2, shuffle=False).epoch(0)]
+    [torch.Size([2, 5]), torch.Size([1, 5])]
+    """
+    if isinstance(data, (Tensor, np.ndarray)) and data.ndim > 0:
+        data = Subset(cast(Any, data), range(len(data)))
+    return Whole(as_batches(data, batch_size=batch_size, seed=seed, shuffle=shuffle))

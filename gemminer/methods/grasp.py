@@ -8,7 +8,6 @@ the stream's order (batch norm sees all classes). Its sums over the halves are m
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from gemminer.methods.parts.one_shot import (
     twice_differentiable,
 )
 from gemminer.methods.registry import Found, register
-from gemminer.training.feed import mapped
+from gemminer.training.feed import mapped, tensors_of
+from gemminer.training.losses import output_loss
 from gemminer.training.task import Task
 
 # A gradient for g, and for H g a gradient and the way back through it.
@@ -61,7 +61,7 @@ class Options(DataOptions):
 def of_each_class(task: Task, count: int) -> Seen:
     """The first `count` examples of each class in the training data, in batches of the training size.
 
-    Empty where targets are not class numbers of shape (n,).
+    Empty where targets are not class numbers of shape (n,), or a tensor of the inputs has no row for each.
     """
     taken: dict[int, int] = {}
     examples: list[tuple[Any, Any]] = []
@@ -69,6 +69,8 @@ def of_each_class(task: Task, count: int) -> Seen:
     for inputs, targets in task.train.epoch(0):
         if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
             return []
+        if any(t.shape[:1] != targets.shape for t in tensors_of(inputs)):
+            return []  # not of examples alone
         size = max(size, len(targets))
         chosen = []
         for i, label in enumerate(targets.tolist()):
@@ -110,18 +112,18 @@ def hessian_gradient(task: Task, seen: Seen, weights: Sequence[Tensor]) -> list[
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Remove the highest S = -w * (H g), of the loss of logits / T (equation 8 there)."""
-    warm = dataclasses.replace(
-        task,
-        loss=lambda output, targets: task.loss(
-            tree_map(lambda t: t / options.temperature if isinstance(t, Tensor) else t, output), targets
-        ),
-    )
+    if task.loss is output_loss:
+        task.note("grasp has no temperature here: the model makes its loss itself")
+
+    def divided(module: nn.Module, args: Any, output: Any) -> Any:
+        return tree_map(lambda t: t / options.temperature if isinstance(t, Tensor) else t, output)
+
     seen = of_each_class(task, options.per_class) if options.per_class else []
     seen = seen or first_batches(task, options.batches)
 
     def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        with twice_differentiable("grasp"):
-            products = hessian_gradient(warm, seen, list(weights.values()))
+        with twice_differentiable("grasp"), task.hooked(divided):
+            products = hessian_gradient(task, seen, list(weights.values()))
         return {name: w * hg for (name, w), hg in zip(weights.items(), products, strict=True)}  # -S
 
     return prune_once(task, density, options, seed, score, STEPS * len(seen))

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gemminer.core.errors import UsageError
 from gemminer.core.names import full_names, named_parameters, unwrapped
 from gemminer.methods.parts.one_shot import DataOptions, Seen, first_batches, prune_once, shares, twice_differentiable
 from gemminer.methods.registry import Found, register
-from gemminer.training.task import Task
+from gemminer.training.task import Swapped, Task
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,16 @@ class Options(DataOptions):
             raise UsageError(f"momentum must be at least 0 and below 1, not {self.momentum}")
 
 
-class _With(nn.Module):
+class _With(Swapped):
     """The model with other values for its parameters, differentiable in them; tied ones stay tied."""
 
     def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        model = unwrapped(model)  # DataParallel cannot be called so
-        full = full_names(model)
-        self.model, self.values = model, {full[name]: value for name, value in values.items()}
+        super().__init__(unwrapped(model))  # DataParallel cannot be called so
+        full = full_names(self.model)
+        self._values = {full[name]: value for name, value in values.items()}
 
-    def forward(self, *args: object, **kwargs: object) -> object:
-        return functional_call(self.model, self.values, args, kwargs)
+    def values(self) -> dict[str, Tensor]:
+        return self._values
 
 
 _RECOMPUTED = "_checkpoint_without_reentrant_generator"  # of torch.utils.checkpoint; yields before and after a call

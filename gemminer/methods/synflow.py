@@ -87,7 +87,7 @@ def flow(
 
     Raises GemminerError where it is not finite.
     """
-    outputs = [t for t in tree_leaves(task.forward(inputs)) if isinstance(t, Tensor) and t.requires_grad]
+    outputs = [t for t in tree_leaves(task.output(inputs)) if isinstance(t, Tensor) and t.requires_grad]
     if not outputs:
         raise GemminerError("synflow's output does not depend on any weight of this model")
     total = torch.stack([t.sum() for t in outputs]).sum()

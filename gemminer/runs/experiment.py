@@ -35,10 +35,10 @@ from gemminer.methods.inside import check_within, find_inside, zeros_of
 from gemminer.runs import identity, provenance
 from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
-from gemminer.training.feed import Feed, feeds, mapped, reason, shapes
+from gemminer.training.feed import Feed, feeds_of_batch, feeds_of_step, mapped, reason, shapes
 from gemminer.training.look import with_metric
 from gemminer.training.loop import fit
-from gemminer.training.losses import Metric
+from gemminer.training.losses import Metric, cross_entropy, has_loss, output_loss
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -73,29 +73,37 @@ def wants_channels_last(task: Task) -> bool:
 def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Iterable[Feed]) -> Feed:
     """The first of these ways in which the model takes a first batch's inputs; model and batch are left as they were.
 
-    Training data are tried in training mode, others in evaluation mode. Raises UsageError if it takes them in none.
+    Training data are tried in training mode, others in evaluation mode. Raises UsageError if it takes them in none, or
+    if there is to be a loss in what it puts out and is none.
     """
     if first is None:
         raise UsageError(f"the {what} data gave no batch")
     failed: Exception | None = None
     for feed in feeds:
         trial = dataclasses.replace(task, feed=feed)
-        with borrowed(task.model), private_randomness(), torch.no_grad():
+        recorded = task.step is not None and what == "training"  # a step may ask for gradients itself
+        with borrowed(task.model), private_randomness(), torch.set_grad_enabled(recorded):
             trial.train_mode() if what == "training" else task.model.eval()
             try:
-                trial.forward(mapped(torch.clone, first[0]))
+                output = trial.forward(mapped(torch.clone, first[0]))
             except Exception as error:  # whatever a model raises
                 failed = failed or error
                 continue
-            return feed
-    assert failed is not None
-    raise UsageError(
-        f"the model does not take the {what} data's inputs ({shapes(first[0])}): {reason(failed)}"
-    ) from failed
+            if not feed.own_loss or has_loss(output):
+                return feed
+    if failed is None:
+        raise UsageError(
+            f"there is no loss for the {what} data ({shapes(first[0])}): the model's output has none, and no loss of "
+            "output and labels was given; give step=, a function of the model and a batch that returns it"
+        )
+    how = "the model does not take" if task.step is None else "step fails on"
+    raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from failed
 
 
 def reseeded(batches: Batches, *keys: object) -> Batches:
     """The same batches in the order of another seed, where they have one."""
+    if isinstance(batches, data.Whole):
+        return data.Whole(reseeded(batches.batches, *keys))
     if not hasattr(batches, "seed"):
         return batches
     other = copy.copy(batches)
@@ -355,6 +363,20 @@ def _covered(rows: Sequence[Mapping[str, Any]]) -> float:
     return int(epochs) if epochs == int(epochs) else epochs
 
 
+def _by_step(task: Mapping[str, Any], metric: Any) -> bool:
+    """Whether there is a step, which takes whole batches; raises UsageError for functions that cannot be."""
+    step, loss = task.get("step"), task.get("loss", cross_entropy)
+    of = "(output, target)" if step is None else "(model, batch)"
+    for name, function, its in (("loss", loss, of), ("step", step, "(model, batch)"), ("metric", metric, of)):
+        if isinstance(function, type):
+            raise UsageError(f"{name} must be a function of {its}, not the class {function.__name__}: make one")
+        if not callable(function) and (name == "loss" or function is not None):
+            raise UsageError(f"{name} must be a function of {its}, not {shown(function)}")
+    if step is not None and loss is not cross_entropy:
+        raise UsageError("step returns the loss itself: give step or loss, not both")
+    return step is not None
+
+
 @gradients()
 def build(
     model: nn.Module,
@@ -374,21 +396,18 @@ def build(
     differently, and `gemminer mine --seed 1` orders them like mine(seed=1).
 
     Args:
-        train, validation, test: data that `gemminer.data.as_batches` takes.
+        train, validation, test: data that `gemminer.data.as_batches` takes; with a step, batches of any kind.
         batch_size: the batch size for data sets and tensors; a DataLoader has its own.
         metric: the user's; by default accuracy where the loss is cross-entropy of classes, else minus the loss.
-        task: other fields of `Task`: loss, include, exclude, embeddings, engine, checkpoint, monitor.
+        task: other fields of `Task`: loss or step, include, exclude, embeddings, engine, checkpoint, monitor.
 
     Raises:
         UsageError: not a model, not data, nothing to prune, an engine that cannot be.
     """
 
     require_numbers(model, to_train=True)
-    for name in ("loss", "metric"):
-        if isinstance(given := task.get(name, len), type):
-            raise UsageError(f"{name} must be a function of (output, target), not the class {given.__name__}: make one")
-        if not callable(given):
-            raise UsageError(f"{name} must be a function of (output, target), not {shown(given)}")
+    by_step = _by_step(task, metric)
+    batched = data.as_wholes if by_step else data.as_batches
     monitor = task.get("monitor", Monitor())
     if isinstance(monitor, type) or not all(callable(getattr(monitor, n, None)) for n in ("begin", "epoch", "note")):
         raise UsageError(f"monitor must be a gemminer.Monitor, not {shown(monitor)}")
@@ -398,15 +417,17 @@ def build(
         )
 
     def held_out(given: Any) -> Batches | None:
-        return None if given is None else data.as_batches(given, batch_size=batch_size, shuffle=False)
+        return None if given is None else batched(given, batch_size=batch_size, shuffle=False)
 
-    batches = reseeded(data.as_batches(train, batch_size=batch_size), seed, "batches")
+    batches = reseeded(batched(train, batch_size=batch_size), seed, "batches")
     made = Task(model, batches, held_out(validation), **task)
     made.prunable()
     engine.checked(made.engine, made.device)
     first = next(iter(batches.epoch(0)), None)  # a user's loader may be slow to begin: it is asked once
-    feed = looked_at(made, first, "training", feeds(model, first and first[0]))
-    made, tested = dataclasses.replace(made, first=first, feed=feed), held_out(test)
+    ways = feeds_of_step(model) if by_step else feeds_of_batch(model, first, made.loss is not cross_entropy)
+    feed = looked_at(made, first, "training", ways)
+    loss = output_loss if feed.own_loss else made.loss
+    made, tested = dataclasses.replace(made, first=first, feed=feed, loss=loss), held_out(test)
     for what, part in (("validation", made.validation), ("test", tested)):
         if part is not None:
             looked_at(made, next(iter(part.epoch(0)), None), what, [made.feed])

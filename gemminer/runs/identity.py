@@ -17,7 +17,7 @@ from gemminer.training.task import Task
 # What another call may change without changing what is computed, and what is named below.
 _NOT_OF = {
     "below", "channels_last", "checkpoint", "engine", "first", "loss", "metric", "metric_name", "model", "monitor",
-    "notes", "phase", "train", "validation",
+    "notes", "phase", "step", "train", "validation",
 }  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def _of(task: Task, seed: int) -> dict[str, str]:
         "the engine": task.engine,
         **own,
     }
+    if task.step is not None:
+        found["the step"] = called(task.step)
     if task.validation is not None:
         found["the metric"] = called(task.metric)
     return {**found, "the model's first weights": digest(sorted(state.items()))}  # last: others say more

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gemminer.core.model_state import borrowed
 from gemminer.core.names import named_parameters
 from gemminer.core.randomness import private_randomness
+from gemminer.data import examples_in
 from gemminer.training.feed import reason
 from gemminer.training.task import Task
 
@@ -165,8 +166,7 @@ def count(task: Task, parameters: Mapping[str, Tensor]) -> Flops:
             failed = reason(error)
     else:
         task.note(f"warning: the model's FLOPs cannot be counted and are given as 0: {failed}")
-    _, targets = task.first_batch()
-    examples = (len(targets) if hasattr(targets, "__len__") else 1) or 1
+    examples = examples_in(*task.first_batch()) or 1
     rest = flops.pop(None, 0.0)
     return Flops({n: flops.get(n, 0.0) / examples for n in parameters}, rest / examples, examples)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gemminer.core.errors import GemminerError
 from gemminer.core.model_state import has_statistics, modes
 from gemminer.core.names import named_modules
-from gemminer.data import Batches
+from gemminer.data import Batches, examples_in
 from gemminer.training.losses import ignored_label
 from gemminer.training.task import Task
 
@@ -36,7 +36,7 @@ def measure(task: Task, batches: Batches, *, by_class: bool = True) -> tuple[flo
             if values.numel() == 0:  # every label of the batch is ignored
                 continue
             mean = values.dim() == 0 or (values.numel() == 1 and ignored is None)  # of the batch
-            examples = len(targets) if mean else values.numel()
+            examples = examples_in(inputs, targets) if mean else values.numel()
             total += float(values.double().mean()) * examples
             count += examples
             if seen is not None:

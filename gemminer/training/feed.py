@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.names import unwrapped
+from gemminer.data import label_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,21 @@ class Feed:
         cast: floating-point inputs are given in the model's type.
         floats: so are whole numbers, for a model that does not take them as they are.
         unpacked: a dictionary or tuple holds the arguments of `forward`, by name or in order.
+        without: the name in a dictionary of what the model is not given: its targets.
+        own_loss: what the model puts out has the loss.
     """
 
     cast: bool = False
     floats: bool = False
     unpacked: bool = False
+    without: str | None = None
+    own_loss: bool = False
+
+    def taken(self, inputs: Any) -> Any:
+        """What of a batch's inputs the model is given."""
+        if self.without is None or not isinstance(inputs, Mapping) or self.without not in inputs:
+            return inputs
+        return {name: part for name, part in inputs.items() if name != self.without}
 
     def call(self, model: Callable[..., Any], inputs: Any) -> Any:
         if not self.unpacked:
@@ -39,8 +51,13 @@ class Feed:
         return tensor.to(dtype) if tensor.is_floating_point() or self.floats else tensor
 
 
-def feeds(model: nn.Module, inputs: Any) -> Iterator[Feed]:
-    """The ways in which the model may take such inputs, the likeliest first."""
+def feeds(model: nn.Module, inputs: Any, without: str | None = None) -> Iterator[Feed]:
+    """The ways in which the model may take such inputs, the likeliest first.
+
+    Args:
+        without: the name in a dictionary of what is not given to the model.
+    """
+    inputs = Feed(without=without).taken(inputs)
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     cast = len(types) == 1  # of several the model itself knows which it needs where
     ways = []
@@ -52,7 +69,33 @@ def feeds(model: nn.Module, inputs: Any) -> Iterator[Feed]:
     whole = any(not (t.is_floating_point() or t.is_complex()) for t in tensors_of(inputs))
     for floats in (False, True) if whole and cast else (False,):
         for unpacked in ways or [False]:
-            yield Feed(cast, floats, unpacked)
+            yield Feed(cast, floats, unpacked, without)
+
+
+def feeds_of_batch(model: nn.Module, batch: tuple[Any, Any] | None, given: bool) -> Iterator[Feed]:
+    """The ways in which the model may take such a batch; a dictionary that is a whole one, first with its targets.
+
+    Args:
+        given: whether there is a loss of output and targets, which goes before one that the model makes itself.
+    """
+    inputs, targets = batch or (None, None)
+    label = label_of(inputs)
+    inside = label is not None and inputs is not None and inputs[label] is targets
+    if isinstance(inputs, Mapping) and (inside or targets is None) and not given:
+        for feed in feeds(model, inputs):
+            yield dataclasses.replace(feed, own_loss=True)
+        yield from feeds(model, inputs, label) if inside else ()
+        return
+    if inside:
+        yield from feeds(model, inputs, label)
+    yield from feeds(model, inputs)
+
+
+def feeds_of_step(model: nn.Module) -> Iterator[Feed]:
+    """The ways in which a step may be given a batch: as it is, and in the model's type."""
+    yield Feed()
+    if len({p.dtype for p in model.parameters() if p.is_floating_point()}) == 1:
+        yield Feed(cast=True)
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:

@@ -26,7 +26,7 @@ def with_metric(task: Task, metric: Metric | None, *, measured: bool) -> Task:
         GemminerError: the loss or the metric does not fit the model and data, or there is no batch.
     """
     inputs, targets = task.first_batch()
-    own, name = metric_for(task.loss, targets)
+    own, name = metric_for(task.step or task.loss, targets)
     if metric is None or (metric is accuracy and name == "accuracy"):  # ours leaves out the labels the loss leaves out
         metric = own
     else:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gemminer.core.errors import UsageError
 
 Loss = Callable[[Any, Any], Tensor]
+Step = Callable[[Any, Any], Tensor]  # (model, batch) -> loss
 Metric = Callable[[Any, Any], Any]
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out by default
 
@@ -22,6 +23,23 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out by default
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy of logits (N, C, ...) or, for tokens, (N, T, C) against class indices of the leading shape."""
     return F.cross_entropy(*_classes_second(output, target))
+
+
+def output_loss(output: Any, target: Any) -> Tensor:
+    """The loss that a model's output has, as an attribute or under the name "loss", as in transformers."""
+    found: Tensor = output["loss"] if isinstance(output, Mapping) else output.loss
+    return found
+
+
+def has_loss(output: Any) -> bool:
+    """Whether a model's output has a loss of its own."""
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return isinstance(found, Tensor)
+
+
+def returned(output: Tensor, target: Any) -> Tensor:
+    """What a step returned is the loss."""
+    return output
 
 
 def accuracy(output: Tensor, target: Tensor, ignore_index: int = IGNORED) -> Tensor:
@@ -114,15 +132,19 @@ def check_targets(loss: Loss, output: Any, target: Any) -> None:
 # --- what they return ------------------------------------------------------------------------------------------
 
 
-def as_loss(value: Any) -> Tensor:
-    """A loss as a tensor without dimensions; raises UsageError, which says what to return, for what is none."""
+def as_loss(value: Any, what: str = "loss") -> Tensor:
+    """A loss as a tensor without dimensions; raises UsageError, which says what to return, for what is none.
+
+    Args:
+        what: the name of the user's function, in that sentence.
+    """
     if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
         if torch.is_grad_enabled() and not value.requires_grad:
             raise UsageError(
-                "the loss has no gradient: compute it from the model's output, without detach(), item() or no_grad()"
+                f"the {what} has no gradient: compute it from the model's output, without detach(), item() or no_grad()"
             )
         return value if value.dim() == 0 else value.reshape(())
-    raise UsageError(f"the loss must return one number as a tensor with a gradient, not {_got(value)}")
+    raise UsageError(f"the {what} must return one number as a tensor with a gradient, not {_got(value)}")
 
 
 def as_values(value: Any) -> Tensor:

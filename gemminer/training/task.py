@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,54 @@ from gemminer.core.progress import Monitor
 from gemminer.core.prunable import Prunable, find_prunable
 from gemminer.data import Batches
 from gemminer.training.checkpoint import Checkpoint
-from gemminer.training.feed import Feed, mapped
-from gemminer.training.losses import Loss, Metric, accuracy, as_loss, as_values, cross_entropy, ignored_label
+from gemminer.training.feed import Feed, mapped, reason, shapes
+from gemminer.training.losses import (
+    Loss,
+    Metric,
+    Step,
+    accuracy,
+    as_loss,
+    as_values,
+    cross_entropy,
+    ignored_label,
+    output_loss,
+    returned,
+)
 
 
-class Inside(nn.Module):
+class Swapped(nn.Module):
+    """A model that is called with other values for its parameters.
+
+    What is called is the model itself while it has them, so that a user's step finds its modules and methods.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def values(self) -> dict[str, Tensor]:
+        """The values by the model's own names."""
+        raise NotImplementedError
+
+    def call(self, function: Callable[[nn.Module], Any]) -> Any:
+        """What `function` of the model returns while it has the values."""
+        values = {f"model.{name}": value for name, value in self.values().items()}
+        return torch.func.functional_call(_Calling(self.model, function), values, ())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(lambda model: model(*args, **kwargs))
+
+
+class _Calling(nn.Module):
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self) -> Any:
+        return self.function(self.model)
+
+
+class Inside(Swapped):
     """A model whose prunable weights are vectors of what is inside a mask; a forward pass puts them in their places.
 
     Args:
@@ -29,16 +73,20 @@ class Inside(nn.Module):
     """
 
     def __init__(self, model: nn.Module, table: Prunable, places: Mapping[str, tuple[Tensor, torch.Size]]) -> None:
-        super().__init__()
-        self.model, self.table, self.places = model, table, dict(places)
+        super().__init__(model)
+        self.table, self.places = table, dict(places)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def values(self) -> dict[str, Tensor]:
         whole = {}
         for name, (index, shape) in self.places.items():
             path, _, own = name.rpartition(".")
             vector = getattr(self.model.get_submodule(path), own)
             whole[name] = vector.new_zeros(shape.numel()).index_put((index,), vector).view(shape)
-        return torch.func.functional_call(self.model, whole, args, kwargs)
+        return whole
+
+
+class _Seen(Exception):
+    """A step has called the model."""
 
 
 @dataclass
@@ -50,7 +98,8 @@ class Task:
         train: the training batches.
         validation: held-out training data for methods that choose something; never the test set.
         loss: (output, target) -> scalar to minimise.
-        metric: (output, target) -> number, or a number for each example, whose mean is reported; higher is better.
+        metric: (output, target) -> number, or a number for each example, whose mean is reported; higher is better. With
+            a step it is called with (model, batch).
         metric_name: the metric's name in reports.
         include: names of further parameters to prune, as shell patterns; see `core.prunable.find_prunable`.
         exclude: parameter names to leave dense, as shell patterns.
@@ -68,6 +117,7 @@ class Task:
         monitor: told of every step and epoch.
         notes: warnings and remarks for a person, in order; shared by the tasks that are made of this one.
         first: the first training batch, if it has been taken: a look at it asks the user's loader no more.
+        step: (model, batch) -> loss, called in place of the model and the loss; a batch's inputs are the whole batch.
     """
 
     model: nn.Module
@@ -90,6 +140,7 @@ class Task:
     monitor: Monitor = field(default_factory=Monitor)
     notes: list[str] = field(default_factory=list)
     first: tuple[Any, Any] | None = None
+    step: Step | None = None
 
     def note(self, text: str) -> None:
         """Tell a person, once, and the record."""
@@ -100,6 +151,8 @@ class Task:
     def __post_init__(self) -> None:
         if self.held is None:
             self.held = held_in_evaluation(self.model)
+        if self.step is not None:
+            self.loss = returned
 
     def train_mode(self) -> None:
         """Put the model in training mode, all but the norms that its owner froze."""
@@ -150,7 +203,7 @@ class Task:
     def place_inputs(self, inputs: Any) -> Any:
         """A batch's inputs as the model takes them: placed, and in its type."""
         dtype = self.dtype
-        return mapped(lambda tensor: self.feed.typed(self._placed(tensor), dtype), inputs)
+        return mapped(lambda tensor: self.feed.typed(self._placed(tensor), dtype), self.feed.taken(inputs))
 
     def place_targets(self, targets: Any) -> Any:
         """A batch's targets, placed; double-precision numbers become the model's type, and others in a double model."""
@@ -164,8 +217,49 @@ class Task:
         return mapped(typed, targets)
 
     def forward(self, inputs: Any) -> Any:
-        """The model's output for one batch of inputs."""
+        """The model's output for one batch of inputs; with a step, the loss that it returns."""
+        if self.step is not None:
+            return self._with_model(self.step, inputs)
         return self.feed.call(self.model, self.place_inputs(inputs))
+
+    def _with_model(self, function: Callable[[Any, Any], Any], batch: Any) -> Any:
+        """What a user's function of the model and a batch returns."""
+        placed = self.place_inputs(batch)
+
+        def called(model: nn.Module) -> Any:
+            return model.call(called) if isinstance(model, Swapped) else function(model, placed)
+
+        return called(self.model)
+
+    def output(self, inputs: Any) -> Any:
+        """What the model puts out for one batch, without a loss of its own; with a step, when that first calls it."""
+        if self.step is None:
+            found = self.forward(inputs)
+            alone = self.loss is output_loss and isinstance(found, Mapping)
+            return {name: part for name, part in found.items() if name != "loss"} if alone else found
+        seen: list[Any] = []
+
+        def stop(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append(output)
+            raise _Seen
+
+        with self.hooked(stop), contextlib.suppress(_Seen):
+            self.forward(inputs)
+        if not seen:
+            raise GemminerError("the method needs the model's output, and step never calls the model itself")
+        return seen[0]
+
+    @contextlib.contextmanager
+    def hooked(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+        """Call `hook` with the model, its arguments and its output when it is called; what it returns is put out."""
+        model = self.model
+        while isinstance(model, Swapped):
+            model = model.model
+        handle = model.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def loss_of(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of one batch; raises an error of one sentence where output and target do not fit.
@@ -183,16 +277,21 @@ class Task:
             found = self.loss(output, self.place_targets(targets))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise self._misfit("loss", output, targets, error) from error
-        return as_loss(found)
+        return as_loss(found, "loss" if self.step is None else "step")
 
     def metric_of(self, inputs: Any, targets: Any) -> Tensor:
         """What the metric returns for one batch, as a tensor; an error is one sentence."""
-        output = self.forward(inputs)
+        output = None if self.step is not None else self.forward(inputs)
         try:
-            found = self.metric(output, self.place_targets(targets))
+            if self.step is not None:
+                found = self._with_model(self.metric, inputs)
+            else:
+                found = self.metric(output, self.place_targets(targets))
         except GemminerError:
             raise
         except Exception as error:
+            if self.step is not None:
+                raise GemminerError(f"the metric fails on a batch ({shapes(inputs)}): {reason(error)}") from error
             raise self._misfit("metric", output, targets, error) from error
         return as_values(found)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from gemminer.core.errors import UsageError
-from gemminer.data import LoaderBatches, as_batches, load, loaders
+from gemminer.data import LoaderBatches, as_batches, as_wholes, load, loaders
 from tests.data.helpers import Squares, Stream, bits, global_streams, one_sentence, order, same
 
 # --- loaders --------------------------------------------------------------------------------------
@@ -143,15 +143,41 @@ def test_workers_draw_the_same_whatever_they_did_before(persistent: bool) -> Non
 @pytest.mark.parametrize(
     ("collate", "says"),
     [
-        (lambda rows: {"input_ids": 1, "mask": 2}, "a dictionary of input_ids, mask"),
-        (lambda rows: (1, 2, 3), "3 parts"),
+        (lambda rows: (1,), "1 parts"),
         (lambda rows: torch.zeros(2, 3), "a Tensor"),
     ],
 )
 def test_batches_that_are_no_pairs_are_refused(collate: Callable[[Any], Any], says: str) -> None:
     batches = as_batches(DataLoader(Squares(4), collate_fn=collate))
-    with pytest.raises(UsageError, match=rf"must be a pair \(inputs, targets\), not {says}: .*collate_fn"):
+    with pytest.raises(UsageError, match=rf"must be a pair .* or a dictionary, not {says}: .*collate_fn.*step="):
         next(batches.epoch(0))
+
+
+def test_batches_of_several_parts_and_dictionaries() -> None:
+    tensors = torch.arange(6.0), torch.ones(6), torch.arange(6)
+    several = as_batches(TensorDataset(*tensors), batch_size=4, shuffle=False)
+    inputs, targets = next(several.epoch(0))
+    assert isinstance(inputs, tuple)
+    assert torch.equal(torch.stack(inputs), torch.stack(tensors[:2])[:, :4])
+    assert targets.tolist() == [0, 1, 2, 3]
+    rows = [{"x": torch.ones(2), "labels": i} for i in range(5)]
+    inputs, targets = next(as_batches(rows, batch_size=4, shuffle=False).epoch(0))
+    assert inputs["x"].shape == (4, 2)
+    assert inputs["labels"] is targets
+    assert next(as_batches([{"x": 1.0}, {"x": 2.0}]).epoch(0))[1] is None
+
+
+def test_whole_batches_are_what_the_data_gives() -> None:
+    pair = next(as_wholes((X, torch.arange(4)), shuffle=False).epoch(0))
+    assert torch.equal(pair[0][0], X)
+    assert pair[0][1] is pair[1]
+    odd = as_wholes(DataLoader(Squares(4), collate_fn=lambda rows: frozenset(rows)))  # type: ignore[arg-type]
+    assert [(type(batch), targets) for batch, targets in odd.epoch(0)] == [(frozenset, None)] * 4
+    rows = as_wholes(torch.arange(10.0).reshape(5, 2).numpy(), batch_size=2, seed=3)
+    assert len(rows) == 2, "the last of a single example is left out where they are shuffled"
+    assert (rows.examples, next(rows.epoch(0))[0].dtype) == (4, torch.float32)
+    stream = as_wholes(DataLoader(Stream(7), batch_size=3, collate_fn=lambda rows: {"n": torch.tensor(rows)}))
+    assert (len(stream), stream.examples) == (3, 7)
 
 
 # --- anything -> batches --------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import UserDict
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import gemminer
 from gemminer import methods
@@ -204,11 +205,82 @@ def test_bert_of_transformers() -> None:
     labels = (ids[:, 0] > 9).long()
     rows = [{"input_ids": ids[i], "attention_mask": mask[i], "labels": labels[i]} for i in range(32)]
     data = DataLoader(rows, batch_size=8)  # type: ignore[arg-type]
+    pairs = [({"input_ids": ids[i], "attention_mask": mask[i]}, labels[i]) for i in range(32)]
     with pytest.raises(gemminer.GemminerError, match=r"give a loss and a metric that read output\.logits"):
-        gemminer.mine(bert, data, 0.3, epochs=1)
+        gemminer.mine(bert, DataLoader(pairs, batch_size=8), 0.3, epochs=1)  # type: ignore[arg-type]
+    own = gemminer.mine(bert, data, 0.3, epochs=1)
+    assert gemminer.mine(bert, data, 0.3, epochs=1, step=lambda model, batch: model(**batch).loss) == own
+    trained = gemminer.train(bert, own, rows, rows, epochs=1, batch_size=8)
+    assert trained.test is not None
+    assert trained.test < 0, "the metric is minus the loss that the model makes"
     how: dict[str, Any] = {
         "loss": lambda output, target: nn.functional.cross_entropy(output.logits, target),
         "metric": lambda output, target: (output.logits.argmax(1) == target).double(),
     }
     ticket = gemminer.mine(bert, data, 0.3, epochs=1, **how)
     assert gemminer.train(bert, ticket, data, data, epochs=1, **how)["test"] >= 0
+
+
+class Owned(Two):
+    """Makes its loss itself, of labels where it has them, as transformers' models."""
+
+    def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
+        logits = super().forward(input_ids, attention_mask)
+        found = {"logits": logits}
+        return found if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), **found}
+
+
+class Attribute(Two):
+    """Its output has the loss as an attribute, and needs no labels."""
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        logits = super().forward(input_ids, attention_mask)
+        return SimpleNamespace(loss=logits.square().mean(), logits=logits)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_with_the_loss_of_the_models_output(method: str) -> None:
+    how: dict[str, Any] = {"epochs": 1} if methods.get(method).trains else {}
+    torch.manual_seed(0)
+    plain, own = Two(), Owned()
+    own.load_state_dict(plain.state_dict())
+    data, notes = loader(FORMS["dict"], labels=True), Notes()
+    how["options"] = {"temperature": 1.0} if method == "grasp" else {}
+    options = how.pop("options")
+    want = gemminer.mine(plain, data, 0.3, method=method, **how, **options)
+    assert gemminer.mine(own, data, 0.3, method=method, monitor=notes, **how, **options) == want
+    assert any("no temperature" in note for note in notes.notes) == (method == "grasp")
+
+
+def test_which_loss_a_dictionary_has() -> None:
+    torch.manual_seed(0)
+    model = Owned()
+    data = loader(FORMS["dict"], labels=True)
+    ticket = gemminer.mine(model, data, 0.3, epochs=1)
+    result = gemminer.train(model, ticket, data, data, epochs=2)
+    assert result.test is not None
+    assert -1 < result.test < 0
+
+    def doubled(output: Any, labels: Tensor) -> Tensor:
+        assert "loss" not in output, "a loss that is given goes before the model's"
+        return 2 * nn.functional.cross_entropy(output["logits"], labels)
+
+    assert gemminer.mine(model, data, 0.3, epochs=1, loss=doubled).kept == ticket.kept
+    without = loader(FORMS["dict"])
+    rows = [{"input_ids": x, "attention_mask": torch.ones(16)} for x in X]
+    assert gemminer.mine(Attribute(), rows, 0.3, epochs=1).kept == ticket.kept
+    with pytest.raises(UsageError, match=r"there is no loss for the training data .*give step="):
+        gemminer.mine(Owned(), rows, 0.3, epochs=1)
+    with pytest.raises(UsageError, match="there is no loss for the test data"):
+        gemminer.train(model, ticket, data, rows, epochs=1)
+    with pytest.raises(gemminer.GemminerError, match="the loss does not fit"):
+        gemminer.mine(Owned(), without, 0.3, epochs=1)  # pairs: their targets are the loss's
+
+
+def test_tuples_of_several_inputs() -> None:
+    torch.manual_seed(0)
+    model = Two()
+    want = gemminer.mine(model, loader(FORMS["tuple"]), 0.3, epochs=1)
+    flat = DataLoader(TensorDataset(X, torch.ones(64, 16), Y), batch_size=16)
+    assert gemminer.mine(model, flat, 0.3, epochs=1) == want
+    assert gemminer.train(model, want, flat, flat, epochs=4).test > 0.6  # type: ignore[operator]

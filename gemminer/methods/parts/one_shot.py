@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gemminer.core.errors import GemminerError, UsageError, unknown
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.core.selection import keep_highest, target
+from gemminer.data import examples_in
 from gemminer.methods.parts.allocation import allocate
 from gemminer.methods.registry import Found
 from gemminer.training.task import Task
@@ -123,7 +124,7 @@ def first_batches(task: Task, count: int) -> Seen:
 
 def shares(seen: Seen) -> list[float]:
     """Each batch's fraction of all examples, so that sums over batches are means over examples."""
-    sizes = [len(targets) if hasattr(targets, "__len__") else 1 for _, targets in seen]
+    sizes = [examples_in(inputs, targets) for inputs, targets in seen]
     return [size / sum(sizes) for size in sizes]
 
 
