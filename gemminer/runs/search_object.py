@@ -16,6 +16,7 @@ from gemminer.core import numbers
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.names import named_parameters
 from gemminer.core.prunable import find_prunable, train_only
 from gemminer.core.selection import target
 from gemminer.core.ticket import State, Ticket
@@ -214,7 +215,7 @@ class Search:
         self.taken = int(state["taken"])
 
     def _set_up(self, initial: Mapping[str, torch.Tensor] | None) -> None:
-        """Begin at weights that are drawn, or at a state that was saved."""
+        """Begin at weights that are drawn, or at those of a state that was saved: buffers come with the model."""
         table = self._searched = self._table()
         shapes = {name: p.shape for name, p in table.weights.items()}
         drawn: Mapping[str, torch.Tensor] = {}
@@ -222,9 +223,9 @@ class Search:
             drawn = self._draw.weights(shapes, table.layouts)
         tensors = named_state(self.model)
         with torch.no_grad():
-            for name, values in (initial or drawn).items():
-                tensors[name].copy_(values)
-        self._initial = State(named_state(self.model))
+            for name in drawn if initial is None else named_parameters(self.model):
+                tensors[name].copy_((initial or drawn)[name])
+        self._initial = State(named_state(self.model) if initial is None else initial)
         train_only(self.model, table)
         assert self._row.drive is not None
         self._driven = self._row.drive(table, self.density, self._chosen, self.seed, self._part)

@@ -99,6 +99,7 @@ def test_one_that_is_killed_and_goes_on_ends_in_the_same_masks(kind: str) -> Non
             search, optimiser = made(kind, model)
             model.load_state_dict(state["model"])  # as a framework does
             search.load_state_dict(state["search"])
+            assert all(torch.equal(t, state["model"][name]) for name, t in model.state_dict().items())
     assert search.finish().digest == whole.digest
 
 
