@@ -203,7 +203,7 @@ def _targets(batch: Any) -> Any:
 def _is_table(data: Any) -> bool:
     """Whether `data` is a list of dictionaries, each an example, or a data set of Hugging Face."""
     rows = isinstance(data, (list, tuple)) or (hasattr(data, "column_names") and hasattr(data, "__getitem__"))
-    return rows and len(data) > 0 and isinstance(data[0], Mapping)
+    return rows and not isinstance(data, Mapping) and len(data) > 0 and isinstance(data[0], Mapping)
 
 
 # --- anything -> batches --------------------------------------------------------------------------

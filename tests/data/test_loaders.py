@@ -167,6 +167,28 @@ def test_batches_of_several_parts_and_dictionaries() -> None:
     assert next(as_batches([{"x": 1.0}, {"x": 2.0}]).epoch(0))[1] is None
 
 
+def test_a_data_set_of_hugging_face_is_its_rows() -> None:
+    class Rows:  # as datasets.Dataset: by index, and iterated row by row
+        column_names = ("x", "labels")
+
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"x": torch.ones(2) * index, "labels": index}
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            return map(self.__getitem__, range(5))
+
+    class Splits(dict[str, Any]):  # as datasets.DatasetDict
+        column_names: dict[str, Any] = {}  # noqa: RUF012
+
+    batches = as_batches(Rows(), batch_size=3, shuffle=False)
+    assert [targets.tolist() for _, targets in batches.epoch(0)] == [[0, 1, 2], [3, 4]]
+    with pytest.raises(UsageError, match="not a Splits"):
+        as_batches(Splits(train=Rows()))
+
+
 def test_whole_batches_are_what_the_data_gives() -> None:
     pair = next(as_wholes((X, torch.arange(4)), shuffle=False).epoch(0))
     assert torch.equal(pair[0][0], X)
