@@ -124,7 +124,7 @@ class _Trials:
         longest, norm, taken_before = self.longest(lr) or math.inf, torch.zeros(()), self.steps
         with borrowed(task.model):
             seed_globals(self.key)
-            task.model.train()
+            task.train_mode()
             parameters = rule.parameters()
             optimiser = dataclasses.replace(self.settings, lr=lr).build(parameters)
             for i, (inputs, targets) in enumerate(itertools.islice(_batches(task), n)):
@@ -145,7 +145,7 @@ class _Trials:
     def _loss(self) -> float:
         """The mean loss of the held batches, as in training; infinite if it is not a number."""
         seed_globals(self.key)
-        self.task.model.train()
+        self.task.train_mode()
         with torch.no_grad():
             losses = [float(self.task.loss_of(*batch)) for batch in self.held]
         mean = statistics.fmean(losses) if losses else math.nan

@@ -165,6 +165,16 @@ def test_masked_weights_stay_zero_in_a_trial() -> None:
     assert not torch.equal(seen[0], seen[6])
 
 
+def test_a_norm_that_its_owner_froze_stays_frozen_in_a_trial() -> None:
+    net = tiny_net()
+    net[1].eval()
+    seen: list[bool] = []
+    net[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    found(task_of(net))
+    assert seen
+    assert not any(seen)
+
+
 def test_a_loss_that_is_no_number_is_said() -> None:
     said = Notes()
     task = task_of(tiny_net(), loss=lambda output, _: output.sum() * float("nan"), monitor=said)
