@@ -32,6 +32,7 @@ from gemminer.core.layout import Layout
 from gemminer.core.left_dense import LeftDense, parsed
 from gemminer.core.model_state import named_state
 from gemminer.core.numbers import shown
+from gemminer.core.overlap import Overlap, overlaps
 
 FORMAT = "gemminer.ticket/1"
 
@@ -270,6 +271,10 @@ class Ticket:
             dead = filters - int(alive.sum())
             rows.append(Layer(name, tuple(mask.shape), size, kept, kept / max(1, size), filters, dead))
         return rows
+
+    def overlap(self, other: Ticket) -> tuple[Overlap, ...]:
+        """What both keep of each masked parameter and, last, of all; UsageError for another model's ticket."""
+        return overlaps(self._masks, other._masks)
 
     def replace(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from gemminer.reporting.flags import (
     sentence,
 )
 from gemminer.reporting.options import Option, of_dataclass, of_model
-from gemminer.reporting.terminal import print_aside, print_list, print_ticket
+from gemminer.reporting.terminal import print_aside, print_list, print_overlap, print_ticket
 from gemminer.runs import asked
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
@@ -42,11 +43,22 @@ def mount(app: typer.Typer) -> None:
     app.command("recipes")(named_recipes)
 
 
-def inspect(ticket: TicketFile, as_json: Json = False) -> None:
-    """Print what a ticket keeps of each layer, and where it came from."""
+Other = Annotated[Path | None, typer.Argument(help="Another ticket or run: what the two have in common.")]
+
+
+def inspect(ticket: TicketFile, other: Other = None, as_json: Json = False) -> None:
+    """Print what a ticket keeps of each layer, and where it came from; of two, what both keep."""
     from gemminer.core.ticket import Ticket
 
     found = Ticket.load(asked.ticket_of(ticket))
+    if other is not None:
+        rows = found.overlap(Ticket.load(asked.ticket_of(other)))
+        if as_json:
+            derived = ("jaccard", "by_chance")
+            print_json({"layers": [dataclasses.asdict(r) | {n: getattr(r, n) for n in derived} for r in rows]})
+        else:
+            print_overlap(OUT, rows)
+        return
     if not as_json:
         print_ticket(OUT, found)
         return

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gemminer.core import left_dense
+from gemminer.core.overlap import Overlap
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs.grid import Cell
@@ -304,6 +305,17 @@ def print_ticket(console: Console, ticket: Ticket) -> None:
     draw = f"{ticket.draw.kind}, seed {ticket.draw.seed}" if ticket.draw else "the model's own"
     method = facts.get("method", "an unknown method")
     console.print(f"found by {method}, seed {facts.get('seed')}; initial weights: {draw}")
+
+
+def print_overlap(console: Console, rows: Sequence[Overlap]) -> None:
+    """What two tickets have in common."""
+    table = Table("layer", box=None, pad_edge=False)
+    for name in ("weights", "first", "second", "both", "by chance", "both / either"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (row.size, row.kept, row.other, row.both, f"{row.by_chance:.1f}", f"{row.jaccard:.4f}")
+        table.add_row(row.name, *map(str, numbers))
+    console.print(table)
 
 
 def print_list(console: Console, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
