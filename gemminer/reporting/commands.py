@@ -47,7 +47,7 @@ Other = Annotated[Path | None, typer.Argument(help="Another ticket or run: what 
 
 
 def inspect(ticket: TicketFile, other: Other = None, as_json: Json = False) -> None:
-    """Print what a ticket keeps of each layer, and where it came from; of two, what both keep."""
+    """Print what a ticket keeps by layer, or what two share."""
     from gemminer.core.ticket import Ticket
 
     found = Ticket.load(asked.ticket_of(ticket))
