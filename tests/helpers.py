@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.draw import Draw
+from gemminer.core.masks import State
 from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.progress import Monitor
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.selection import keep_highest
-from gemminer.core.ticket import State, Ticket
+from gemminer.core.ticket import Ticket
 from gemminer.methods import Find
 from gemminer.training.task import Task
 

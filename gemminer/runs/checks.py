@@ -22,6 +22,7 @@ from torch import Tensor
 from gemminer import methods
 from gemminer.core import statistics
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.html import table
 from gemminer.core.model_state import borrowed, gradients
 from gemminer.core.numbers import strings
 from gemminer.core.randomness import generator, mixed
@@ -215,6 +216,15 @@ class CheckResult:
                 f" +- {c.difference_std:.4f}  (n={c.n})  {c.verdict}"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [
+            (name, f"{c.mean:.4f} ± {c.std:.4f}", f"{c.difference:+.4f} ± {c.difference_std:.4f}", c.n, c.verdict)
+            for name, c in self.checks.items()
+        ]
+        title = f"{self.verdict}: training from the ticket against training from what is left of it, by {self.metric}"
+        return table(title, ("check", "altered", "ticket better by", "n", "verdict"), rows)
 
 
 Work = Callable[[Experiment], dict[str, Any]]

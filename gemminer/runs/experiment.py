@@ -22,6 +22,7 @@ from gemminer.core import left_dense
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fitting import require_numbers
+from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
 from gemminer.core.numbers import shown, strings
@@ -29,7 +30,7 @@ from gemminer.core.progress import Monitor
 from gemminer.core.prunable import Prunable
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
-from gemminer.core.ticket import Masks, State, Ticket
+from gemminer.core.ticket import Ticket
 from gemminer.data import Batches
 from gemminer.methods.inside import check_within, find_inside, zeros_of
 from gemminer.runs import identity, provenance

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from gemminer.core.draw import Draw
+from gemminer.core.masks import Masks, State
 from gemminer.core.prunable import Prunable
-from gemminer.core.ticket import Masks, State, Ticket
+from gemminer.core.ticket import Ticket
 from gemminer.methods import Found, Method
 from gemminer.runs import environment
 

@@ -15,11 +15,12 @@ from gemminer import methods
 from gemminer.core import numbers
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
+from gemminer.core.masks import State
 from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.names import named_parameters
 from gemminer.core.prunable import find_prunable, train_only
 from gemminer.core.selection import target
-from gemminer.core.ticket import State, Ticket
+from gemminer.core.ticket import Ticket
 from gemminer.methods.registry import Driven
 from gemminer.runs import provenance
 from gemminer.runs.settings import draw_of, options_of

@@ -22,8 +22,9 @@ import gemminer
 from gemminer import models
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import named_state
-from gemminer.core.ticket import FORMAT, Masks, State, Ticket, _facts_checksum
+from gemminer.core.ticket import FORMAT, Ticket, _facts_checksum
 from tests.helpers import drawn_ticket, tiny_net
 from tests.mutations.damage import packed, unpacked
 from tests.mutations.kinds import mutate
