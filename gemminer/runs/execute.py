@@ -191,6 +191,8 @@ def run_recipe(
     experiment = experiment.with_task(monitor=_Logged(experiment.task.monitor, folder))
     experiment = experiment.with_task(below=_engine(experiment, folder))
     step = _Steps(experiment, folder)
+    if resume and not folder.held:
+        experiment.task.monitor.note(f"{out} holds no run to go on with: this one begins anew")
 
     options = prepared.resolved.options
     if (seconds := prepared.resolved.seconds) is not None:

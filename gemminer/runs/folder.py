@@ -63,7 +63,8 @@ class Folder:
 
     What gemminer did not write is never touched. Raises UsageError where the folder holds anything but a run, a file of
     somebody's in the place of one of a run's, another recipe's run, or a run at all and neither `resume` nor
-    `overwrite` is asked for; Busy, a UsageError, where another process is running in it.
+    `overwrite` is asked for; Busy, a UsageError, where another process is running in it. `held` says whether there was
+    a run.
     """
 
     def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -73,8 +74,8 @@ class Folder:
             self._look(recipe_hash, resume, overwrite)  # nothing is made where there is nothing to do
             self.state.mkdir(parents=True, exist_ok=True)
             weakref.finalize(self, _locked(path).release)
-            held = self._look(recipe_hash, resume, overwrite)  # another run may have come in between
-            if held and overwrite:
+            self.held = self._look(recipe_hash, resume, overwrite)  # another run may have come in between
+            if self.held and overwrite:
                 self._wipe()
             for stale in self._temporary():
                 stale.unlink(missing_ok=True)  # left by a process that was killed in an atomic write

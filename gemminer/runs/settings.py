@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gemminer import methods
 from gemminer.core import numbers
-from gemminer.core.draw import Draw
+from gemminer.core.draw import Draw, kinds
 from gemminer.core.errors import UsageError, unknown
 from gemminer.runs.recipe import Recipe, budget_of, explain
 from gemminer.training.settings import Settings
@@ -60,6 +60,8 @@ def draw_of(name: str | None, method: methods.Method, density: float, seed: int)
         return None
     if name in (None, "default"):
         return Draw(method.initialiser, seed, density if method.fan_scaled else 1.0)
+    if name not in kinds():
+        raise unknown("initialiser", name, ("default", "keep", *kinds()))
     return Draw(name, seed)
 
 

@@ -23,6 +23,7 @@ from gemminer.runs import checks, folder, record
 from gemminer.runs.execute import check_ticket, prepare, run_recipe, train_ticket
 from gemminer.runs.recipe import Recipe, make
 from gemminer.training import evaluate
+from tests.helpers import Notes
 
 TINY = {
     "model": "lenet-300-100",
@@ -152,6 +153,14 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path, field
     with pytest.raises(UsageError):
         run_recipe(make({**TINY, **fields}), tmp_path / "run", device="cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_going_on_with_nothing_is_said(tmp_path: Path) -> None:
+    recipe = make({**TINY, "checks": (), "dense": False})
+    for said in (True, False):
+        notes = Notes()
+        run_recipe(recipe, tmp_path / "run", resume=True, device="cpu", monitor=notes)
+        assert any("holds no run to go on with" in note for note in notes.notes) == said
 
 
 def test_warnings_survive_a_resume(tmp_path: Path) -> None:

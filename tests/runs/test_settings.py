@@ -67,3 +67,8 @@ def test_a_budget_beside_epochs_is_refused(capsys: pytest.CaptureFixture[str]) -
         gemminer.mine(tiny_net(), tiny_data(), density=0.2, epochs=2, budget="0.5")
     assert main(["mine", "--epochs", "2", "--budget", "5s", "--out", "nowhere"]) == 2
     assert "not both" in capsys.readouterr().err
+
+
+def test_an_initialiser_that_is_none_names_keep_and_default() -> None:
+    with pytest.raises(UsageError, match="initialiser 'kep'; did you mean 'keep'"):
+        gemminer.mine(tiny_net(), tiny_data(), 0.5, method="random", initialiser="kep")
