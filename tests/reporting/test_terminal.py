@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gemminer.core.progress import Monitor
 from gemminer.reporting.terminal import (
     LiveBoard,
     PlainMonitor,
@@ -81,7 +80,10 @@ def test_quiet_and_verbose_monitors() -> None:
     for terminal in (True, False):
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=120)
-        assert type(monitor_for(console, quiet=True)) is Monitor
+        silent = monitor_for(console, quiet=True)
+        silent.note("a remark")
+        silent.epoch(row(1))
+        assert text.getvalue() == ""
         monitor = monitor_for(console, verbose=True)
         monitor.begin("search", 0, 3)
         for epoch in (1, 2, 3):

@@ -37,6 +37,9 @@ def test_a_named_recipe_is_changed_name_by_name() -> None:
 
 def test_a_ticket_is_trained_as_its_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticket = tmp_path / "ticket.safetensors"
+    with pytest.raises(UsageError, match="there is no ticket"):
+        asked.of_ticket(ticket, {"model": "conv-2"})
+    ticket.touch()
     with pytest.raises(UsageError, match="say which --model and --data"):
         asked.of_ticket(ticket, {"model": "conv-2"})
     assert asked.of_ticket(ticket, {"model": "conv-2", "data": "mnist"}) == Recipe(model="conv-2", data="mnist")
