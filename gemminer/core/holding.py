@@ -1,4 +1,4 @@
-"""Pruned weights that stay zero in anybody's training loop; the one place in the package that makes them so."""
+"""Pruned weights that stay zero while a loop trains the plain model, the package's own or anybody's."""
 
 from __future__ import annotations
 
@@ -201,9 +201,10 @@ class Hold:
 
     def _forget(self, optimiser: LBFGS) -> None:
         """Begin L-BFGS anew if it has seen pruned weights move: what it knows of curvature is of another network."""
-        known = {id(w): mask for w, mask in zip(self._zeros.weights, self._zeros.masks, strict=True)}
+        removed = {id(w): mask == 0 for w, mask in zip(self._zeros.weights, self._zeros.masks, strict=True)}
         weights = optimiser.param_groups[0]["params"]
-        pruned = torch.cat([(known[id(w)] == 0 if id(w) in known else w.isnan() & False).flatten() for w in weights])
+        flat = [removed.get(id(w), torch.zeros_like(w, dtype=torch.bool)).flatten() for w in weights]
+        pruned = torch.cat(flat)
         state = optimiser.state[weights[0]]
         seen = [*(state.get("old_dirs") or ()), *(state.get("old_stps") or ()), state.get("prev_flat_grad")]
         if any(v is not None and bool(v[pruned].count_nonzero()) for v in seen):

@@ -30,3 +30,9 @@ class Monitor:
 
     def close(self) -> None:
         """Called last."""
+
+
+class Silent(Monitor):
+    """Passes remarks over, as they stand in a record."""
+
+    def note(self, text: str) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.utils import prune
 
@@ -44,7 +45,10 @@ def from_prune(model: nn.Module) -> Ticket:
     where nothing is pruned so.
     """
     require_module(model)
-    state, masks = dict(named_state(model)), {name: p.detach() == p.detach() for name, p in _others(model).items()}
+    state, masks = (
+        dict(named_state(model)),
+        {name: torch.ones_like(p, dtype=torch.bool) for name, p in _others(model).items()},
+    )
     pruned = [name for name in state if name.endswith(_MASK) and name.removesuffix(_MASK) + _ORIGINAL in state]
     if not pruned:
         raise UsageError("the model is not pruned by torch.nn.utils.prune: it has no parameter with a mask")

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from gemminer.core import left_dense
 from gemminer.core.overlap import Overlap
-from gemminer.core.progress import Monitor
+from gemminer.core.progress import Monitor, Silent
 from gemminer.core.ticket import Ticket
 from gemminer.runs.grid import Cell
 from gemminer.runs.watch import Watch
@@ -44,12 +44,6 @@ def _numbers(row: dict[str, Any], metric: str) -> tuple[str, ...]:
 
 def _sentence(row: dict[str, Any], metric: str) -> str:
     return ", ".join([f"{row['phase']} epoch {row['epoch']}", *_numbers(row, metric)])
-
-
-class Silent(Monitor):
-    """Says nothing: remarks stand in the record."""
-
-    def note(self, text: str) -> None: ...
 
 
 class PlainMonitor(Monitor):

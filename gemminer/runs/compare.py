@@ -22,7 +22,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import MARK, read_json, save_text
 from gemminer.core.numbers import whole
 from gemminer.core.ownership import is_there, refuse_foreign
-from gemminer.core.progress import Monitor
+from gemminer.core.progress import Silent
 from gemminer.runs import archive, checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
 from gemminer.runs.folder import Busy
@@ -80,7 +80,7 @@ class Job:
     root: Path | None
 
 
-class _Telling(Monitor):
+class _Telling(Silent):
     """A monitor that tells the parent process the phase and epoch, at most twice a second."""
 
     def __init__(self, tell: Tell) -> None:
@@ -93,9 +93,6 @@ class _Telling(Monitor):
         if time.monotonic() - self.last > 0.5:
             self.last = time.monotonic()
             self.tell(f"{row['phase']} {row['epoch']}/{self.stop}")
-
-    def note(self, text: str) -> None:
-        """It stands in the cell's record."""
 
 
 def run_cell(job: Job, tell: Tell) -> None:

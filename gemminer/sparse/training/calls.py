@@ -112,7 +112,7 @@ _RECORDED: dict[Any, Callable[..., Tensor | None]] = {
 class _Patch:
     """While a network lives, `autograd.Function.apply`, which no mode sees, computes the deferred among its arguments.
 
-    Outside a pass it does as always. To change it in each pass would cost as much as ten layers, since Python then
+    Outside a pass it does as always. To change it in each pass costs a LeNet 40 microseconds of each, since Python then
     forgets what it knows of every subclass.
     """
 

@@ -1,6 +1,6 @@
 """Norms and ReLUs that put themselves off, without the detour of a call of PyTorch's that the recorder then sees.
 
-That detour is two thirds of what it costs to put an operation off: 25 of 40 microseconds for a batch norm.
+Of a ResNet-20 step that detour was half a millisecond for its 19 batch norms, measured beside other work.
 """
 
 from __future__ import annotations
