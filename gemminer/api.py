@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,61 +17,17 @@ from gemminer.core.model_state import borrowed, copied, gradients, named_state
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
-from gemminer.data import parts_of
+from gemminer.runs import called
 from gemminer.runs.checks import CheckResult, check_names, judge
-from gemminer.runs.experiment import BATCH_SIZE, Experiment, build, require_test
+from gemminer.runs.experiment import BATCH_SIZE, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
-from gemminer.runs.settings import default_epochs, draw_of, options_of, resolve
+from gemminer.runs.settings import draw_of, resolve
 from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
-from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.losses import Loss, Metric, Step, cross_entropy
-from gemminer.training.settings import Settings
 
 if TYPE_CHECKING:
     from gemminer.runs.compare import Outcome
     from gemminer.runs.grid import Grid
-
-
-def _experiment(
-    model: nn.Module,
-    train_data: Any,
-    *,
-    metric: Metric | None,
-    monitor: Monitor | None,
-    checkpoint: str | Path | None = None,
-    validation: Any = None,
-    test: Any = None,
-    tested: bool = False,
-    **given: Any,
-) -> Experiment:
-    """The experiment of a call."""
-    file = None if checkpoint is None else Checkpoint(as_path("checkpoint", checkpoint))
-    if file is not None:
-        file.load()  # a file that is no checkpoint is refused before anything else
-    train_data, validation, test = parts_of(train_data, validation, test, tested=tested)
-    return build(
-        model,
-        train_data,
-        validation=validation,
-        test=test,
-        metric=metric,
-        monitor=monitor or Monitor(),
-        checkpoint=file,
-        **given,
-    )
-
-
-def _experiment_of(
-    ticket: Ticket, model: nn.Module, train_data: Any, epochs: int | None, settings: dict[str, Any], **given: Any
-) -> Experiment:
-    """The experiment in which a ticket is trained: prunable is what it says, and the settings are checked."""
-    facts = ticket.provenance
-    prunes: dict[str, Any] = {key: tuple(facts.get(key, ())) for key in ("include", "exclude")}
-    prunes["embeddings"] = facts.get("embeddings", False)
-    experiment = _experiment(model, train_data, tested=True, **prunes, **given)
-    settings["epochs"] = default_epochs(experiment.task.train.examples) if epochs is None else epochs
-    ticket.check_fits(model)
-    return dataclasses.replace(experiment, settings=options_of(Settings, settings, "training"))
 
 
 def mine(
@@ -155,7 +110,7 @@ def mine(
     row = methods.get(method)
     if not row.trains and (epochs is not None or budget is not None):
         raise UsageError(f"the method {method!r} has no epochs to set")
-    experiment = _experiment(
+    experiment = called.experiment_of(
         model,
         train_data,
         validation=validation_data,
@@ -209,7 +164,8 @@ def train(
         epochs: passes over the data; by default as in `mine`.
         seed: of the order of the batches, and of dropout.
         batch_size: as in `mine`.
-        loss, step: as in `mine`.
+        loss: as in `mine`.
+        step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
@@ -234,7 +190,7 @@ def train(
     True
     """
     ticket = Ticket.given(ticket)
-    experiment = _experiment_of(
+    experiment = called.for_ticket(
         ticket,
         model,
         train_data,
@@ -301,7 +257,8 @@ def check(
         epochs: of each training; by default as in `mine`.
         seed: the first training seed is derived from it.
         batch_size: as in `mine`.
-        loss, step: as in `mine`.
+        loss: as in `mine`.
+        step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
         monitor: as in `mine`.
@@ -323,7 +280,7 @@ def check(
     seeds = numbers.whole("seeds", seeds, least=1)
     names = check_names(names)
     ticket = Ticket.given(ticket)
-    experiment = _experiment_of(
+    experiment = called.for_ticket(
         ticket,
         model,
         train_data,

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gemminer
-from gemminer import api, methods
+from gemminer import methods
 from gemminer.cli import main
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.progress import Monitor
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
-from gemminer.runs import checks, experiment, settings
+from gemminer.runs import called, checks, experiment, settings
 from gemminer.training import task
 from gemminer.training.rules import KeepMask
 from tests.helpers import Notes, Pair, Snapshot, states, tiny_data, tiny_net
@@ -90,7 +90,7 @@ def test_seeds_vary_everything_and_zero_is_one_of_them(pair: Pair) -> None:
     net = tiny_net()
 
     def order(seed: int) -> list[list[int]]:
-        bench = api._experiment(
+        bench = called.experiment_of(
             net,
             (torch.arange(96.0).reshape(-1, 1).expand(96, 6), pair[1]),
             batch_size=32,
@@ -216,7 +216,7 @@ def test_what_cannot_be_mined(pair: Pair, fields: dict[str, Any], text: str) -> 
 
 @pytest.mark.parametrize("call", ["mine", "train", "check"])
 def test_no_epochs_at_all_are_refused(pair: Pair, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (api, settings):
+    for module in (called, settings):
         monkeypatch.setattr(module, "default_epochs", lambda examples: 1)
     ticket = gemminer.mine(tiny_net(), pair, 0.2, method="uniform")
     work: dict[str, Callable[[], object]] = {
