@@ -19,6 +19,7 @@ from gemminer.core.ticket import Ticket
 _QUIET = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor"}
 _QUIET |= {"Muon", "LBFGS"}
 Place = tuple[nn.Module, str]  # a module and its own parameter's name
+_INNER = ("optimizer", "_base_optimizer")  # where a wrapper keeps what it wraps
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
 
 
@@ -229,9 +230,9 @@ class _Loaded:
 
 
 def _plain(optimiser: object) -> Optimizer:
-    """The optimiser inside those that wrap it, as accelerate's does."""
-    while isinstance(inner := getattr(optimiser, "optimizer", None), Optimizer):
-        optimiser = inner
+    """The optimiser inside those that wrap it, as accelerate's and timm's Lookahead do; it has the state of all."""
+    while inner := [x for name in _INNER if isinstance(x := getattr(optimiser, name, None), Optimizer)]:
+        optimiser = inner[0]
     if not isinstance(optimiser, Optimizer):
         raise UsageError(f"an optimiser must be a torch.optim.Optimizer, not a {type(optimiser).__name__}")
     if isinstance(optimiser, SparseAdam):
