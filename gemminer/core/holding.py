@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,47 +13,19 @@ from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters
 from gemminer.core.ticket import Ticket
+from gemminer.core.zeros import Held, Place
 
 # What they keep of a weight stays zero while its gradient is; of any other optimiser it is zeroed after each step.
 _QUIET = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor"}
 _QUIET |= {"Muon", "LBFGS"}
-Place = tuple[nn.Module, str]  # a module and its own parameter's name
 _INNER = ("optimizer", "_base_optimizer")  # where a wrapper keeps what it wraps
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
-
-
-class Zeros:
-    """Weights and the masks they are held at: a mask has its weight's type, device and strides.
-
-    Args:
-        masked: pairs of a weight and its boolean mask.
-    """
-
-    def __init__(self, masked: Iterable[tuple[Tensor, Tensor]]) -> None:
-        pairs = list(masked)
-        self.weights = [weight for weight, _ in pairs]
-        self.masks = [_like(weight, mask) for weight, mask in pairs]
-
-    def mask_gradients(self) -> None:
-        """Make the gradients of pruned weights zero, in one operation."""
-        pairs = [(w.grad, m) for w, m in zip(self.weights, self.masks, strict=True) if w.grad is not None]
-        if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
-
-    def mask_weights(self) -> None:
-        """Make the pruned weights zero."""
-        with torch.no_grad():
-            torch._foreach_mul_(self.weights, self.masks)
-
-
-def _like(weight: Tensor, mask: Tensor) -> Tensor:
-    return torch.empty_like(weight, requires_grad=False).copy_(mask)
 
 
 def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: Optimizer) -> Hold:
     """Keep a model's pruned weights exactly zero while any loop trains it.
 
-    After each backward pass grad <- grad * mask, as each gradient is accumulated, so that a norm for clipping is the
+    In each backward pass grad <- grad * mask, before gradients are accumulated, so that a norm for clipping is the
     masked one; after each step of an optimiser w <- w * mask, and what the optimiser remembers of pruned weights is
     zero. The pruned weights are made zero at once; the others are left as they are (`Ticket.apply` writes them).
 
@@ -94,27 +65,22 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
         if all(id(p) not in own for group in optimiser.param_groups for p in group["params"]):
             raise UsageError("the optimiser moves no parameter of this model: was it made for another, or a copy?")
     places, masks = _masked(model, ticket)
-    return Hold(places, masks, plain)
+    return Hold(Held(places, masks), plain)
 
 
 class Hold:
     """What keeps pruned weights at zero, from `hold` to `remove` or to the end of a `with` block.
 
     Args:
-        places: where the weights are; a weight that is replaced there is held as well.
-        masks: of each, boolean.
+        held: the weights and their masks.
+        optimisers: what moves the weights.
     """
 
-    def __init__(self, places: Sequence[Place], masks: Sequence[Tensor], optimisers: Sequence[Optimizer]) -> None:
-        self._places, self._masks, self._optimisers = places, masks, optimisers
-        self._hooks: list[tuple[Tensor, Any] | None] = [None] * len(places)  # on the gradients
-        self._zeros = Zeros([])
+    def __init__(self, held: Held, optimisers: Sequence[Optimizer]) -> None:
+        self._held, self._optimisers = held, optimisers
         self._strange: set[int] = set()  # optimisers that have got a state from elsewhere, by id
-        self._ended = False
         self.zero()
         self._handles: list[Any] = []
-        for module in dict.fromkeys(module for module, _ in places):
-            self._handles.append(module.register_load_state_dict_post_hook(_Loaded(self)))
         for optimiser in optimisers:
             self._handles.append(optimiser.register_step_pre_hook(self._before_step))
             self._handles.append(optimiser.register_step_post_hook(self._after_step))
@@ -128,60 +94,32 @@ class Hold:
 
     def remove(self) -> None:
         """End it: weights may move again. A second call does nothing."""
-        for handle in (*self._handles, *(hook[1] for hook in self._hooks if hook)):
+        self._held.release()
+        for handle in self._handles:
             handle.remove()
-        self._handles, self._hooks, self._ended = [], [None] * len(self._places), True
+        self._handles = []
 
     def zero(self) -> None:
         """Make the pruned weights zero, their gradients, and what the optimisers remember of them."""
-        self._look()
-        self._zeros.mask_gradients()
-        self._zeros.mask_weights()
+        self._held.zero()
         for optimiser in self._optimisers:
             self._clean(optimiser)
 
     def violations(self) -> int:
         """The number of pruned weights that are not zero."""
-        self._look()
-        pairs = zip(self._zeros.weights, self._masks, strict=True)
+        self._held.look()
+        pairs = zip(self._held.zeros.weights, self._held.masks, strict=True)
         return sum(int(weight.detach()[~mask.to(weight.device)].count_nonzero()) for weight, mask in pairs)
-
-    def _look(self) -> None:
-        """Look for the weights anew: `to` may have moved them, or put others in their place; some may be unfrozen."""
-        weights: list[Any] = [module._parameters[name] for module, name in self._places]
-        held = list(zip(self._zeros.weights, self._zeros.masks, strict=True))
-        if len(held) != len(weights) or any(
-            new is not old or new.device != mask.device or new.dtype is not mask.dtype
-            for new, (old, mask) in zip(weights, held, strict=True)
-        ):
-            self._zeros = Zeros(zip(weights, self._masks, strict=True))
-        for i, weight in enumerate([] if self._ended else weights):
-            hook = self._hooks[i]
-            if weight.requires_grad and (hook is None or hook[0] is not weight):
-                self._hooks[i] = (weight, weight.register_post_accumulate_grad_hook(lambda w, i=i: self._arrived(w, i)))
-
-    def _arrived(self, weight: Tensor, i: int) -> None:
-        """Mask a gradient that was accumulated; what it was before is masked already."""
-        mask = self._zeros.masks[i]
-        if mask.device != weight.device or mask.dtype is not weight.dtype:
-            self._look()
-            mask = self._zeros.masks[i]
-        gradient = weight.grad
-        assert gradient is not None
-        if gradient.layout is torch.strided:
-            gradient.mul_(mask)
-        else:
-            weight.grad = gradient * mask
 
     def _before_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
         """For gradients that no backward pass has accumulated: averaged over processes, or written by hand."""
-        self._look()
-        self._zeros.mask_gradients()
+        self._held.look()
+        self._held.zeros.mask_gradients()
         if id(optimiser) in self._strange:
             self._clean(optimiser)
 
     def _after_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
-        self._zeros.mask_weights()
+        self._held.zeros.mask_weights()
         if type(optimiser).__name__ not in _QUIET or not type(optimiser).__module__.startswith("torch.optim."):
             self._clean(optimiser)
 
@@ -194,15 +132,11 @@ class Hold:
         if isinstance(optimiser, LBFGS):
             self._forget(optimiser)
             return
-        with torch.no_grad():
-            for weight, mask in zip(self._zeros.weights, self._zeros.masks, strict=True):
-                for value in optimiser.state.get(weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
-                        value.mul_(mask)
+        self._held.zeros.mask_state(optimiser)
 
     def _forget(self, optimiser: LBFGS) -> None:
         """Begin L-BFGS anew if it has seen pruned weights move: what it knows of curvature is of another network."""
-        removed = {id(w): mask == 0 for w, mask in zip(self._zeros.weights, self._zeros.masks, strict=True)}
+        removed = {id(w): mask == 0 for w, mask in zip(self._held.zeros.weights, self._held.zeros.masks, strict=True)}
         weights = optimiser.param_groups[0]["params"]
         flat = [removed.get(id(w), torch.zeros_like(w, dtype=torch.bool)).flatten() for w in weights]
         pruned = torch.cat(flat)
@@ -210,23 +144,6 @@ class Hold:
         seen = [*(state.get("old_dirs") or ()), *(state.get("old_stps") or ()), state.get("prev_flat_grad")]
         if any(v is not None and bool(v[pruned].count_nonzero()) for v in seen):
             state.clear()
-
-
-class _Loaded:
-    """A hook on a module that was given another state; in a copy of the module, or in a file, it does nothing."""
-
-    def __init__(self, owner: Hold | None = None) -> None:
-        self._owner = None if owner is None else weakref.ref(owner)
-
-    def __call__(self, module: nn.Module, keys: Any) -> None:
-        if self._owner is not None and (owner := self._owner()) is not None:
-            owner.zero()
-
-    def __deepcopy__(self, memo: Any) -> _Loaded:
-        return _Loaded()
-
-    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
-        return _Loaded, ()
 
 
 def _plain(optimiser: object) -> Optimizer:

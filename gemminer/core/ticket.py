@@ -33,6 +33,7 @@ from gemminer.core.left_dense import LeftDense, parsed
 from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import named_state
 from gemminer.core.overlap import Overlap, overlaps
+from gemminer.core.zeros import zero_pruned
 
 FORMAT = "gemminer.ticket/1"
 
@@ -204,8 +205,7 @@ class Ticket:
         own = self._written(model)
         tensors = named_state(model)
         with _writing(tensors):
-            for name, mask in own.masks.items():
-                tensors[name].mul_(mask.to(tensors[name].device))
+            zero_pruned((tensors[name], mask) for name, mask in own.masks.items())
         return model
 
     def start_from(self, model: nn.Module) -> None:

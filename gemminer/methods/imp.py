@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.model_state import copied, named_state
 from gemminer.core.selection import keep_highest, target
+from gemminer.core.zeros import zero_pruned
 from gemminer.methods.registry import Found, register
 from gemminer.training import rate
 from gemminer.training.loop import check_rows, fit
@@ -212,9 +213,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     for number in range(history["round"], len(counts) + 1):
         if number > 1 and options.rewind != "lr":
             _write(model, history["state"] or initial)
-        with torch.no_grad():
-            for name, w in weights.items():
-                w.mul_(history["masks"][name])
+        zero_pruned((w, history["masks"][name]) for name, w in weights.items())
         history["round"] = number
         first, skip = history["at"] if number > 1 else (0, 0)
         rows = fit(

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gemminer.core.holding import Zeros
 from gemminer.core.names import named_parameters
+from gemminer.core.zeros import Zeros
 
 
 class Rule(Protocol):

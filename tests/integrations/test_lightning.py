@@ -86,7 +86,7 @@ def test_zeros_stay_and_the_rest_is_trained(options: dict[str, Any]) -> None:
     assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
     assert callback.held is not None
     assert callback.held.violations() == 0
-    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())  # released
+    assert not any(p._backward_hooks for p in module.parameters())  # released
 
 
 def test_without_the_callback_they_move() -> None:
@@ -205,7 +205,7 @@ def test_an_exception_releases() -> None:
     module = Stop()
     with pytest.raises(RuntimeError, match="stop"):
         trainer(TicketCallback(drawn_ticket(tiny_net(3)))).fit(module, loader())
-    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())
+    assert not any(p._backward_hooks for p in module.parameters())
 
 
 def test_lightnings_search_for_a_rate_leaves_the_ticket(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_zeros_stay_and_the_rest_is_trained(
     assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
     assert callback.held is not None
     assert callback.held.violations() == 0
-    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # released
+    assert not any(p._backward_hooks for p in model.parameters())  # released
 
 
 def test_without_the_callback_they_move(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_second_training_goes_on_and_one_after_an_exception_is_held_once(tmp_p
         run.train()
     stop = False
     run.train()
-    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    assert not any(p._backward_hooks for p in model.parameters())
 
 
 def test_a_ticket_that_was_mined_on_the_model_is_trained(tmp_path: Path) -> None:

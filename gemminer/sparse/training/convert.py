@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from gemminer.core.attributes import WRITABLE, refill
@@ -15,10 +14,11 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.core.fitting import require_module, require_numbers
 from gemminer.core.names import named_modules, named_parameters, unwrapped, wrapped
 from gemminer.core.ticket import Ticket
+from gemminer.core.zeros import zero_pruned
 from gemminer.sparse.threads import require_compiler
 from gemminer.sparse.training import crossover
 from gemminer.sparse.training.fuse import SparseNetwork, fused
-from gemminer.sparse.training.held import held, is_held
+from gemminer.sparse.training.held import hold_own, is_held
 from gemminer.sparse.training.modules import (
     SparseConv2d,
     SparseLayer,
@@ -79,9 +79,7 @@ def converted(
         raise UsageError(f"the ticket has a mask for {missing[0]!r}, which is no parameter of this model")
     by_id = {id(p): p for p in named.values()}
     own = {id(named[name]): mask.to(named[name].device) for name, mask in masks.items()}
-    with torch.no_grad():
-        for key, mask in own.items():
-            by_id[key].mul_(mask)
+    zero_pruned((by_id[key], mask) for key, mask in own.items())
     below = crossovers_of(model, masks, engine) if below is None else below
     limits = {id(named[name]): density for name, density in below.items() if name in named}
     return fused(_Conversion(net, own, engine, first, limits).run())
@@ -199,7 +197,7 @@ class _Conversion:
         for part in module.modules() if isinstance(module, nn.MultiheadAttention) else [module]:
             own = {name: self.masks[id(p)] for name, p in part._parameters.items() if id(p) in self.masks}
             if own:
-                held(part, own)
+                hold_own(part, own)
         return module
 
 
