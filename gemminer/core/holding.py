@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,9 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
     (0, 2)
     """
     require_numbers(model)
-    sharded = {kind.__name__ for x in (*model.modules(), *model.parameters()) for kind in type(x).__mro__} & _SHARDED
-    if sharded:
-        raise UsageError(
-            f"the model's weights are sharded ({min(sharded)}), so no process has a whole weight to mask: train it "
-            "with DistributedDataParallel, or on one process"
-        )
+    refuse_sharded(
+        {kind.__name__ for x in (*model.modules(), *model.parameters()) for kind in type(x).__mro__} & _SHARDED
+    )
     plain = [_plain(optimiser) for optimiser in optimisers]
     own = {id(p) for p in model.parameters()}
     for optimiser in plain:
@@ -176,6 +173,15 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
             raise UsageError(f"the mask of {name!r} must be boolean: it holds other numbers than 0 and 1")
     return [owners[id(named[name])] for name in masks], [mask.bool() for mask in masks.values()]
+
+
+def refuse_sharded(by: Collection[str]) -> None:
+    """Raise UsageError if there is anything, by name, that shards the weights of a model."""
+    if by:
+        raise UsageError(
+            f"the model's weights are sharded ({min(by)}), so no process has a whole weight to mask: train it with "
+            "DistributedDataParallel, or on one process"
+        )
 
 
 def holder(model: nn.Module, ticket: Ticket) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,3 +158,9 @@ def test_a_ticket_that_was_mined_on_the_model_is_trained(tmp_path: Path) -> None
     ticket = gemminer.mine(model, (WORDS, WORDS[:, 0] % 2), 0.2, epochs=2, loss=loss)
     trainer(model, tmp_path, TicketTrainerCallback(ticket)).train()
     assert moved(model, ticket) == 0
+
+
+def test_deepspeed_is_refused() -> None:
+    callback = TicketTrainerCallback(drawn_ticket(bert(), 0.2))
+    with pytest.raises(UsageError, match=r"sharded \(DeepSpeed\)"):
+        callback.on_train_begin(SimpleNamespace(deepspeed="zero3.json"), None, None)
