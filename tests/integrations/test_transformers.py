@@ -149,15 +149,28 @@ def test_a_second_training_goes_on_and_one_after_an_exception_is_held_once(tmp_p
     assert not any(p._backward_hooks for p in model.parameters())
 
 
-def test_a_ticket_that_was_mined_on_the_model_is_trained(tmp_path: Path) -> None:
-    model = bert()
+def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of sentences of several lengths, as a collator with a tokeniser makes one."""
+    ids = nn.utils.rnn.pad_sequence(
+        [torch.tensor(row["input_ids"]) for row in rows], batch_first=True, padding_value=-1
+    )
+    labels = torch.tensor([row["labels"] for row in rows])
+    return {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long(), "labels": labels}
 
-    def loss(output: Any, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(output.logits, labels)
 
-    ticket = gemminer.mine(model, (WORDS, WORDS[:, 0] % 2), 0.2, epochs=2, loss=loss)
-    trainer(model, tmp_path, TicketTrainerCallback(ticket)).train()
-    assert moved(model, ticket) == 0
+@pytest.mark.parametrize("collate", [None, padded])
+def test_a_ticket_that_was_mined_in_the_trainers_batches_is_trained(collate: Any, tmp_path: Path) -> None:
+    other, model = bert(), bert()
+    run = trainer(model, tmp_path)  # it seeds everything, and so the order of its batches
+    lengths = [8 if collate is None else 5 + i % 3 for i in range(len(WORDS))]
+    rows = [{"input_ids": x[:n], "labels": x[0] % 2} for x, n in zip(WORDS.tolist(), lengths, strict=True)]
+    run.train_dataset, run.data_collator = rows, collate or run.data_collator
+    ticket = gemminer.mine(model, run.get_train_dataloader(), 0.2, epochs=2)
+    assert ticket == gemminer.mine(other, run.get_train_dataloader(), 0.2, epochs=2)
+    run.add_callback(callback := TicketTrainerCallback(ticket))
+    run.train()
+    assert callback.held is not None
+    assert callback.held.violations() == moved(model, ticket) == 0
 
 
 def test_deepspeed_is_refused() -> None:
