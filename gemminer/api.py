@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from gemminer import methods
 from gemminer.core import numbers
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import UsageError
 from gemminer.core.files import as_path
-from gemminer.core.model_state import borrowed, copied, gradients, named_state
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
 from gemminer.runs import called
-from gemminer.runs.checks import CheckResult, check_names, judge
+from gemminer.runs.checks import CheckResult, check_names
 from gemminer.runs.experiment import BATCH_SIZE, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import draw_of, resolve
@@ -28,6 +27,27 @@ from gemminer.training.losses import Loss, Metric, Step, cross_entropy
 if TYPE_CHECKING:
     from gemminer.runs.compare import Outcome
     from gemminer.runs.grid import Grid
+
+
+@contextlib.contextmanager
+def _told(monitor: Monitor | None, progress: bool) -> Iterator[Monitor]:
+    """Who is told of the progress: the monitor, what shows it, or both; the user's monitor is the user's to close."""
+    told = monitor or Monitor()
+    if not progress:
+        yield told
+        return
+    from gemminer.reporting.terminal import beside  # here, for nothing else needs rich
+
+    with beside(monitor) as told:
+        yield told
+
+
+def _page(out: str | Path | None) -> None:
+    """Draw the page of the run in a folder, if there is one."""
+    if out is not None:
+        from gemminer.reporting.page import report  # here, for a page needs Jinja and nothing else does
+
+        report(out)
 
 
 def mine(
@@ -51,6 +71,8 @@ def mine(
     within: Ticket | Mapping[str, Tensor] | None = None,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
     monitor: Monitor | None = None,
     **options: Unpack[MineOptions],
 ) -> Ticket:
@@ -86,6 +108,10 @@ def mine(
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
+        out: a folder for the record, the metrics, the ticket and a page, report.html, of this and of what `train` and
+            `check` with the same `out` make of the ticket. The same call goes on where it was killed, or returns what
+            is there; another is refused.
+        progress: show it on stderr, or in the notebook: a bar, or plain lines where there is no terminal.
         monitor: a `gemminer.core.progress.Monitor` that is told of every step.
         options: the method's own, see `gemminer.methods.get(method).options`.
 
@@ -110,31 +136,30 @@ def mine(
     row = methods.get(method)
     if not row.trains and (epochs is not None or budget is not None):
         raise UsageError(f"the method {method!r} has no epochs to set")
-    experiment = called.experiment_of(
-        model,
-        train_data,
-        validation=validation_data,
-        batch_size=batch_size,
-        seed=seed,
-        loss=loss,
-        step=step,
-        metric=metric,
-        monitor=monitor,
-        engine=engine,
-        checkpoint=checkpoint,
-        include=numbers.strings("include", include),
-        exclude=numbers.strings("exclude", exclude),
-        embeddings=embeddings,
-        within=dict(within.masks) if isinstance(within, Ticket) else within,
-    )
-    resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=dict(options))
-    experiment.check_density(density)
-    found: list[Ticket] = []
-    draw = draw_of(initialiser, row, density, seed)
-    experiment.search(method, density, resolved.options, draw, found.append, resolved.seconds)
-    if experiment.task.checkpoint:
-        experiment.task.checkpoint.clear()
-    return found[0]
+    with _told(monitor, progress) as told:
+        experiment = called.experiment_of(
+            model,
+            train_data,
+            validation=validation_data,
+            batch_size=batch_size,
+            seed=seed,
+            loss=loss,
+            step=step,
+            metric=metric,
+            monitor=told,
+            engine=engine,
+            checkpoint=checkpoint,
+            include=numbers.strings("include", include),
+            exclude=numbers.strings("exclude", exclude),
+            embeddings=embeddings,
+            within=dict(within.masks) if isinstance(within, Ticket) else within,
+        )
+        resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=dict(options))
+        experiment.check_density(density)
+        draw = draw_of(initialiser, row, density, seed)
+        ticket = called.Call(experiment, out).search(method, density, resolved.options, draw, resolved.seconds)
+        _page(out)
+        return ticket
 
 
 def train(
@@ -151,6 +176,8 @@ def train(
     metric: Metric | None = None,
     engine: str = "auto",
     checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
     monitor: Monitor | None = None,
     **settings: Unpack[TrainOptions],
 ) -> TrainResult:
@@ -169,6 +196,8 @@ def train(
         metric: as in `mine`.
         engine: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
+        out: as in `mine`, or a new folder.
+        progress: as in `mine`.
         monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`: optimiser, lr, weight_decay, schedule, ...
 
@@ -190,37 +219,26 @@ def train(
     True
     """
     ticket = Ticket.given(ticket)
-    experiment = called.for_ticket(
-        ticket,
-        model,
-        train_data,
-        epochs,
-        dict(settings),
-        test=test_data,
-        batch_size=batch_size,
-        seed=numbers.seed_of(seed),
-        loss=loss,
-        step=step,
-        metric=metric,
-        monitor=monitor,
-        engine=engine,
-        checkpoint=checkpoint,
-    )
-    trained: dict[str, Tensor] = {}
-    try:
-        result = experiment.train(ticket, 0, "train", lambda net: trained.update(copied(net)))
-    except GemminerError as error:
-        if trained:
-            raise type(error)(f"{error}; the trained weights are in the model") from error
-        raise
-    finally:
-        if trained:
-            with torch.no_grad():
-                for name, tensor in named_state(model).items():
-                    tensor.copy_(trained[name])
-    if experiment.task.checkpoint:
-        experiment.task.checkpoint.clear()
-    return TrainResult(**result)
+    with _told(monitor, progress) as told:
+        experiment = called.for_ticket(
+            ticket,
+            model,
+            train_data,
+            epochs,
+            dict(settings),
+            test=test_data,
+            batch_size=batch_size,
+            seed=numbers.seed_of(seed),
+            loss=loss,
+            step=step,
+            metric=metric,
+            monitor=told,
+            engine=engine,
+            checkpoint=checkpoint,
+        )
+        result = called.Call(experiment, out).train(ticket)
+        _page(out)
+        return TrainResult(**result)
 
 
 def check(
@@ -238,6 +256,8 @@ def check(
     step: Step | None = None,
     metric: Metric | None = None,
     engine: str = "auto",
+    out: str | Path | None = None,
+    progress: bool = False,
     monitor: Monitor | None = None,
     **settings: Unpack[TrainOptions],
 ) -> CheckResult:
@@ -261,6 +281,8 @@ def check(
         step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
+        out: as in `mine`, or a new folder.
+        progress: as in `mine`.
         monitor: as in `mine`.
         settings: fields of `gemminer.training.settings.Settings`.
 
@@ -280,26 +302,26 @@ def check(
     seeds = numbers.whole("seeds", seeds, least=1)
     names = check_names(names)
     ticket = Ticket.given(ticket)
-    experiment = called.for_ticket(
-        ticket,
-        model,
-        train_data,
-        epochs,
-        dict(settings),
-        test=test_data,
-        batch_size=batch_size,
-        seed=numbers.seed_of(seed),
-        loss=loss,
-        step=step,
-        metric=metric,
-        monitor=monitor,
-        engine=engine,
-    )
-    require_test(experiment.test)
-    experiment = experiment.with_engine()  # chosen once for all trainings
-    with gradients(), borrowed(model):
-        own = [experiment.train(ticket, i, f"train:{i}")["test"] for i in range(seeds)]
-        return judge(experiment, ticket, own, names)
+    with _told(monitor, progress) as told:
+        experiment = called.for_ticket(
+            ticket,
+            model,
+            train_data,
+            epochs,
+            dict(settings),
+            test=test_data,
+            batch_size=batch_size,
+            seed=numbers.seed_of(seed),
+            loss=loss,
+            step=step,
+            metric=metric,
+            monitor=told,
+            engine=engine,
+        )
+        require_test(experiment.test)
+        result = called.Call(experiment, out).check(ticket, seeds, names)
+        _page(out)
+        return result
 
 
 def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Outcome:

@@ -17,6 +17,10 @@ class UsageError(GemminerError, ValueError):
     """
 
 
+class Diverged(GemminerError):
+    """The loss is not finite: the same training would only fail in the same way."""
+
+
 class Stopped(GemminerError):
     """The person stopped the work (Ctrl-C). Its text says what was done and how to go on."""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from gemminer.core.errors import UsageError
+from gemminer.core.numbers import shown
+
 
 class Monitor:
     """Receives every phase, step, epoch and remark of a search or training.
@@ -36,3 +39,39 @@ class Silent(Monitor):
     """Passes remarks over, as they stand in a record."""
 
     def note(self, text: str) -> None: ...
+
+
+class Together(Monitor):
+    """Tells several monitors, one after the other."""
+
+    def __init__(self, *monitors: Monitor) -> None:
+        self.monitors = monitors
+
+    def begin(self, phase: str, start: int, stop: int) -> None:
+        for monitor in self.monitors:
+            monitor.begin(phase, start, stop)
+
+    def step(self, phase: str, step: int, steps: int) -> None:
+        for monitor in self.monitors:
+            monitor.step(phase, step, steps)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        for monitor in self.monitors:
+            monitor.epoch(row)
+
+    def note(self, text: str) -> None:
+        # The base class's way to say something is for where nobody else does.
+        own = [monitor for monitor in self.monitors if type(monitor).note is not Monitor.note]
+        for monitor in own or self.monitors[:1]:
+            monitor.note(text)
+
+    def close(self) -> None:
+        for monitor in self.monitors:
+            monitor.close()
+
+
+def checked(monitor: Any) -> Monitor:
+    """The same; raises UsageError for what is no monitor."""
+    if isinstance(monitor, type) or not all(callable(getattr(monitor, n, None)) for n in ("begin", "epoch", "note")):
+        raise UsageError(f"monitor must be a gemminer.Monitor, not {shown(monitor)}")
+    return monitor  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -92,7 +93,9 @@ def report(
     if len(paths) > 1 or failed:
         return _compare(paths, target, dict(failed or {}), table_files)
     found = record.read(paths[0] / "record.json")
-    return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target)
+    ticket = paths[0] / "ticket.safetensors"
+    link = _link(ticket, target.parent.absolute()) if ticket.is_file() else ""
+    return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target, link)
 
 
 def draw(found: Archive, target: Path, where: str, table_files: Mapping[str, str]) -> Path:
@@ -121,9 +124,10 @@ def draw(found: Archive, target: Path, where: str, table_files: Mapping[str, str
     return _save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, table_files))
 
 
-def _one(found: Record, phases: run_charts.Phases, where: str, target: Path) -> Path:
+def _one(found: Record, phases: run_charts.Phases, where: str, target: Path, ticket: str = "") -> Path:
+    """The page of one run; `ticket` is a link to the ticket's file, if it is there."""
     try:
-        page = _run_page(found, phases)
+        page = _run_page(found, phases, _downloads(found, phases) | ({"ticket.safetensors": ticket} if ticket else {}))
     except _DAMAGE as error:
         raise _damaged(where, error) from error
     return _save(target, page)
@@ -233,16 +237,33 @@ def _headline(found: Record) -> str:
 # ---- pages ----
 
 
-def _run_page(found: Record, phases: run_charts.Phases) -> str:
+def _downloads(found: Record, phases: run_charts.Phases) -> dict[str, str]:
+    """The record and the epochs' rows by file name, as links that hold them: a page that is sent on has them still."""
+    rows = "".join(json.dumps(row) + "\n" for phase in phases.values() for row in phase)
+    files = {"record.json": ("application/json", found.to_json()), "metrics.jsonl": ("application/jsonl", rows)}
+    return {
+        name: f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+        for name, (kind, text) in files.items()
+        if text
+    }
+
+
+def _link(file: Path, folder: Path) -> str:
+    return quote(os.fsencode(os.path.relpath(file, folder)))
+
+
+def _run_page(found: Record, phases: run_charts.Phases, downloads: Mapping[str, str]) -> str:
     drawn = {"search": run_charts.search(found, phases), "training": run_charts.training(found, phases)}
     drawn |= {"checks": run_charts.checks(found), "layers": run_charts.layers(found)}
     context = {
         "headline": _headline(found),
         "r": found,
+        "downloads": downloads,
         "share": is_share(found.metric),
         "verdicts": _verdicts(found),
         "costs": _costs(found),
         "about": run_charts.about(),
+        "searched_by": run_charts.progress(found, phases.get("search", []))[1],
         "freezes": run_charts.freezes(phases),
         "marks": run_charts.MARKS,
         "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
@@ -306,7 +327,7 @@ def _many_charts(
 
 def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict[str, Any]:
     page, found = path / "report.html", run.record
-    link = quote(os.fsencode(os.path.relpath(page, folder))) if page.is_file() else ""
+    link = _link(page, folder) if page.is_file() else ""
     single = all(len(check.values) == 1 for check in found.checks.values())
     extra = {"verdicts": _verdicts(found), "cost": _costs(found)["together"], "single": single}
     return {"r": found, "name": run.name, "label": label, "link": link} | extra

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gemminer.reporting import format
@@ -47,22 +47,30 @@ def freezes(phases: Phases) -> dict[int, int]:
     return {row["epoch"]: int(row["freezes"]) for row in phases.get("search", []) if row.get("freezes")}
 
 
+def progress(record: Record, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """What epochs are judged by: its key in their rows, its name, and the metric that it is in ("" for a loss)."""
+    if any(format.number(row.get("validation")) is not None for row in rows):
+        return "validation", f"validation {record.metric}", record.metric
+    return "loss", "training loss", ""
+
+
 def search(record: Record, phases: Phases) -> Figure | None:
-    """Validation accuracy above, kept and live density below, over the search's epochs; freezes marked."""
-    rows, frozen, metric = phases.get("search"), freezes(phases), record.metric
+    """Validation accuracy above, else the loss, kept and live density below, over the epochs; freezes marked."""
+    rows, frozen = phases.get("search"), freezes(phases)
     if not rows:
         return None
     asked = record.density.asked
     x = [row["epoch"] for row in rows]
-    validation, kept, live = ([format.number(row.get(k)) for row in rows] for k in ("validation", "kept", "live"))
+    key, what, metric = progress(record, rows)
+    values, kept, live = ([format.number(row.get(k)) for row in rows] for k in (key, "kept", "live"))
     figure = new_figure(
         520,
         hovermode="x unified",
         xaxis=metric_axis("epoch of the search", anchor="y2", hoverformat="d"),
-        yaxis=metric_axis(f"validation {metric}", metric, domain=[0.5, 1]),
+        yaxis=metric_axis(what, metric, domain=[0.5, 1]),
         yaxis2=density_axis("density", [*kept, *live, asked], domain=[0, 0.43]),
     )
-    add_line(figure, escaped(f"validation {metric}"), x, validation, color="var(--c0)", width=2.5)
+    add_line(figure, escaped(what), x, values, color="var(--c0)", width=2.5)
     add_line(figure, "kept: not frozen", x, kept, axis="y2", width=1.75, color="var(--ink)")
     add_line(figure, "live: kept and switched on", x, live, axis="y2", width=1.75, color="var(--c1)", dash="dash")
     add_mark(figure, asked, "var(--muted)", "dot", axis="y2")
@@ -76,22 +84,21 @@ def search(record: Record, phases: Phases) -> Figure | None:
 
 
 def training(record: Record, phases: Phases) -> Figure | None:
-    """Validation accuracy by epoch: the ticket, the dense network and the checks, means over seeds."""
+    """Validation accuracy by epoch, else the loss: the ticket, the dense network and the checks, means over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for phase, rows in phases.items():
         if match := re.fullmatch(r"(train|dense|check:[^:]+)(:\d+)?", phase):
             groups.setdefault(match[1].removeprefix("check:"), []).extend(rows)
     if not groups:
         return None
-    metric, colours = record.metric, _colours(record)
-    measured = any(format.number(row.get("validation")) is not None for rows in groups.values() for row in rows)
-    key, what = ("validation", f"validation {metric}") if measured else ("loss", "training loss")
+    colours = _colours(record)
+    key, what, metric = progress(record, [row for rows in groups.values() for row in rows])
     figure = new_figure(
         440,
         hovermode="x unified",
         legend={"traceorder": "reversed"},
         xaxis=metric_axis("epoch of training"),
-        yaxis=metric_axis(what, metric if measured else ""),
+        yaxis=metric_axis(what, metric),
     )
     first = [name for name in ("train", "dense") if name in groups]
     for name in reversed([*first, *(name for name in groups if name not in first)]):  # the last is on top

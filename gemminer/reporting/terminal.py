@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.util
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from rich.text import Text
 
 from gemminer.core import left_dense
 from gemminer.core.overlap import Overlap
-from gemminer.core.progress import Monitor, Silent
+from gemminer.core.progress import Monitor, Silent, Together, checked
 from gemminer.core.ticket import Ticket
 from gemminer.runs.grid import Cell
 from gemminer.runs.watch import Watch
@@ -148,7 +150,19 @@ def monitor_for(console: Console, metric: str = "accuracy", *, quiet: bool = Fal
     if quiet:
         return Silent()
     every = {"every": 0.0} if verbose else {}
-    return RichMonitor(console, metric, **every) if console.is_terminal else PlainMonitor(console, metric, **every)
+    # In a notebook rich draws what moves with the help of ipywidgets.
+    moves = console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+    return RichMonitor(console, metric, **every) if moves else PlainMonitor(console, metric, **every)
+
+
+@contextlib.contextmanager
+def beside(monitor: Monitor | None) -> Iterator[Monitor]:
+    """A monitor that shows the progress on stderr, or in the notebook, and tells this one too, which stays open."""
+    shown = monitor_for(Console(stderr=True))
+    try:
+        yield shown if monitor is None else Together(checked(monitor), shown)
+    finally:
+        shown.close()
 
 
 def _row(cell: Cell, record: Record | None, status: str = "finished") -> dict[str, Any]:

@@ -63,14 +63,17 @@ def of_ticket(path: Path, given: Mapping[str, Any], base: str | None = None, lea
         return recipes.load(base).changed(given)
     record = ticket_of(path).with_name("record.json")
     start: dict[str, Any] = {}
+    why = f"there is no record beside {path}"
     if record.exists():
         from gemminer.runs.record import read
 
-        start = {name: value for name, value in read(record).recipe.items() if name not in leave}
-    elif not {"model", "data"} <= set(given):
+        found = read(record)
+        start = {name: value for name, value in found.recipe.items() if name not in leave}
+        why = "" if found.recipe or found.recipe_hash else f"{path} is of a model and data that Python was given"
+    if why and not {"model", "data"} <= set(given):
         if not ticket_of(path).exists():
             raise UsageError(f"there is no ticket {path}")
-        raise UsageError(f"there is no record beside {path}: say which --model and --data it is of")
+        raise UsageError(f"{why}: say which --model and --data it is of")
     return recipes.make(start).changed(given)
 
 

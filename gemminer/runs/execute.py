@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import nn
-
 from gemminer import data, methods, models
 from gemminer.core.draw import Draw
-from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import atomic
-from gemminer.core.model_state import copied
+from gemminer.core.errors import UsageError
 from gemminer.core.ownership import refuse_foreign
-from gemminer.core.progress import Monitor
-from gemminer.core.statistics import paired_test
+from gemminer.core.progress import Monitor, Together
 from gemminer.core.ticket import Ticket
-from gemminer.runs import environment, record
+from gemminer.runs import record
 from gemminer.runs.asked import ticket_of
 from gemminer.runs.checks import CheckResult, check_names, judge
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, build
 from gemminer.runs.folder import Folder
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
+from gemminer.runs.recording import record_of
 from gemminer.runs.settings import Resolved, device_of, draw_of, resolve_recipe
+from gemminer.runs.steps import Logged, Steps, engine_of, save_weights, ticket_kept
 from gemminer.training import engine as engines
-
-WEIGHTS = "gemminer.weights/1"
 
 
 @dataclass(frozen=True)
@@ -115,7 +106,7 @@ def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[st
     """Train the ticket in a file as `recipe` says, and save the trained weights; `where` goes to `prepare`."""
     refuse_foreign([out])
     ticket, experiment = _with_ticket(recipe, path, where)
-    return experiment.train(ticket, 0, "train", lambda model: _save_weights(model, out))
+    return experiment.train(ticket, 0, "train", lambda model: save_weights(model, out))
 
 
 def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
@@ -135,33 +126,6 @@ def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[
     if found is not None and found.asked == experiment.task.engine:
         return ticket, experiment.with_task(below=found.below)
     return ticket, experiment
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    weights = {name: tensor.contiguous() for name, tensor in copied(model).items()}
-    with atomic(path) as temporary:
-        temporary.write_bytes(save(weights, metadata={"gemminer": json.dumps({"format": WEIGHTS})}))
-
-
-class _Logged(Monitor):
-    """A monitor that writes each epoch to the run's metrics.jsonl and passes everything on."""
-
-    def __init__(self, inner: Monitor, folder: Folder) -> None:
-        self.inner, self.folder = inner, folder
-
-    def begin(self, phase: str, start: int, stop: int) -> None:
-        self.folder.forget_after(phase, start)
-        self.inner.begin(phase, start, stop)
-
-    def step(self, phase: str, step: int, steps: int) -> None:
-        self.inner.step(phase, step, steps)
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        self.folder.log(row)
-        self.inner.epoch(row)
-
-    def note(self, text: str) -> None:
-        self.inner.note(text)
 
 
 def run_recipe(
@@ -188,9 +152,9 @@ def run_recipe(
     if announce:
         announce(_meant(recipe, prepared.resolved))
     experiment = prepared.experiment
-    experiment = experiment.with_task(monitor=_Logged(experiment.task.monitor, folder))
-    experiment = experiment.with_task(below=_engine(experiment, folder))
-    step = _Steps(experiment, folder)
+    experiment = experiment.with_task(monitor=Together(Logged(folder), experiment.task.monitor))
+    experiment = experiment.with_task(below=engine_of(experiment, folder))
+    step = Steps(experiment, folder)
     if resume and not folder.held:
         experiment.task.monitor.note(f"{out} holds no run to go on with: this one begins anew")
 
@@ -201,25 +165,21 @@ def run_recipe(
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
     def train(lent: Experiment, index: int) -> dict[str, Any]:
-        keep = None if index else lambda model: _save_weights(model, out / "trained.safetensors")
+        keep = None if index else lambda model: save_weights(model, out / "trained.safetensors")
         return lent.train(ticket, index, f"train:{index}", keep)
 
     search = {"method": recipe.method, "density": recipe.density, "options": options, "draw": prepared.draw}
     keep = functools.partial(Ticket.save, path=out / "ticket.safetensors")
     searched = step("search", functools.partial(Experiment.search, **search, keep=keep, recipe=recipe.digest))
-    ticket = Ticket.load(out / "ticket.safetensors")
-    if ticket.digest != searched["digest"]:
-        raise GemminerError(
-            f"{out / 'ticket.safetensors'} is not the ticket this run found: begin anew with --overwrite"
-        )
-    before = step("before", lambda lent: {"test": lent.before(ticket)})["test"]
+    ticket = ticket_kept(folder, searched["digest"])
+    step("before", lambda lent: {"test": lent.before(ticket)})
     seeds = range(recipe.check_seeds if recipe.checks else 1)
     trained = [step(f"train:{i}", functools.partial(train, index=i)) for i in seeds]
     dense = step("dense", lambda lent: lent.train(None, 0, "dense"))["test"] if recipe.dense else None
     verdict = None
     if recipe.checks:
         verdict = judge(experiment, ticket, [t["test"] for t in trained], recipe.checks, step, folder.state)
-    result = _record(recipe, experiment, ticket, searched, before, trained, dense, verdict, folder)
+    result = record_of(experiment, ticket, folder.steps, dense=dense, verdict=verdict, **_asked(recipe))
     result.save(out / "record.json")
     return result
 
@@ -237,108 +197,17 @@ def _meant(recipe: Recipe, resolved: Resolved) -> str:
     return f"{what}, {lengths}, seed {recipe.seed}"
 
 
-class _Steps:
-    """Runs each step of a run once: its result is kept in the folder, and its checkpoint while it runs."""
-
-    def __init__(self, experiment: Experiment, folder: Folder) -> None:
-        self.experiment, self.folder = experiment, folder
-
-    def __call__(self, name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
-        """The step's result: computed now, or read from an earlier run."""
-        checkpoint = self.folder.checkpoint(name)
-        if name not in self.folder.steps:
-            noted = len(self.experiment.notes)
-            found = work(self.experiment.with_task(checkpoint=checkpoint))
-            self.folder.finish(name, {**found, "notes": self.experiment.notes[noted:]})
-        checkpoint.clear()  # also where a kill came before it was
-        return self.folder.steps[name]
-
-
-def _engine(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
-    """The density below which each layer computes kept weights only: the resumed run's choice, or a new one.
-
-    A choice made for another engine is dropped, since a resumed run may ask for another.
-    """
-    before = folder.steps.get("engine", {})
-    if before.get("asked") != experiment.task.engine:
-        noted = len(experiment.notes)
-        chosen = engines.choose(experiment.task, experiment.flops)
-        facts = {"asked": experiment.task.engine, "below": chosen, "notes": experiment.notes[noted:]}
-        before = folder.finish("engine", facts)
-    below: Mapping[str, float] = before["below"]
-    return below
-
-
-def _record(
-    recipe: Recipe,
-    experiment: Experiment,
-    ticket: Ticket,
-    searched: dict[str, Any],
-    before: float,
-    trained: Sequence[dict[str, Any]],
-    dense: float | None,
-    verdict: CheckResult | None,
-    folder: Folder,
-) -> Record:
-    steps = folder.steps
-    values = [t["test"] for t in trained]
-    spread = paired_test(values, values)  # for its mean and deviation
-    device = experiment.task.device
-    return Record(
-        schema=record.SCHEMA,
-        created=environment.now(),
-        command=environment.command(),
-        method=recipe.method,
-        options=ticket.provenance["options"],
-        model=recipe.model,
-        model_options=recipe.model_options,
-        data=recipe.data,
-        data_options={
-            "limit_train": recipe.limit_train,
-            "validation": recipe.validation,
-            "augment": recipe.augment,
-            "batch_size": recipe.batch_size,
-        },
-        seed=recipe.seed,
-        recipe=recipe.model_dump(mode="json", exclude_defaults=True),
-        recipe_hash=recipe.digest,
-        metric=experiment.task.metric_name,
-        density=record.Density(
-            asked=recipe.density,
-            realised=ticket.density,
-            kept=ticket.kept,
-            prunable=ticket.prunable,
-            live=searched["live"],
-        ),
-        layers=ticket.per_layer(),
-        left_dense=list(ticket.left_dense),
-        accuracy=record.Accuracy(
-            before=before,
-            after=spread.mean,
-            after_std=spread.std,
-            after_values=tuple(values),
-            n=len(values),
-            dense=dense,
-            validation=trained[0]["validation"],
-        ),
-        per_class=_per_class([t.get("classes") for t in trained], experiment.classes),
-        verdict=verdict.verdict if verdict else None,
-        checks=verdict.checks if verdict else {},
-        cost={"search": record.Cost(**searched["cost"]), "train": record.Cost(**trained[0]["cost"])},
-        notes=[note for done in steps.values() for note in done.get("notes", ())],
-        rates={name: record.Rate(**done["rate"]) for name, done in steps.items() if done.get("rate")},
-        engine=record.Engine(asked=experiment.task.engine, below=dict(experiment.task.below or {})),
-        hardware=environment.hardware(str(device), torch.get_num_threads()),
-        versions=environment.versions(),
-        git=environment.git_revision(),
-    )
-
-
-def _per_class(runs: Sequence[Sequence[float | None] | None], names: Sequence[str]) -> record.PerClass | None:
-    """Means over the training seeds; None where the metric is not one value for each example of a class."""
-    found = [classes for classes in runs if classes]
-    if not found:
-        return None
-    of_class = [[x for x in values if x is not None] for values in zip(*found, strict=True)]
-    after = [statistics.fmean(values) if values else None for values in of_class]
-    return record.PerClass(after=tuple(after), names=tuple(names) if len(names) == len(after) else ())
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a record that say what the recipe asked for."""
+    data_options = ("limit_train", "validation", "augment", "batch_size")
+    return {
+        "asked": recipe.density,
+        "method": recipe.method,
+        "model": recipe.model,
+        "model_options": recipe.model_options,
+        "data": recipe.data,
+        "data_options": {name: getattr(recipe, name) for name in data_options},
+        "seed": recipe.seed,
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "recipe_hash": recipe.digest,
+    }

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer import data, methods
-from gemminer.core import left_dense
+from gemminer.core import left_dense, progress
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fitting import require_numbers
@@ -183,15 +183,8 @@ class Experiment:
         if said := self._left_dense():
             self.note(said)
         begun, noted = time.monotonic(), len(self.notes)
-        with borrowed(self.task.model) as model:
-            table = self.task.table()
-            parameters = table.weights
-            if draw is not None:
-                weights = draw.weights({name: p.shape for name, p in parameters.items()}, table.layouts)
-                with torch.no_grad():
-                    for name, p in parameters.items():
-                        p.copy_(weights[name])
-            initial = State(named_state(model))
+        with self._drawn(draw) as table:
+            initial = State(named_state(self.task.model))
             within = self._within(table, density, draw)
             with self.claimed(identity.of_search, method, density, options, self.seed, seconds):
                 if seconds is not None:
@@ -212,6 +205,32 @@ class Experiment:
         tries = self._tries(found.rows)
         spent = self._cost(ticket.masks, epochs + _covered(tries), seconds, [*found.rows, *tries])
         return {"live": found.live, "cost": {**spent, "epochs": epochs}, "digest": ticket.digest}
+
+    @contextlib.contextmanager
+    def _drawn(self, draw: Draw | None) -> Iterator[Prunable]:
+        """The model with its prunable weights drawn by `draw` (None: its own), and the table of them."""
+        with borrowed(self.task.model):
+            table = self.task.table()
+            if draw is not None:
+                weights = draw.weights({name: p.shape for name, p in table.weights.items()}, table.layouts)
+                with torch.no_grad():
+                    for name, p in table.weights.items():
+                        p.copy_(weights[name])
+            yield table
+
+    def what_search(
+        self, method: str, density: float, options: Any, draw: Draw | None, seconds: float | None = None
+    ) -> dict[str, str]:
+        """What a call of `search` with these arguments is, in texts by name."""
+        with self._drawn(draw):
+            return identity.of_search(self.task, method, density, options, self.seed, seconds)
+
+    def what_training(self, ticket: Ticket) -> dict[str, str]:
+        """What all trainings of a ticket, and what is measured of them, are of, in texts by name."""
+        with borrowed(self.task.model, as_trained=True) as model:
+            ticket.fitted(model).apply(model)
+            of = identity.of_training(self.task, ticket, self.settings, self.seed, 0, "")
+        return of | {"the metric": identity.called(self.task.metric), "the test data": identity.data_of(self.test)}
 
     def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:
         """The task's checkpoint, if it has one, held as one of this; raises UsageError where it is another's."""
@@ -409,9 +428,7 @@ def build(
     require_numbers(model, to_train=True)
     by_step = _by_step(task, metric)
     batched = data.as_wholes if by_step else data.as_batches
-    monitor = task.get("monitor", Monitor())
-    if isinstance(monitor, type) or not all(callable(getattr(monitor, n, None)) for n in ("begin", "epoch", "note")):
-        raise UsageError(f"monitor must be a gemminer.Monitor, not {shown(monitor)}")
+    progress.checked(task.get("monitor", Monitor()))
     if torch.get_default_device().type == "meta":
         raise UsageError(
             "new tensors are made on the meta device, which holds no numbers: torch.set_default_device('cpu')"

@@ -17,9 +17,8 @@ import re
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from gemminer.core.errors import GemminerError, UsageError
@@ -27,9 +26,13 @@ from gemminer.core.files import MARK, append_text, read_rows, reason, save_text
 from gemminer.core.ownership import is_there, ours, refuse_foreign
 from gemminer.training.checkpoint import Checkpoint
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
 # What a run writes in its state/: finished steps, checkpoints of steps, the ticket that a check searches for.
 _STATE = re.compile(r"steps\.jsonl|inverted\.safetensors|(budget|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt")
+PYTHON = "python"  # in place of a recipe's digest: what mine, train and check of Python keep
 _MARKER = "gemminer.run/1 "  # and the recipe's digest, in state/recipe
 # Errors of a file system without locks, or without its lock server.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
@@ -39,19 +42,21 @@ class Busy(UsageError):
     """Another process runs in the folder."""
 
 
-def _locked(folder: Path, wait: float = 3.0) -> FileLock:
+def _locked(folder: Path, flag: str, wait: float = 3.0) -> FileLock:
     """The lock of a run's folder; `wait` seconds are for a process that was killed and is still going.
 
     A process has one lock for each file, which every Folder acquires and releases once more, so that it does not lock
     itself out; the system releases it when the process ends, however it ends. On a file system without locks there is
     no waiting.
     """
+    from filelock import FileLock, Timeout  # here, for only a run in a folder needs it
+
     path = (folder / "state" / "lock").resolve()
     lock = FileLock(path, timeout=wait, thread_local=False, is_singleton=True, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise Busy(f"another process is running in {folder}: wait for it, or give another folder with --out") from None
+        raise Busy(f"another process is running in {folder}: wait for it, or give another folder with {flag}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -69,11 +74,12 @@ class Folder:
 
     def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.state = path, path / "state"
+        self._flag = "out=" if recipe_hash == PYTHON else "--out"
         self._steps_file, self._metrics_file = self.state / "steps.jsonl", path / "metrics.jsonl"
         try:
             self._look(recipe_hash, resume, overwrite)  # nothing is made where there is nothing to do
             self.state.mkdir(parents=True, exist_ok=True)
-            weakref.finalize(self, _locked(path).release)
+            weakref.finalize(self, _locked(path, self._flag).release)
             self.held = self._look(recipe_hash, resume, overwrite)  # another run may have come in between
             if self.held and overwrite:
                 self._wipe()
@@ -92,7 +98,7 @@ class Folder:
         """Whether the folder holds a run; raises UsageError unless this one may be in it."""
         path = self.path
         if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file: give another folder with --out")
+            raise UsageError(f"{path} is a file: give another folder with {self._flag}")
         self._refuse_foreign()
         found = self._recipe()
         held = found is not None or ours(path / "record.json")
@@ -104,6 +110,9 @@ class Folder:
                     f"{path} holds a run already: add --resume to go on with it, --overwrite to begin anew, or "
                     "--out FOLDER for another place"
                 )
+            if found != recipe_hash and PYTHON in (found, recipe_hash):
+                where = "from Python" if found == PYTHON else "by the command line"
+                raise UsageError(f"{path} holds a run that was made {where}: give another folder with {self._flag}")
             if found != recipe_hash:
                 raise UsageError(
                     f"{path} holds a run of another recipe ({found or 'unknown'}, not {recipe_hash}), or of a version "
@@ -115,9 +124,9 @@ class Folder:
         """Raise UsageError where something stands that no run wrote, in a run's place or in a folder without a run."""
         path, state, lock = self.path, self.state, self.state / "lock"
         if state.is_symlink() or (is_there(state) and not state.is_dir()):
-            raise UsageError(f"{state} was not written by gemminer: give another folder with --out")
+            raise UsageError(f"{state} was not written by gemminer: give another folder with {self._flag}")
         if is_there(lock) and (lock.is_symlink() or not lock.is_file() or lock.stat().st_size):
-            raise UsageError(f"{lock} was not written by gemminer: give another folder with --out")
+            raise UsageError(f"{lock} was not written by gemminer: give another folder with {self._flag}")
         if self._recipe() is None and not ours(path / "record.json"):
             beside = [f for f in path.iterdir() if f != state and f.name != "error.json"] if path.is_dir() else []
             inside = [f for f in state.iterdir() if f != lock] if state.is_dir() else []
@@ -126,11 +135,11 @@ class Folder:
                 if other not in passing:
                     raise UsageError(
                         f"{path} is not a run's folder (it holds {other.relative_to(path)}): give a new or an empty "
-                        "folder with --out"
+                        f"folder with {self._flag}"
                     )
         recipe = state / "recipe"
         if is_there(recipe) and self._recipe() is None:
-            raise UsageError(f"{recipe} was not written by gemminer: give another folder with --out")
+            raise UsageError(f"{recipe} was not written by gemminer: give another folder with {self._flag}")
         unmarked = {"trained.safetensors"} if _unmarked_weights(path) else set()
         refuse_foreign(path / name for name in (*FILES, "error.json") if name not in unmarked)
         refuse_foreign(f for f in (state.iterdir() if state.is_dir() else ()) if _STATE.fullmatch(f.name))
@@ -155,7 +164,7 @@ class Folder:
             mine.write_text(_MARKER + recipe_hash + "\n")
             os.link(mine, recipe)
         except FileExistsError:
-            raise UsageError(f"another run has come to {self.path}: give another folder with --out") from None
+            raise UsageError(f"another run has come to {self.path}: give another folder with {self._flag}") from None
         except OSError:  # a file system without hard links
             save_text(recipe, _MARKER + recipe_hash + "\n")
         finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gemminer.core.model_state import named_state
 from gemminer.core.ticket import Ticket
+from gemminer.data import Batches
 from gemminer.data.fingerprint import digest, fingerprint
 from gemminer.training.task import Task
 
@@ -54,7 +55,7 @@ def _of(task: Task, seed: int) -> dict[str, str]:
         "the phase": task.phase,
         "the seed": repr(int(seed)),
         "the model": f"{type(task.model).__name__} {digest(sorted(shapes.items()))}",
-        "the data": f"{task.train.examples} examples in {len(task.train)} batches, {fingerprint(task.train)}",
+        "the data": data_of(task.train),
         "the loss": called(task.loss),
         "the engine": task.engine,
         **own,
@@ -64,6 +65,13 @@ def _of(task: Task, seed: int) -> dict[str, str]:
     if task.validation is not None:
         found["the metric"] = called(task.metric)
     return {**found, "the model's first weights": digest(sorted(state.items()))}  # last: others say more
+
+
+def data_of(batches: Batches | None) -> str:
+    """Data: how much there is, and what it holds."""
+    if batches is None:
+        return "none"
+    return f"{batches.examples} examples in {len(batches)} batches, {fingerprint(batches)}"
 
 
 def _text(value: Any) -> str:

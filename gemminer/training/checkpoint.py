@@ -7,7 +7,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,15 +90,8 @@ class Checkpoint:
             raise UsageError(
                 f"the checkpoint {self.path} is of an older version and does not say what it is of: {other}"
             )
-        names = [*self.of, *(name for name in theirs if name not in self.of)]
-        differs = [name for name in names if name not in self.free and self.of.get(name) != theirs.get(name)]
-        if differs:
-            name = differs[0]
-            was, now = theirs.get(name, "not set"), self.of.get(name, "not set")
-            raise UsageError(
-                f"the checkpoint {self.path} is of another call ({name}: {was} there, {now} here): repeat that call, "
-                f"{other}"
-            )
+        if differs := difference(self.of, theirs, self.free):
+            raise UsageError(f"the checkpoint {self.path} is of another call ({differs}): repeat that call, {other}")
 
     def _damaged(self, error: Exception) -> GemminerError:
         return GemminerError(
@@ -133,6 +126,18 @@ class Checkpoint:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def difference(ours: Mapping[str, str], theirs: Mapping[str, str], free: Collection[str] = ()) -> str:
+    """The first name in which two calls differ, with both texts; "" if there is none but those that are `free`.
+
+    >>> difference({"lr": "0.1"}, {"lr": "0.2"}), difference({"lr": "0.1"}, {"lr": "0.2"}, {"lr"})
+    ('lr: 0.2 there, 0.1 here', '')
+    """
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name not in free and ours.get(name) != theirs.get(name):
+            return f"{name}: {theirs.get(name, 'not set')} there, {ours.get(name, 'not set')} here"
+    return ""
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemminer.core.errors import GemminerError
+from gemminer.core.errors import Diverged, GemminerError
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.training import rate
@@ -199,7 +199,7 @@ def _epoch(
         if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
             break
     if not torch.isfinite(total):
-        raise GemminerError(
+        raise Diverged(
             f"the loss is no longer finite in epoch {epoch + 1} of '{phase}': lower the learning rate "
             f"(lr is {settings.lr}) or check the data for NaN"
         )

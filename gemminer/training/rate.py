@@ -104,7 +104,7 @@ class _Trials:
         seed_globals(self.key)
         self.held = list(itertools.islice(task.train.epoch(0), HELD))
         self.weights = math.hypot(*(float(p.detach().double().norm()) for p in rule.parameters()))
-        self.steps, self.tried = 0, list[tuple[float, float | None]]()
+        self.steps, self.tried = 0, list[list[float | None]]()
 
     def longest(self, lr: float) -> float | None:
         """The norm asked for, else that of the longest gradient at this rate, to two digits; None where it is 0."""
@@ -139,7 +139,7 @@ class _Trials:
                     break
             sound = self.steps > taken_before and bool(torch.isfinite(norm))
             loss = self._loss() if sound else math.inf
-        self.tried.append((lr, loss if math.isfinite(loss) else None))
+        self.tried.append([lr, loss if math.isfinite(loss) else None])
         return loss
 
     def _loss(self) -> float:

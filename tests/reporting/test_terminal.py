@@ -57,6 +57,15 @@ def test_a_terminal_has_a_bar() -> None:
     assert type(monitor_for(Console(file=text))) is PlainMonitor
 
 
+@pytest.mark.parametrize(("widgets", "kind"), [(True, RichMonitor), (False, PlainMonitor)])
+def test_a_notebook_has_a_bar_where_it_can_move(
+    widgets: bool, kind: type[PlainMonitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: widgets or None)
+    monkeypatch.setattr(RichMonitor, "__init__", lambda self, console, metric: None)  # rich would need ipywidgets
+    assert type(monitor_for(Console(force_jupyter=True))) is kind
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_bar_percentage_and_time_left_stay_and_the_numbers_give_way(width: int) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)

@@ -1,0 +1,98 @@
+"""The steps of a run, each done once: results, checkpoints, epochs and weights are in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from gemminer.core.errors import Diverged, GemminerError, in_words
+from gemminer.core.files import atomic
+from gemminer.core.model_state import copied
+from gemminer.core.progress import Silent
+from gemminer.core.ticket import Ticket
+from gemminer.runs.experiment import Experiment
+from gemminer.runs.folder import Folder
+from gemminer.training import engine as engines
+
+WEIGHTS = "gemminer.weights/1"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all of the model's parameters and buffers, by name."""
+    weights = {name: tensor.contiguous() for name, tensor in copied(model).items()}
+    with atomic(path) as temporary:
+        temporary.write_bytes(save(weights, metadata={"gemminer": json.dumps({"format": WEIGHTS})}))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors that `save_weights` wrote."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise GemminerError(
+            f"cannot read the trained weights {path}: {in_words(error)}; train in a new folder"
+        ) from None
+
+
+def ticket_kept(folder: Folder, digest: str) -> Ticket:
+    """The ticket in a run's folder, which must be that of its search."""
+    path = folder.path / "ticket.safetensors"
+    ticket = Ticket.load(path)
+    if ticket.digest != digest:
+        raise GemminerError(f"{path} is not the ticket this run found: begin anew, with --overwrite or in a new folder")
+    return ticket
+
+
+class Logged(Silent):
+    """Writes each epoch to the run's metrics.jsonl."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def begin(self, phase: str, start: int, stop: int) -> None:
+        self.folder.forget_after(phase, start)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.folder.log(row)
+
+
+class Steps:
+    """Runs each step of a run once: its result is kept in the folder, and its checkpoint while it runs."""
+
+    def __init__(self, experiment: Experiment, folder: Folder) -> None:
+        self.experiment, self.folder = experiment, folder
+
+    def __call__(self, name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
+        """The step's result: computed now, or read from an earlier run."""
+        checkpoint = self.folder.checkpoint(name)
+        if name not in self.folder.steps:
+            noted = len(self.experiment.notes)
+            try:
+                found = work(self.experiment.with_task(checkpoint=checkpoint))
+            except Diverged:  # nothing can go on from there, and another call may have a better rate
+                checkpoint.clear()
+                raise
+            self.folder.finish(name, {**found, "notes": self.experiment.notes[noted:]})
+        checkpoint.clear()  # also where a kill came before it was
+        return self.folder.steps[name]
+
+
+def engine_of(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
+    """The density below which each layer computes kept weights only: the resumed run's choice, or a new one.
+
+    A choice made for another engine is dropped, since a resumed run may ask for another.
+    """
+    before = folder.steps.get("engine", {})
+    if before.get("asked") != experiment.task.engine:
+        noted = len(experiment.notes)
+        chosen = engines.choose(experiment.task, experiment.flops)
+        facts = {"asked": experiment.task.engine, "below": chosen, "notes": experiment.notes[noted:]}
+        before = folder.finish("engine", facts)
+    below: Mapping[str, float] = before["below"]
+    return below
