@@ -1,7 +1,8 @@
-"""The commands and code of the README and the docs are run as they stand there."""
+"""The commands and code of the README, the docs and the notebook are run as they stand there."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,8 +10,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from tools import notebook
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +37,51 @@ def test_python_of_the_docs_runs(code: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
+
+
+# --- the notebook ------------------------------------------------------------------------------------------------
+
+NOTEBOOK = json.loads((ROOT / "examples/first_ticket.ipynb").read_text(encoding="utf-8"))
+
+
+def code_cells(book: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds(cell: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    return [(output["output_type"], sorted(output.get("data", {}))) for output in cell["outputs"]]
+
+
+def test_outputs_of_the_notebook_are_of_its_code() -> None:
+    cells = code_cells(NOTEBOOK)
+    for count, cell in enumerate(cells, start=1):
+        assert cell["metadata"]["source"] == notebook.digest(cell), f"python tools/notebook.py: {cell['source'][0]}"
+        assert cell["execution_count"] == count
+        assert cell["outputs"], cell["source"][0]
+    assert sum("image/png" in data for cell in cells for _, data in kinds(cell)) == 6
+    assert (ROOT / "examples/first_ticket.ipynb").stat().st_size < 400_000
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_figures_are_sane() -> None:
+    """Every cell shows what it shows in the file; numbers may differ on another machine, what they say may not."""
+    book = copy.deepcopy(NOTEBOOK)
+    for cell in code_cells(book):
+        cell["outputs"] = []
+    threads = torch.get_num_threads()
+    try:
+        names = notebook.run(book)
+    finally:
+        torch.set_num_threads(threads)
+    assert [kinds(cell) for cell in code_cells(book)] == [kinds(cell) for cell in code_cells(NOTEBOOK)]
+    assert (names["ticket"].kept, names["ticket"].prunable) == (595, 11_900)
+    assert names["search"].rows[-1]["validation"] > 0.6
+    mean = {method: values.mean(1) for method, values in names["found"].items()}  # of sizes: before and after
+    assert mean["gem-miner"][4, 0] > 80
+    assert mean["gem-miner"][2, 1] > mean["erk"][2, 1] + 30
+    assert mean["erk"][:, 0].max() < 30
+    assert names["dense"].mean() > 94
+    assert names["verdict"].verdict == "pass"
 
 
 @pytest.mark.slow
