@@ -70,6 +70,8 @@ def mine(
     embeddings: bool = False,
     within: Ticket | Mapping[str, Tensor] | None = None,
     engine: str = "auto",
+    precision: str = "fp32",
+    accumulate: int = 1,
     checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -107,6 +109,8 @@ def mine(
             part of that, still `density` of all prunable weights, and checks stay inside too. It computes densely.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
+        precision: "fp32", or "bf16": the model runs in bfloat16 (autocast); weights, scores and the loss are float32.
+        accumulate: the batches of an optimiser step, whose gradient is that of all their examples together.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
         out: a folder for the record, the metrics, the ticket and a page, report.html, of this and of what `train` and
             `check` with the same `out` make of the ticket. The same call goes on where it was killed, or returns what
@@ -136,6 +140,8 @@ def mine(
     row = methods.get(method)
     if not row.trains and (epochs is not None or budget is not None):
         raise UsageError(f"the method {method!r} has no epochs to set")
+    if not row.trains and accumulate != 1:
+        raise UsageError(f"the method {method!r} takes no optimiser steps to accumulate for: leave accumulate out")
     with _told(monitor, progress) as told:
         experiment = called.experiment_of(
             model,
@@ -148,6 +154,8 @@ def mine(
             metric=metric,
             monitor=told,
             engine=engine,
+            precision=precision,
+            accumulate=accumulate,
             checkpoint=checkpoint,
             include=numbers.strings("include", include),
             exclude=numbers.strings("exclude", exclude),
@@ -175,6 +183,8 @@ def train(
     step: Step | None = None,
     metric: Metric | None = None,
     engine: str = "auto",
+    precision: str = "fp32",
+    accumulate: int = 1,
     checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -195,6 +205,8 @@ def train(
         step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
+        precision: as in `mine`.
+        accumulate: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
         out: as in `mine`, or a new folder.
         progress: as in `mine`.
@@ -234,6 +246,8 @@ def train(
             metric=metric,
             monitor=told,
             engine=engine,
+            precision=precision,
+            accumulate=accumulate,
             checkpoint=checkpoint,
         )
         result = called.Call(experiment, out).train(ticket)
@@ -256,6 +270,8 @@ def check(
     step: Step | None = None,
     metric: Metric | None = None,
     engine: str = "auto",
+    precision: str = "fp32",
+    accumulate: int = 1,
     out: str | Path | None = None,
     progress: bool = False,
     monitor: Monitor | None = None,
@@ -281,6 +297,8 @@ def check(
         step: as in `mine`.
         metric: as in `mine`.
         engine: as in `mine`.
+        precision: as in `mine`.
+        accumulate: as in `mine`.
         out: as in `mine`, or a new folder.
         progress: as in `mine`.
         monitor: as in `mine`.
@@ -317,6 +335,8 @@ def check(
             metric=metric,
             monitor=told,
             engine=engine,
+            precision=precision,
+            accumulate=accumulate,
         )
         require_test(experiment.test)
         result = called.Call(experiment, out).check(ticket, seeds, names)

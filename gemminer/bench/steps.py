@@ -26,7 +26,7 @@ def stepper(task: Task, rule: Rule, settings: Settings, images: Tensor, labels: 
     optimiser = settings.build(rule.parameters())
     rule.begin(optimiser)
     count = itertools.count()
-    return lambda: step(task, rule, optimiser, images, labels, next(count))
+    return lambda: step(task, rule, optimiser, [(images, labels)], next(count))
 
 
 def plain_step(model: nn.Module, setup: Setup, *, channels_last: bool = False, run: nn.Module | None = None) -> Step:

@@ -231,5 +231,5 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Train scores and keep the highest |s|: exactly round(density * d), by layer or over all layers."""
     table = task.table()
     train_only(task.model, table)
-    search = drive(table, density, options, seed, len(task.train))
+    search = drive(table, density, options, seed, task.steps)
     return search.found(fit(task, search.rule, search.settings, seed=seed, phase=task.phase))

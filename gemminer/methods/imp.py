@@ -192,7 +192,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     only a cold ticket is at initialisation.
     """
     initial = copied(task.model)
-    steps, settings = len(task.train), _training(options)
+    steps, settings = task.steps, _training(options)
     k = (options.rewind_steps or math.ceil(WARM * options.epochs * steps)) if options.rewind == "warm" else 0
     if k >= options.epochs * steps:
         raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")

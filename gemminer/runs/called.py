@@ -183,7 +183,7 @@ class Call:
         self._choose_engine()
         of = self.experiment.what_training(ticket)
         if self.experiment.test is not None:
-            measured = {name: of[name] for name in ("the metric", "the test data")}
+            measured = {name: of[name] for name in ("the metric", "the test data", "precision")}
             self._step("before", measured, lambda lent: {"test": lent.before(ticket)})
         return of
 

@@ -178,10 +178,11 @@ def _found_by(
     """The ticket with the masks that a method finds from the ticket's initial weights, inside what it was found in."""
     if method not in methods.names():
         raise UsageError(f"the check {check!r} needs to know the ticket's method, which is {method!r}")
-    row = methods.get(method)
+    row, facts = methods.get(method), ticket.provenance
     chosen = options_of(row.options, options, method)
     within = None if ticket.within is None else dict(ticket.within)
-    task = dataclasses.replace(experiment.task, phase=f"check:{check}:search", within=within)
+    as_found = {"precision": facts.get("precision", "fp32"), "accumulate": facts.get("accumulate", 1)}
+    task = dataclasses.replace(experiment.task, phase=f"check:{check}:search", within=within, **as_found)
     with borrowed(task.model) as model:
         ticket.start_from(model)
         of = (identity.of_search, f"{method} for the check {check}", density, chosen, seed)

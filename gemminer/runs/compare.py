@@ -178,7 +178,9 @@ def run_cells(
         GemminerError: the disk, or the data of every cell.
     """
     cells, workers = asked.cells(), whole("workers", workers, least=0)
-    engines.checked(engine, device_of(device if backend == "local" else "cpu"))
+    place = device_of(device if backend == "local" else "cpu")
+    for precision in {cell.recipe.precision for cell in cells} or {"fp32"}:
+        engines.checked(engine, place, precision)
     out = out.absolute()
     _refuse_foreign(out)
     expected = estimates(cells, root=root, download=download)

@@ -64,9 +64,10 @@ def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
     trainings = (recipe.check_seeds if recipe.checks else 1) * (1 + len(recipe.checks))
     searches = 1 + sum(checks.get(name).kept_as is not None for name in recipe.checks)
     batches = math.ceil(known.examples / (recipe.batch_size or BATCH_SIZE))
-    rates = trainings * rate.usual(resolved.settings, batches)
+    steps = math.ceil(batches / recipe.accumulate)
+    rates = trainings * rate.usual(resolved.settings, steps)
     if isinstance(resolved.options, Settings):  # a search that trains the weights
-        rates += searches * rate.usual(resolved.options, batches)
+        rates += searches * rate.usual(resolved.options, steps)
     found = Estimate(search, resolved.settings.epochs * trainings, search * (searches - 1), 0.0, rates)
     return dataclasses.replace(found, flops=found.epochs * cost.TRAINING_PASSES * known.examples * known.flops)
 

@@ -59,7 +59,7 @@ def prepare(
     row = methods.get(recipe.method)
     check_names(recipe.checks)
     place = device_of(device)
-    engines.checked(engine, place)
+    engines.checked(engine, place, recipe.precision)
     batch_size = recipe.batch_size or BATCH_SIZE
     loaded = data.load(
         recipe.data,
@@ -96,6 +96,8 @@ def prepare(
         embeddings=recipe.embeddings,
         within=None if recipe.within is None else dict(Ticket.load(ticket_of(Path(recipe.within))).masks),
         engine=engine,
+        precision=recipe.precision,
+        accumulate=recipe.accumulate,
         monitor=monitor or Monitor(),
     )
     experiment.check_density(recipe.density)
@@ -194,7 +196,9 @@ def _meant(recipe: Recipe, resolved: Resolved) -> str:
     else:
         lengths = f"{training} epochs of training"
     what = f"{recipe.method}, {recipe.model} on {recipe.data}, density {100 * recipe.density:.4g}%"
-    return f"{what}, {lengths}, seed {recipe.seed}"
+    how = ", bf16" if recipe.precision == "bf16" else ""
+    how += f", steps of {recipe.accumulate} batches" if recipe.accumulate > 1 else ""
+    return f"{what}, {lengths}{how}, seed {recipe.seed}"
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from gemminer.core.fitting import require_numbers
 from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
-from gemminer.core.numbers import shown, strings
+from gemminer.core.numbers import shown, strings, whole
 from gemminer.core.progress import Monitor
 from gemminer.core.prunable import Prunable
 from gemminer.core.randomness import mixed, private_randomness
@@ -40,6 +40,7 @@ from gemminer.training.feed import Feed, feeds_of_batch, feeds_of_step, mapped, 
 from gemminer.training.look import with_metric
 from gemminer.training.loop import fit
 from gemminer.training.losses import Metric, cross_entropy, has_loss, output_loss
+from gemminer.training.precision import checked_precision, remark
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -183,6 +184,7 @@ class Experiment:
         if said := self._left_dense():
             self.note(said)
         begun, noted = time.monotonic(), len(self.notes)
+        self._say_precision()
         with self._drawn(draw) as table:
             initial = State(named_state(self.task.model))
             within = self._within(table, density, draw)
@@ -196,6 +198,7 @@ class Experiment:
         epochs = _covered(found.rows) if found.epochs is None else found.epochs
         prunes = {name: list(strings(name, getattr(self.task, name))) for name in ("include", "exclude")}
         known = provenance.asked(method, options, self.seed, density)
+        known |= {"precision": self.task.precision, "accumulate": self.task.accumulate}
         known |= provenance.pruned(table, **prunes, embeddings=self.task.embeddings) | {"epochs": epochs, **facts}
         known |= {"notes": self.notes[noted:]} if self.notes[noted:] else {}
         ticket = provenance.ticket_of(found, initial, draw, within, known)
@@ -267,6 +270,10 @@ class Experiment:
         self.note(f"{zeros} and stay so: it is searched among the others")
         return masks
 
+    def _say_precision(self) -> None:
+        if said := remark(self.task.precision, self.task.device, self.task.engine):
+            self.note(said)
+
     def _left_dense(self) -> str | None:
         """What is said about the weights of two and more dimensions that no ticket can remove."""
         table = self.task.table()
@@ -320,6 +327,7 @@ class Experiment:
 
         `keep` is called with the trained model, before the model is restored.
         """
+        self._say_precision()
         model = self.task.model
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
         with borrowed(model, as_trained=True), contextlib.ExitStack() as stack:
@@ -352,8 +360,7 @@ class Experiment:
 
     def _tries(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """A row for each rate that was found before one of these: the trials, as a fraction of an epoch."""
-        batches = max(1, len(self.task.train))
-        return [{**row, "fraction": row["rate"]["steps"] / batches} for row in rows if row.get("rate")]
+        return [{**row, "fraction": row["rate"]["steps"] / max(1, self.task.steps)} for row in rows if row.get("rate")]
 
     def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Cost of `epochs` epochs: FLOPs of all weights, and FLOPs of the weights that each row's epoch kept.
@@ -438,9 +445,11 @@ def build(
         return None if given is None else batched(given, batch_size=batch_size, shuffle=False)
 
     batches = reseeded(batched(train, batch_size=batch_size), seed, "batches")
+    task["accumulate"] = whole("accumulate, batches of a step,", task.get("accumulate", 1), least=1)
     made = Task(model, batches, held_out(validation), **task)
     made.prunable()
-    engine.checked(made.engine, made.device)
+    checked_precision(made.precision, model, made.device)
+    engine.checked(made.engine, made.device, made.precision)
     first = next(iter(batches.epoch(0)), None)  # a user's loader may be slow to begin: it is asked once
     ways = feeds_of_step(model) if by_step else feeds_of_batch(model, first, made.loss is not cross_entropy)
     feed = looked_at(made, first, "training", ways)

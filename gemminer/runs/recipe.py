@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -118,6 +118,12 @@ class Recipe(BaseModel):
     batch_size: Annotated[int | None, Flag(unset="128", commands=MINE | TICKET)] = Field(
         None, ge=1, description="examples in a training batch"
     )
+    accumulate: Annotated[int, Flag(commands=MINE | TICKET)] = Field(
+        1, ge=1, description="batches of an optimiser step, as one large batch"
+    )
+    precision: Annotated[Literal["fp32", "bf16"], Flag(commands=MINE | TICKET)] = Field(
+        "fp32", description="the network runs in this; weights, scores and the loss stay in fp32"
+    )
     limit_train: Annotated[int | None, Flag(unset="all", commands=MINE | TICKET)] = Field(
         None, ge=2, description="use only the first N training images"
     )
@@ -150,9 +156,22 @@ class Recipe(BaseModel):
             ),
         ),
     ] = Field(default_factory=dict, description="an option of the method (see 'gemminer methods NAME'); repeatable")
-    train: Annotated[dict[str, Any], Flag(name="--train-option", short="-t", commands=MINE | TICKET)] = Field(
-        default_factory=dict, description="a setting of the training (lr, optimiser, ...); repeatable"
-    )
+    train: Annotated[
+        dict[str, Any],
+        Flag(
+            name="--train-option",
+            short="-t",
+            commands=MINE | TICKET,
+            shortcuts=(
+                OptionFlag(
+                    "--max-norm",
+                    "max_norm",
+                    float,
+                    "Longest gradient of a training step (of the search: -o max_norm=N). [found with the rate]",
+                ),
+            ),
+        ),
+    ] = Field(default_factory=dict, description="a setting of the training (lr, optimiser, ...); repeatable")
     checks: Annotated[
         tuple[str, ...],
         Flag(

@@ -147,6 +147,8 @@ class Record(_Part):
     cost: dict[str, Cost] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     engine: Engine | None = None
+    precision: str = Field("fp32", description="fp32, or bf16: the network ran in bfloat16, weights in float32")
+    accumulate: int = Field(1, description="batches of an optimiser step")
     rates: dict[str, Rate] = Field(default_factory=dict, description="by training: train:0, dense, check:NAME:0")
     hardware: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)

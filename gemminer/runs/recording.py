@@ -48,6 +48,8 @@ def record_of(
         command=environment.command(),
         options=ticket.provenance.get("options", {}),
         metric=experiment.task.metric_name,
+        precision=experiment.task.precision,
+        accumulate=experiment.task.accumulate,
         density=record.Density(
             asked=asked,
             realised=ticket.density,

@@ -21,9 +21,11 @@ class Clock:
         steps: batches that the data promises of an epoch.
         epochs: T, the epochs of the schedule.
         first_epoch, first_step: where in the schedule a training begins.
+        of: the batches of a step, for the remark: what is called a batch here are then so many.
     """
 
-    def __init__(self, steps: int, epochs: int, first_epoch: int = 0, first_step: int = 0) -> None:
+    def __init__(self, steps: int, epochs: int, first_epoch: int = 0, first_step: int = 0, *, of: int = 1) -> None:
+        self.of = of
         self.steps, self.epochs, self.end = steps, epochs, steps * epochs
         self.epoch, self.batches, self.expected = first_epoch, first_step, steps
         self.taken = first_epoch * steps + first_step  # steps of the schedule's beginning are taken as done
@@ -73,9 +75,10 @@ class Clock:
         """A remark where fewer batches came than were promised."""
         if not self.missing:
             return None
+        what = "batches" if self.of == 1 else f"steps of {self.of} batches"
         return (
-            f"the data gave {self.missing} of {self.epoch * self.steps} batches less than its length promised: "
-            "schedules follow the batches that came"
+            f"the data gave {self.missing} of {self.epoch * self.steps} {what} less than its length promised: "
+            f"schedules follow the {what.split()[0]} that came"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +180,6 @@ def _counted(task: Task, parameters: Mapping[str, Tensor], frozen_too: bool) -> 
         named = named_parameters(task.model)
         owners = {_memory(named[name]): name for name in parameters}
         with private_randomness(), _nothing_fused(task.model, frozen_too), _Counter(owners) as counter:
-            task.forward(inputs)
+            dataclasses.replace(task, precision="fp32").forward(inputs)  # autocast works on copies of weights
     found: dict[str | None, float] = counter.flops
     return found

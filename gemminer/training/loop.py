@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from gemminer.core.errors import Diverged, GemminerError
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.training import rate
+from gemminer.training.accumulation import Batch, grouped, step_loss
 from gemminer.training.clock import Clock
 from gemminer.training.evaluate import mean_metric, recalibrate
 from gemminer.training.rules import Rule
@@ -33,7 +34,7 @@ def fit(
     first_step: int = 0,
     last_epoch: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Run `settings.epochs` epochs: batch, loss, backward, rule, optimiser step, rule. Returns a row an epoch.
+    """Run `settings.epochs` epochs: batches, loss, backward, rule, optimiser step, rule. Returns a row an epoch.
 
     The same (seed, task, settings) gives the same weights, bit for bit on one CPU, whether or not the loop was
     killed and resumed from `task.checkpoint` in between.
@@ -61,7 +62,7 @@ def fit(
     settings, found = _rate(task, rule, settings, seed, phase)
     optimiser = settings.build(rule.parameters())
     rule.begin(optimiser)
-    clock = Clock(len(task.train), settings.epochs, first_epoch, first_step)
+    clock = Clock(task.steps, settings.epochs, first_epoch, first_step, of=task.accumulate)
     start, seconds, rows = _resumed(task, rule, optimiser, phase, clock) or (first_epoch, 0.0, [])
     task.monitor.begin(phase, start, stop)
     begun = now - seconds
@@ -190,10 +191,10 @@ def _epoch(
     seed_globals(mixed(seed, phase, epoch))
     task.train_mode()
     total, count = torch.zeros((), dtype=torch.float64, device=task.device), 0
-    for inputs, targets in _batches(task, rule, clock):
+    for batches in _groups(task, rule, clock):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch + clock.part)
-        total += step(task, rule, optimiser, inputs, targets, clock.tick(), settings.max_norm)
+        total += step(task, rule, optimiser, batches, clock.tick(), settings.max_norm)
         count += 1
         task.monitor.step(phase, clock.step + 1, clock.end)
         if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
@@ -213,17 +214,17 @@ def _epoch(
     return float(total) / count
 
 
-def _batches(task: Task, rule: Rule, clock: Clock) -> Iterator[tuple[Any, Any]]:
-    """The epoch's batches and, where the last epoch ends before a schedule does, as many more as that takes.
+def _groups(task: Task, rule: Rule, clock: Clock) -> Iterator[list[Batch]]:
+    """The batches of the epoch's steps and, where the last epoch ends before a schedule does, of as many more.
 
     Those are of the epoch before, which had as many as a whole one has. A first epoch may begin in the middle.
     """
-    yield from itertools.islice(task.train.epoch(clock.epoch), clock.batches, None)
+    yield from itertools.islice(grouped(task.train.epoch(clock.epoch), task.accumulate), clock.batches, None)
     clock.came()
     while rule.scheduled and clock.short:
         before = clock.taken
-        for batch in task.train.epoch(max(0, clock.epoch - 1)):
-            yield batch
+        for batches in grouped(task.train.epoch(max(0, clock.epoch - 1)), task.accumulate):
+            yield batches
             if not clock.short:
                 return
         if clock.taken == before:
@@ -234,17 +235,15 @@ def step(
     task: Task,
     rule: Rule,
     optimiser: torch.optim.Optimizer,
-    inputs: Any,
-    targets: Any,
+    batches: Sequence[Batch],
     index: int,
     max_norm: float | None = None,
 ) -> Tensor:
-    """Optimiser step number `index` on one batch, gradients at most `max_norm` long; returns its loss, detached."""
-    loss = task.loss_of(inputs, targets)
-    loss.backward()
+    """Optimiser step number `index` on its batches, gradients at most `max_norm` long; returns its loss, detached."""
+    loss = step_loss(task, batches, backward=True)
     rule.after_backward()
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(rule.parameters(), max_norm)
     optimiser.step()
     rule.after_step(index)
-    return loss.detach()
+    return loss

@@ -18,6 +18,7 @@ import torch
 
 from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
+from gemminer.training.accumulation import Batch, grouped, step_loss
 from gemminer.training.rules import Rule
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
@@ -28,7 +29,7 @@ HIGHEST = {"sgd": 0.1, "adam": 8e-3, "adamw": 8e-3}
 CAREFUL, LOWEST = 3, 9
 # Steps of a trial: this part of the training's, within bounds, and never more than a tenth.
 PART, FEWEST, MOST, TENTH = 0.03, 20, 100, 0.1
-HELD = 4  # batches whose loss a trial ends with
+HELD = 4  # steps' batches whose loss a trial ends with
 HARM = 0.5  # of the loss at the start, or of the careful trial's: so much more, and a rate does harm
 STEP = 0.04  # of the norm of the weights: the longest step, before momentum
 
@@ -39,7 +40,7 @@ def settled(task: Task, rule: Rule, settings: Settings, *, seed: int, phase: str
     """The settings with a number for each that is "auto", and how the numbers were found (None: nothing was open).
 
     A trial is a short training from the start weights on the first batches, with a rate that falls to 0 as a cosine,
-    whose result is the mean loss of the first four batches afterwards; then everything is as before.
+    whose result is the mean loss of the first four steps' batches afterwards; then everything is as before.
 
         n      = 3% of the training's steps, at least 20 and at most 100, never more than a tenth of them
         lr     = highest, if its trial of n steps takes half of the loss away; else
@@ -90,9 +91,9 @@ def length(steps: int) -> int:
     return max(1, min(MOST, max(FEWEST, round(PART * steps)), int(TENTH * steps)))
 
 
-def usual(settings: Settings, batches: int) -> float:
-    """The epochs that finding a rate usually takes: two trials; none where it is given."""
-    return 2 * length(settings.epochs * batches) / max(1, batches) if settings.lr == "auto" else 0.0
+def usual(settings: Settings, steps: int) -> float:
+    """The epochs, of so many steps, that finding a rate usually takes: two trials; none where it is given."""
+    return 2 * length(settings.epochs * steps) / max(1, steps) if settings.lr == "auto" else 0.0
 
 
 class _Trials:
@@ -100,9 +101,9 @@ class _Trials:
 
     def __init__(self, task: Task, rule: Rule, settings: Settings, seed: int, phase: str) -> None:
         self.task, self.rule, self.settings, self.key = task, rule, settings, mixed(seed, phase, "rate")
-        self.length = length(settings.epochs * len(task.train))
+        self.length = length(settings.epochs * task.steps)
         seed_globals(self.key)
-        self.held = list(itertools.islice(task.train.epoch(0), HELD))
+        self.held = list(itertools.islice(grouped(task.train.epoch(0), task.accumulate), HELD))
         self.weights = math.hypot(*(float(p.detach().double().norm()) for p in rule.parameters()))
         self.steps, self.tried = 0, list[list[float | None]]()
 
@@ -127,9 +128,9 @@ class _Trials:
             task.train_mode()
             parameters = rule.parameters()
             optimiser = dataclasses.replace(self.settings, lr=lr).build(parameters)
-            for i, (inputs, targets) in enumerate(itertools.islice(_batches(task), n)):
+            for i, batches in enumerate(itertools.islice(_groups(task), n)):
                 optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n)) / 2
-                task.loss_of(inputs, targets).backward()
+                step_loss(task, batches, backward=True)
                 rule.after_backward()
                 norm = torch.nn.utils.clip_grad_norm_(parameters, longest)
                 optimiser.step()
@@ -147,18 +148,18 @@ class _Trials:
         seed_globals(self.key)
         self.task.train_mode()
         with torch.no_grad():
-            losses = [float(self.task.loss_of(*batch)) for batch in self.held]
+            losses = [float(step_loss(self.task, batches)) for batches in self.held]
         mean = statistics.fmean(losses) if losses else math.nan
         return mean if math.isfinite(mean) else math.inf
 
 
-def _batches(task: Task) -> Iterator[tuple[Any, Any]]:
-    """The batches of the training from its first epoch on; ends with an epoch that has none."""
+def _groups(task: Task) -> Iterator[list[Batch]]:
+    """The batches of the training's steps from its first epoch on; ends with an epoch that has none."""
     for epoch in itertools.count():
         empty = True
-        for batch in task.train.epoch(epoch):
+        for batches in grouped(task.train.epoch(epoch), task.accumulate):
             empty = False
-            yield batch
+            yield batches
         if empty:
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from gemminer.training.losses import (
     output_loss,
     returned,
 )
+from gemminer.training.precision import computing, in_float32
 
 
 class Swapped(nn.Module):
@@ -118,6 +120,8 @@ class Task:
         notes: warnings and remarks for a person, in order; shared by the tasks that are made of this one.
         first: the first training batch, if it has been taken: a look at it asks the user's loader no more.
         step: (model, batch) -> loss, called in place of the model and the loss; a batch's inputs are the whole batch.
+        precision: "fp32", or "bf16": the model runs under autocast, and so do loss and metric, on float32 outputs.
+        accumulate: the batches of an optimiser step.
     """
 
     model: nn.Module
@@ -141,6 +145,8 @@ class Task:
     notes: list[str] = field(default_factory=list)
     first: tuple[Any, Any] | None = None
     step: Step | None = None
+    precision: str = "fp32"
+    accumulate: int = 1
 
     def note(self, text: str) -> None:
         """Tell a person, once, and the record."""
@@ -157,6 +163,11 @@ class Task:
     def train_mode(self) -> None:
         """Put the model in training mode, all but the norms that its owner froze."""
         train_mode(self.model, self.held or ())
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in an epoch, as many as the data promises."""
+        return math.ceil(len(self.train) / self.accumulate)
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights a ticket may remove, by name: those of `core.prunable.find_prunable` for this task."""
@@ -220,7 +231,12 @@ class Task:
         """The model's output for one batch of inputs; with a step, the loss that it returns."""
         if self.step is not None:
             return self._with_model(self.step, inputs)
-        return self.feed.call(self.model, self.place_inputs(inputs))
+        with self._computing():
+            found = self.feed.call(self.model, self.place_inputs(inputs))
+        return found if self.precision == "fp32" else in_float32(found)
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        return computing(self.precision, self.device)
 
     def _with_model(self, function: Callable[[Any, Any], Any], batch: Any) -> Any:
         """What a user's function of the model and a batch returns."""
@@ -229,7 +245,8 @@ class Task:
         def called(model: nn.Module) -> Any:
             return model.call(called) if isinstance(model, Swapped) else function(model, placed)
 
-        return called(self.model)
+        with self._computing():
+            return called(self.model)
 
     def output(self, inputs: Any) -> Any:
         """What the model puts out for one batch, without a loss of its own; with a step, when that first calls it."""
@@ -274,10 +291,12 @@ class Task:
         if ignored is not None and isinstance(output, Tensor) and _all_are(targets, ignored):
             return output.reshape(-1)[:0].sum()
         try:
-            found = self.loss(output, self.place_targets(targets))
+            with self._computing():
+                found = self.loss(output, self.place_targets(targets))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise self._misfit("loss", output, targets, error) from error
-        return as_loss(found, "loss" if self.step is None else "step")
+        loss = as_loss(found, "loss" if self.step is None else "step")
+        return loss if self.precision == "fp32" else in_float32(loss)
 
     def metric_of(self, inputs: Any, targets: Any) -> Tensor:
         """What the metric returns for one batch, as a tensor; an error is one sentence."""
@@ -286,7 +305,8 @@ class Task:
             if self.step is not None:
                 found = self._with_model(self.metric, inputs)
             else:
-                found = self.metric(output, self.place_targets(targets))
+                with self._computing():
+                    found = self.metric(output, self.place_targets(targets))
         except GemminerError:
             raise
         except Exception as error:

@@ -72,12 +72,13 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
     )
     flags += " --limit-train 50 --validation 0.2 --augment none --initialiser keep --model-option width=2 -o batches=2"
     flags += " -t lr=1 --checks shuffle,erk --check-seeds 2 --no-dense --exclude fc*,conv1* --include experts*"
-    flags += " --embeddings --budget 5s --within runs/first"
+    flags += " --embeddings --budget 5s --within runs/first --accumulate 2 --precision bf16 --max-norm 0.5"
     given = run(*flags.split())["given"]
     assert set(given) == set(Recipe.model_fields)  # a field added later is to be added here
     del given["budget"]  # which stands instead of epochs
     assert set(Recipe().changed(given).model_dump(exclude_defaults=True)) == set(given)
     assert given["exclude"] == ["fc*", "conv1*"]
+    assert given["train"] == {"lr": 1, "max_norm": 0.5}
     assert given["checks"] == ["shuffle", "erk"]
 
 

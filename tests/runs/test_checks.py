@@ -141,6 +141,20 @@ def test_the_inversion_is_the_tickets_own_search_upside_down(pair: Pair) -> None
     assert inverted == found[1]
 
 
+def test_the_inversion_is_searched_in_the_tickets_own_steps_and_precision(pair: Pair) -> None:
+    net, data = tiny_net(), TensorBatches(*pair, batch_size=16)
+    how = {"precision": "bf16", "accumulate": 2}
+    ticket, upside_down = (
+        gemminer.mine(net, pair, 0.2, epochs=6, batch_size=16, invert=invert, **how)  # type: ignore[arg-type]
+        for invert in (False, True)
+    )
+    inverted = altered_ticket(build(net, data), "invert", ticket, 0)
+    assert all(torch.equal(mask, upside_down.masks[name]) for name, mask in inverted.masks.items())
+    old = ticket.replace(precision="fp32", accumulate=1)
+    other = altered_ticket(build(net, data, **how), "invert", old, 0)  # type: ignore[arg-type]
+    assert not all(torch.equal(mask, upside_down.masks[name]) for name, mask in other.masks.items())
+
+
 @pytest.mark.parametrize("name", checks.names())
 @pytest.mark.parametrize("kept", [False, True], ids=["within a ticket", "a pruned model's own weights"])
 def test_what_a_check_draws_stays_where_the_search_could_go(pair: Pair, name: str, kept: bool, tmp_path: Path) -> None:

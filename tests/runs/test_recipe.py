@@ -30,6 +30,8 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
         "train_epochs": 5,
         "budget": "5s",
         "batch_size": 5,
+        "accumulate": 2,
+        "precision": "bf16",
         "limit_train": 5,
         "validation": 0.2,
         "augment": "none",

@@ -73,5 +73,5 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     table = task.table()
     train_only(task.model, table)
     task = dataclasses.replace(task)  # the rule exchanges its model
-    search = drive(table, density, options, seed, len(task.train), task)
+    search = drive(table, density, options, seed, task.steps, task)
     return search.found(fit(task, search.rule, search.settings, seed=seed, phase=task.phase))
