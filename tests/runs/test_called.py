@@ -275,3 +275,12 @@ def test_a_model_of_ones_own_class_is_named(tmp_path: Path, pair: Pair) -> None:
     gemminer.mine(Mine(*tiny_net()), pair, 0.2, epochs=1, out=tmp_path / "gem")
     found = record.read(tmp_path / "gem")
     assert (found.model, found.data) == ("Mine", "96 examples")
+
+
+def test_what_was_measured_in_one_precision_is_no_measure_in_another(pair: Pair, tmp_path: Path) -> None:
+    net = tiny_net()
+    ticket = gemminer.mine(net, pair, 0.2, epochs=2, precision="bf16", out=tmp_path / "run")
+    gemminer.train(net, ticket, pair, pair, epochs=1, precision="bf16", out=tmp_path / "run")
+    assert record.read(tmp_path / "run").precision == "bf16"
+    with pytest.raises(UsageError, match=r"holds before of another call \(precision: 'bf16' there, 'fp32' here\)"):
+        gemminer.train(net, ticket, pair, pair, epochs=1, out=tmp_path / "run")

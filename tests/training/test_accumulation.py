@@ -106,7 +106,7 @@ def test_kept_weights_only_add_up_too() -> None:
         Settings(epochs=3, lr=0.1),
         Settings(epochs=3, lr=0.01, optimiser="adam", schedule="multistep", milestones=(1,)),
         Settings(epochs=3, lr=0.1, max_norm=0.05),
-        Settings(epochs=3),  # the rate is looked for in steps, too
+        Settings(epochs=10),  # the rate is looked for in a tenth of the steps
     ],
 )
 def test_a_training_is_that_of_the_joined_batches(settings: Settings) -> None:
@@ -116,7 +116,7 @@ def test_a_training_is_that_of_the_joined_batches(settings: Settings) -> None:
         batches = TensorBatches(*data(), batch_size=size, seed=3)
         task = Task(model, batches, accumulate=accumulate)
         rows = fit(task, Dense(model), settings, seed=1)
-        assert [row["step"] for row in rows] == [3, 6, 9]
+        assert [row["step"] for row in rows] == [3 * (epoch + 1) for epoch in range(settings.epochs)]
         found.append((rows, model))
     torch.testing.assert_close(*(dict(model.named_parameters()) for _, model in found), rtol=1e-6, atol=1e-9)
     for ours, plain in zip(*(rows for rows, _ in found), strict=True):
@@ -196,6 +196,7 @@ SEARCHES = {
     "edge-popup, gradual": {"rung": "gradual", "max_norm": 0.01},
     "imp": {"lr": 0.1},
     "imp, warm": {"rewind": "warm", "rewind_steps": 2},
+    "imp, warm at a part of the steps": {"rewind": "warm", "epochs": 40},
 }
 
 
@@ -203,14 +204,15 @@ SEARCHES = {
 def test_a_search_is_that_of_the_joined_batches(label: str) -> None:
     found = []
     for accumulate, size in BATCHES:
+        how: dict[str, Any] = {"epochs": 6, **SEARCHES[label]}
         ticket = gemminer.mine(
-            net(), data(), 0.2, method=label.split(",")[0], epochs=6, batch_size=size, accumulate=accumulate,
-            **SEARCHES[label],  # type: ignore[arg-type]
-        )  # fmt: skip
+            net(), data(), 0.2, method=label.split(",")[0], batch_size=size, accumulate=accumulate, **how
+        )
         found.append(ticket)
     ours, plain = found
     assert all(torch.equal(ours.masks[name], plain.masks[name]) for name in plain.masks)
-    assert ours.provenance["epochs"] == plain.provenance["epochs"]
+    for fact in ("epochs", "rewind_step"):
+        assert ours.provenance.get(fact) == plain.provenance.get(fact)
 
 
 def test_a_longest_gradient_changes_a_search() -> None:
