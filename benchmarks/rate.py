@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from gemminer import data, methods, models
 from gemminer.core.ticket import Ticket
+from gemminer.runs.building import build
 from gemminer.runs.checks import altered_ticket
-from gemminer.runs.experiment import Experiment, build
+from gemminer.runs.experiment import Experiment
 from gemminer.runs.settings import draw_of, resolve
 from gemminer.training.settings import Settings
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -16,6 +15,7 @@ from gemminer.core.files import as_path
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
+from gemminer.reporting.calls import draw_page, told_of
 from gemminer.runs import called
 from gemminer.runs.checks import CheckResult, check_names
 from gemminer.runs.experiment import BATCH_SIZE, require_test
@@ -23,31 +23,11 @@ from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import draw_of, resolve
 from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
 from gemminer.training.losses import Loss, Metric, Step, cross_entropy
+from gemminer.training.ranks import Distributed
 
 if TYPE_CHECKING:
     from gemminer.runs.compare import Outcome
     from gemminer.runs.grid import Grid
-
-
-@contextlib.contextmanager
-def _told(monitor: Monitor | None, progress: bool) -> Iterator[Monitor]:
-    """Who is told of the progress: the monitor, what shows it, or both; the user's monitor is the user's to close."""
-    told = monitor or Monitor()
-    if not progress:
-        yield told
-        return
-    from gemminer.reporting.terminal import beside  # here, for nothing else needs rich
-
-    with beside(monitor) as told:
-        yield told
-
-
-def _page(out: str | Path | None) -> None:
-    """Draw the page of the run in a folder, if there is one."""
-    if out is not None:
-        from gemminer.reporting.page import report  # here, for a page needs Jinja and nothing else does
-
-        report(out)
 
 
 def mine(
@@ -73,6 +53,7 @@ def mine(
     precision: str = "fp32",
     accumulate: int = 1,
     checkpoint: str | Path | None = None,
+    distributed: Distributed = None,
     out: str | Path | None = None,
     progress: bool = False,
     monitor: Monitor | None = None,
@@ -112,6 +93,8 @@ def mine(
         precision: "fp32", or "bf16": the model runs in bfloat16 (autocast); weights, scores and the loss are float32.
         accumulate: the batches of an optimiser step, whose gradient is that of all their examples together.
         checkpoint: a file that a killed search is resumed from; removed at the end. Another call refuses it.
+        distributed: where several processes run, as by torchrun, True lets them share the work (each a part of the
+            data, gradients averaged), a process group those in it; False is each alone. None refuses several.
         out: a folder for the record, the metrics, the ticket and a page, report.html, of this and of what `train` and
             `check` with the same `out` make of the ticket. The same call goes on where it was killed, or returns what
             is there; another is refused.
@@ -142,7 +125,7 @@ def mine(
         raise UsageError(f"the method {method!r} has no epochs to set")
     if not row.trains and accumulate != 1:
         raise UsageError(f"the method {method!r} takes no optimiser steps to accumulate for: leave accumulate out")
-    with _told(monitor, progress) as told:
+    with told_of(monitor, progress) as told:
         experiment = called.experiment_of(
             model,
             train_data,
@@ -153,6 +136,7 @@ def mine(
             step=step,
             metric=metric,
             monitor=told,
+            distributed=distributed,
             engine=engine,
             precision=precision,
             accumulate=accumulate,
@@ -165,8 +149,9 @@ def mine(
         resolved = resolve(method, experiment.task.train.examples, epochs=epochs, budget=budget, options=dict(options))
         experiment.check_density(density)
         draw = draw_of(initialiser, row, density, seed)
-        ticket = called.Call(experiment, out).search(method, density, resolved.options, draw, resolved.seconds)
-        _page(out)
+        call = called.Call(experiment, out)
+        ticket = call.search(method, density, resolved.options, draw, resolved.seconds)
+        draw_page(call)
         return ticket
 
 
@@ -186,6 +171,7 @@ def train(
     precision: str = "fp32",
     accumulate: int = 1,
     checkpoint: str | Path | None = None,
+    distributed: Distributed = None,
     out: str | Path | None = None,
     progress: bool = False,
     monitor: Monitor | None = None,
@@ -208,6 +194,7 @@ def train(
         precision: as in `mine`.
         accumulate: as in `mine`.
         checkpoint: a file that a killed training is resumed from; removed at the end. Another call refuses it.
+        distributed: as in `mine`.
         out: as in `mine`, or a new folder.
         progress: as in `mine`.
         monitor: as in `mine`.
@@ -231,7 +218,7 @@ def train(
     True
     """
     ticket = Ticket.given(ticket)
-    with _told(monitor, progress) as told:
+    with told_of(monitor, progress) as told:
         experiment = called.for_ticket(
             ticket,
             model,
@@ -245,13 +232,15 @@ def train(
             step=step,
             metric=metric,
             monitor=told,
+            distributed=distributed,
             engine=engine,
             precision=precision,
             accumulate=accumulate,
             checkpoint=checkpoint,
         )
-        result = called.Call(experiment, out).train(ticket)
-        _page(out)
+        call = called.Call(experiment, out)
+        result = call.train(ticket)
+        draw_page(call)
         return TrainResult(**result)
 
 
@@ -272,6 +261,7 @@ def check(
     engine: str = "auto",
     precision: str = "fp32",
     accumulate: int = 1,
+    distributed: Distributed = None,
     out: str | Path | None = None,
     progress: bool = False,
     monitor: Monitor | None = None,
@@ -299,6 +289,7 @@ def check(
         engine: as in `mine`.
         precision: as in `mine`.
         accumulate: as in `mine`.
+        distributed: as in `mine`.
         out: as in `mine`, or a new folder.
         progress: as in `mine`.
         monitor: as in `mine`.
@@ -320,7 +311,7 @@ def check(
     seeds = numbers.whole("seeds", seeds, least=1)
     names = check_names(names)
     ticket = Ticket.given(ticket)
-    with _told(monitor, progress) as told:
+    with told_of(monitor, progress) as told:
         experiment = called.for_ticket(
             ticket,
             model,
@@ -334,13 +325,15 @@ def check(
             step=step,
             metric=metric,
             monitor=told,
+            distributed=distributed,
             engine=engine,
             precision=precision,
             accumulate=accumulate,
         )
         require_test(experiment.test)
-        result = called.Call(experiment, out).check(ticket, seeds, names)
-        _page(out)
+        call = called.Call(experiment, out)
+        result = call.check(ticket, seeds, names)
+        draw_page(call)
         return result
 
 

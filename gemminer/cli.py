@@ -25,6 +25,7 @@ from gemminer.reporting.flags import (
     Place,
     RecipeFields,
     RecipeName,
+    SharedPlace,
     Threads,
     TicketFile,
     Voice,
@@ -35,6 +36,13 @@ from gemminer.reporting.flags import (
 from gemminer.reporting.terminal import check_table, estimate_rows, print_aligned, print_estimates, print_summary
 from gemminer.runs import asked
 from gemminer.runs.recipe import Recipe
+
+
+def is_first() -> bool:
+    """Whether this process prints: the only one, or of those that work together the first."""
+    ranks = sys.modules.get("gemminer.training.ranks")  # --help need not wait for it
+    return ranks is None or ranks.is_first()
+
 
 app = typer.Typer(
     name="gemminer",
@@ -82,7 +90,7 @@ def mine(
     recipe: RecipeName = None,
     given: ForMine,
     folder: RunFolder,
-    place: Place,
+    place: SharedPlace,
     threads: Threads = None,
     voice: Voice,
 ) -> None:
@@ -106,7 +114,10 @@ def mine(
             announce=lambda resolved: monitor.note(run.says(resolved)),
             **place.where(),
         )
-        write(out)
+        if is_first():
+            write(out)
+    if not is_first():
+        return
     found = json.loads(result.to_json())
     if voice.as_json:
         print_json({**found, "out": str(out)})
@@ -122,7 +133,7 @@ def train(
     recipe: RecipeName = None,
     given: ForTrain,
     out: Annotated[Path | None, typer.Option("--out", help="Where the trained weights go. [beside the ticket]")] = None,
-    place: Place,
+    place: SharedPlace,
     threads: Threads = None,
     voice: Voice,
 ) -> None:
@@ -139,6 +150,8 @@ def train(
     set_threads(threads)
     with voice.monitor() as monitor:
         result = train_ticket(chosen, asked.ticket_of(ticket), target, monitor=monitor, **place.where())
+    if not is_first():
+        return
     if voice.as_json:
         print_json({**result, "out": str(target)})
     else:
@@ -152,7 +165,7 @@ def check(
     *,
     recipe: RecipeName = None,
     given: ForCheck,
-    place: Place,
+    place: SharedPlace,
     threads: Threads = None,
     voice: Voice,
 ) -> None:
@@ -166,6 +179,8 @@ def check(
     set_threads(threads)
     with voice.monitor() as monitor:
         verdict = check_ticket(chosen, asked.ticket_of(ticket), monitor=monitor, **place.where())
+    if not is_first():
+        return
     rows = {name: dataclasses.asdict(c) for name, c in verdict.checks.items()}
     if voice.as_json:
         print_json({"verdict": verdict.verdict, "checks": rows})
@@ -280,6 +295,8 @@ def _complain(error: Exception) -> int:
             return 2
     else:
         raise error
+    if isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0":
+        return 2  # the first of the processes that torchrun has started says it
     with contextlib.suppress(OSError):  # a stderr that takes nothing is no reason for another code
         ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
     return interrupts.code() if isinstance(error, Stopped) else 2

@@ -24,7 +24,7 @@ WARNINGS = "error,ignore::FutureWarning:lightning.pytorch.utilities._pytree"
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": WARNINGS, "OMP_NUM_THREADS": "1"}
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def blocks(page: Path, language: str) -> list[Any]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
@@ -37,6 +37,24 @@ def test_python_of_the_docs_runs(code: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, 'python title="([^"]+)"')], ids=lambda p: p.name
+)
+def test_scripts_of_the_docs_run_as_their_page_says(page: Path, tmp_path: Path) -> None:
+    for name, code in blocks(page, 'python title="([^"]+)"'):
+        (tmp_path / name).write_text(code)
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        program, *rest = shlex.split(line)
+        assert program == "torchrun"
+        command = [sys.executable, "-m", "torch.distributed.run", *rest]
+        run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout, line
 
 
 # --- the notebook ------------------------------------------------------------------------------------------------

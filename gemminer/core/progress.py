@@ -60,9 +60,11 @@ class Together(Monitor):
             monitor.epoch(row)
 
     def note(self, text: str) -> None:
-        # The base class's way to say something is for where nobody else does.
-        own = [monitor for monitor in self.monitors if type(monitor).note is not Monitor.note]
-        for monitor in own or self.monitors[:1]:
+        # The base class's way to say something is for where nobody has another; Silent has none.
+        ways = {id(monitor): type(monitor).note for monitor in self.monitors}
+        own = [monitor for monitor in self.monitors if ways[id(monitor)] not in (Monitor.note, Silent.note)]
+        usual = [monitor for monitor in self.monitors if ways[id(monitor)] is Monitor.note]
+        for monitor in own or usual[:1]:
             monitor.note(text)
 
     def close(self) -> None:

@@ -34,13 +34,13 @@ class TicketCallback(Course, *_BASES):  # type: ignore[misc]
 
     Args:
         ticket: a ticket, or its file.
-        mine: instead of it, arguments of `gemminer.mine`, which then searches as `fit` begins, on the training data of
-            the Trainer and in one process, with the module's `training_step` unless a loss or step is among them. A
-            checkpoint holds what was found: to resume searches no more.
+        mine: instead of it, arguments of `gemminer.mine`, which then searches as `fit` begins, on all ranks of the
+            Trainer together and on its training data, with the module's `training_step` unless a loss or step is among
+            them. A checkpoint holds what was found: to resume searches no more.
 
     Raises:
-        UsageError: a ticket of another module, a checkpoint of another ticket, a search in several processes or of a
-            module that optimises by hand, a strategy that shards weights (FSDP, DeepSpeed).
+        UsageError: a ticket of another module, a checkpoint of another ticket, a search of a module that
+            optimises by hand, a strategy that shards weights (FSDP, DeepSpeed).
     """
 
     def __init__(self, ticket: Ticket | str | Path | None = None, *, mine: Mapping[str, Any] | None = None) -> None:

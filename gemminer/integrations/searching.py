@@ -21,13 +21,9 @@ def mined(trainer: Any, module: Any, options: Mapping[str, Any]) -> Ticket:
     """The ticket that `gemminer.mine` finds with these options, as a Trainer's `fit` begins; the module is as before.
 
     Raises:
-        UsageError: several processes; a module that steps its optimisers itself, without a loss or step in the options.
+        UsageError: a module that steps its optimisers itself, without a loss or step in the options.
     """
-    if trainer.world_size > 1:
-        raise UsageError(
-            f"mine= searches in one process and this Trainer has {trainer.world_size}: find the ticket before, with "
-            "gemminer.mine, and pass it"
-        )
+    options = {"distributed": trainer.world_size > 1, **options}
     trainer.fit_loop.setup_data()
     if options.keys() & {"loss", "step"}:
         return api.mine(module, trainer.train_dataloader, **options)

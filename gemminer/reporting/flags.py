@@ -318,6 +318,18 @@ class Place:
         return {"device": self.device, "engine": self.engine, "root": self.data_root, "download": self.download}
 
 
+@dataclass(frozen=True)
+class SharedPlace(Place):
+    """Where the work is done, by one process or by several together."""
+
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Share the work with the other processes that torchrun has started.")
+    ] = False
+
+    def where(self) -> dict[str, Any]:
+        return {**super().where(), "distributed": self.distributed or None}
+
+
 def set_threads(count: int | None) -> None:
     """The CPU threads of this process; None leaves them as they are."""
     torch = importlib.import_module("torch")

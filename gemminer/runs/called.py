@@ -22,14 +22,17 @@ from gemminer.core.statistics import overall
 from gemminer.core.ticket import Ticket
 from gemminer.data import parts_of
 from gemminer.runs import record
+from gemminer.runs.building import build
 from gemminer.runs.checks import CheckResult, judge
-from gemminer.runs.experiment import Experiment, build
+from gemminer.runs.experiment import Experiment
 from gemminer.runs.folder import PYTHON, Folder
 from gemminer.runs.recording import record_of
 from gemminer.runs.settings import default_epochs, options_of
-from gemminer.runs.steps import Logged, Steps, engine_of, load_weights, save_weights, ticket_kept
+from gemminer.runs.shared_folder import folder_for
+from gemminer.runs.steps import Logged, Steps, engine_of, load_weights, of_first, save_weights, ticket_kept
 from gemminer.training.checkpoint import Checkpoint, difference
 from gemminer.training.losses import Metric
+from gemminer.training.ranks import Distributed, alone, ranks_of
 from gemminer.training.settings import Settings
 
 
@@ -43,10 +46,13 @@ def experiment_of(
     validation: Any = None,
     test: Any = None,
     tested: bool = False,
+    distributed: Distributed = None,
     **given: Any,
 ) -> Experiment:
     """The experiment of a call."""
-    file = None if checkpoint is None else Checkpoint(as_path("checkpoint", checkpoint))
+    ranks = ranks_of(distributed)
+    model = alone(model, ranks)
+    file = None if checkpoint is None else Checkpoint(as_path("checkpoint", checkpoint), ranks=ranks)
     if file is not None:
         file.load()  # a file that is no checkpoint is refused before anything else
     train_data, validation, test = parts_of(train_data, validation, test, tested=tested)
@@ -58,6 +64,7 @@ def experiment_of(
         metric=metric,
         monitor=monitor or Monitor(),
         checkpoint=file,
+        ranks=ranks,
         **given,
     )
 
@@ -91,7 +98,8 @@ class Call:
             return
         if experiment.task.checkpoint is not None:
             raise UsageError("a run's folder has checkpoints of its own: give out or checkpoint, not both")
-        self.folder = Folder(as_path("out, the folder,", out), PYTHON, resume=True)
+        path = as_path("out, the folder,", out)
+        self.folder = folder_for(experiment.task.ranks, lambda: Folder(path, PYTHON, resume=True))
         self.experiment = experiment.with_task(monitor=Together(Logged(self.folder), experiment.task.monitor))
 
     def search(
@@ -102,12 +110,13 @@ class Call:
 
         def keep(ticket: Ticket) -> None:
             found.append(ticket)
-            if self.folder is not None:
+            if self.folder is not None and self.experiment.writes:
                 ticket.save(self.folder.path / "ticket.safetensors")
 
         of: dict[str, str] = {}
         if self.folder is not None:
-            if "search" not in self.folder.steps and is_there(self.folder.path / "ticket.safetensors"):
+            path = self.folder.path / "ticket.safetensors"
+            if "search" not in self.folder.steps and of_first(self.folder, lambda: is_there(path)):
                 raise UsageError(
                     f"{self.folder.path} holds a ticket that was found elsewhere: give another folder with out="
                 )
@@ -131,7 +140,8 @@ class Call:
                 phase, of, lambda lent: lent.train(ticket, 0, phase, lambda net: self._keep(net, trained))
             )
             if self.folder is not None and not trained:
-                trained.update(load_weights(self.folder.path / "trained.safetensors"))
+                path = self.folder.path / "trained.safetensors"
+                trained.update(of_first(self.folder, lambda: load_weights(path)))
         except GemminerError as error:
             if trained:
                 raise type(error)(f"{error}; the trained weights are in the model") from error
@@ -165,7 +175,7 @@ class Call:
 
     def _keep(self, net: nn.Module, trained: dict[str, Tensor]) -> None:
         trained.update(copied(net))
-        if self.folder is not None:
+        if self.folder is not None and self.experiment.writes:
             save_weights(net, self.folder.path / "trained.safetensors")
 
     def _begin(self, ticket: Ticket) -> dict[str, str]:
@@ -176,9 +186,13 @@ class Call:
         if self.folder is None:
             return {}
         path = self.folder.path / "ticket.safetensors"
-        if not is_there(path):
-            ticket.save(path)
-        elif Ticket.load(path).digest != ticket.digest:
+
+        def kept() -> str:
+            if not is_there(path):
+                ticket.save(path)
+            return Ticket.load(path).digest
+
+        if of_first(self.folder, kept) != ticket.digest:
             raise UsageError(f"{self.folder.path} holds another ticket: give another folder with out=")
         self._choose_engine()
         of = self.experiment.what_training(ticket)
@@ -206,7 +220,7 @@ class Call:
 
     def _record(self, ticket: Ticket, result: CheckResult | None = None) -> None:
         """Write the record of all that is in the folder; checks that an earlier call ran stay in it."""
-        if self.folder is None:
+        if self.folder is None or not self.experiment.writes:
             return
         path, facts, task = self.folder.path / "record.json", ticket.provenance, self.experiment.task
         checks = record.read(path).checks if path.exists() else {}

@@ -248,11 +248,12 @@ def judge(
         step: runs a piece of work under a name, or returns its result from an earlier run; by default just runs it.
         folder: where the ticket of a check that searches is kept for a resumed run.
     """
-    ticket = ticket.fitted(experiment.task.model)
+    ticket, ranks = ticket.fitted(experiment.task.model), experiment.task.ranks
+    kept = ranks.firsts if ranks else lambda work: work()
     step, metric = step or (lambda name, work: work(experiment)), experiment.task.metric_name
     found: dict[str, Check] = {}
     for name in asked:
-        searched = None if get(name).kept_as is None else _search_once(name, ticket, step, folder)
+        searched = None if get(name).kept_as is None else _search_once(name, ticket, step, folder, kept)
         values = []
         for i in range(len(own)):
             train = functools.partial(_train, name=name, ticket=ticket, index=i, searched=searched)
@@ -267,16 +268,18 @@ def _train(experiment: Experiment, name: str, ticket: Ticket, index: int, search
     return experiment.train(other, index, f"check:{name}:{index}")
 
 
-def _search_once(name: str, ticket: Ticket, step: Step, folder: Path | None) -> Ticket:
-    """The altered ticket of a check that searches: found now, or by the run that is resumed."""
+def _search_once(
+    name: str, ticket: Ticket, step: Step, folder: Path | None, kept: Callable[[Callable[[], Ticket]], Ticket]
+) -> Ticket:
+    """The altered ticket of a check that searches: found now, or by the run that is resumed, as `kept` reads it."""
     path = None if folder is None else folder / str(get(name).kept_as)
     found: list[Ticket] = []
 
     def search(lent: Experiment) -> dict[str, Any]:
         found.append(altered_ticket(lent, name, ticket, 0))
-        if path is not None:
+        if path is not None and lent.writes:
             found[0].save(path)
         return {"digest": found[0].digest}
 
     step(f"check:{name}:search", search)
-    return found[0] if found else Ticket.load(path or "")
+    return found[0] if found else kept(lambda: Ticket.load(path or ""))

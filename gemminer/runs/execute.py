@@ -21,15 +21,18 @@ from gemminer.core.progress import Monitor, Together
 from gemminer.core.ticket import Ticket
 from gemminer.runs import record
 from gemminer.runs.asked import ticket_of
+from gemminer.runs.building import build
 from gemminer.runs.checks import CheckResult, check_names, judge
-from gemminer.runs.experiment import BATCH_SIZE, Experiment, build
+from gemminer.runs.experiment import BATCH_SIZE, Experiment
 from gemminer.runs.folder import Folder
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.recording import record_of
 from gemminer.runs.settings import Resolved, device_of, draw_of, resolve_recipe
+from gemminer.runs.shared_folder import folder_for
 from gemminer.runs.steps import Logged, Steps, engine_of, save_weights, ticket_kept
 from gemminer.training import engine as engines
+from gemminer.training.ranks import Distributed, ranks_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ def prepare(
     root: Path | None = None,
     download: bool = False,
     monitor: Monitor | None = None,
+    distributed: Distributed = None,
 ) -> Prepared:
     """Load the data, build the network and resolve what the recipe leaves open; nothing is searched or trained."""
+    ranks = ranks_of(distributed)
     row = methods.get(recipe.method)
     check_names(recipe.checks)
     place = device_of(device)
@@ -99,6 +104,7 @@ def prepare(
         precision=recipe.precision,
         accumulate=recipe.accumulate,
         monitor=monitor or Monitor(),
+        ranks=ranks,
     )
     experiment.check_density(recipe.density)
     return Prepared(dataclasses.replace(experiment, settings=resolved.settings), resolved, draw)
@@ -108,7 +114,8 @@ def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[st
     """Train the ticket in a file as `recipe` says, and save the trained weights; `where` goes to `prepare`."""
     refuse_foreign([out])
     ticket, experiment = _with_ticket(recipe, path, where)
-    return experiment.train(ticket, 0, "train", lambda model: save_weights(model, out))
+    keep = (lambda model: save_weights(model, out)) if experiment.writes else None
+    return experiment.train(ticket, 0, "train", keep)
 
 
 def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
@@ -136,24 +143,24 @@ def run_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    device: str = "auto",
-    engine: str = "auto",
-    root: Path | None = None,
-    download: bool = False,
     monitor: Monitor | None = None,
     announce: Callable[[str], None] | None = None,
+    **where: Any,
 ) -> Record:
     """Run a recipe in the folder `out`: search, measure, train, check. Returns the record it wrote.
+
+    `where` goes to `prepare`: device, engine, root, download, distributed.
 
     Raises UsageError for an invalid recipe, before anything is computed or written; GemminerError for a disk or data
     at fault. After a kill at any point the same call with `resume` ends with the same ticket and weights, bit for bit
     on a CPU.
     """
-    prepared = prepare(recipe, device=device, engine=engine, root=root, download=download, monitor=monitor)
-    folder = Folder(out, recipe.digest, resume=resume, overwrite=overwrite)
-    if announce:
-        announce(_meant(recipe, prepared.resolved))
+    prepared = prepare(recipe, monitor=monitor, **where)
     experiment = prepared.experiment
+    ranks = experiment.task.ranks
+    folder = folder_for(ranks, lambda: Folder(out, recipe.digest, resume=resume, overwrite=overwrite))
+    if announce and experiment.writes:
+        announce(_meant(recipe, prepared.resolved))
     experiment = experiment.with_task(monitor=Together(Logged(folder), experiment.task.monitor))
     experiment = experiment.with_task(below=engine_of(experiment, folder))
     step = Steps(experiment, folder)
@@ -167,11 +174,15 @@ def run_recipe(
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
     def train(lent: Experiment, index: int) -> dict[str, Any]:
-        keep = None if index else lambda model: save_weights(model, out / "trained.safetensors")
+        keep = None if index or not lent.writes else lambda model: save_weights(model, out / "trained.safetensors")
         return lent.train(ticket, index, f"train:{index}", keep)
 
     search = {"method": recipe.method, "density": recipe.density, "options": options, "draw": prepared.draw}
-    keep = functools.partial(Ticket.save, path=out / "ticket.safetensors")
+
+    def keep(ticket: Ticket) -> None:
+        if experiment.writes:
+            ticket.save(out / "ticket.safetensors")
+
     searched = step("search", functools.partial(Experiment.search, **search, keep=keep, recipe=recipe.digest))
     ticket = ticket_kept(folder, searched["digest"])
     step("before", lambda lent: {"test": lent.before(ticket)})
@@ -182,7 +193,8 @@ def run_recipe(
     if recipe.checks:
         verdict = judge(experiment, ticket, [t["test"] for t in trained], recipe.checks, step, folder.state)
     result = record_of(experiment, ticket, folder.steps, dense=dense, verdict=verdict, **_asked(recipe))
-    result.save(out / "record.json")
+    if experiment.writes:
+        result.save(out / "record.json")
     return result
 
 

@@ -6,111 +6,43 @@ Each step leaves the model as it was. Recipes and users' own models share these 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gemminer import data, methods
-from gemminer.core import left_dense, progress
+from gemminer import methods
+from gemminer.core import left_dense
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.fitting import require_numbers
 from gemminer.core.masks import Masks, State
-from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
-from gemminer.core.names import named_parameters
-from gemminer.core.numbers import shown, strings, whole
-from gemminer.core.progress import Monitor
+from gemminer.core.model_state import borrowed, gradients, named_state
+from gemminer.core.numbers import strings
 from gemminer.core.prunable import Prunable
 from gemminer.core.randomness import mixed, private_randomness
 from gemminer.core.selection import target
 from gemminer.core.ticket import Ticket
 from gemminer.data import Batches
+from gemminer.data.fingerprint import digest
 from gemminer.methods.inside import check_within, find_inside, zeros_of
 from gemminer.runs import identity, provenance
 from gemminer.training import cost, engine, length, rate
 from gemminer.training.evaluate import mean_metric, measure, recalibrate
-from gemminer.training.feed import Feed, feeds_of_batch, feeds_of_step, mapped, reason, shapes
-from gemminer.training.look import with_metric
+from gemminer.training.feed import reason
 from gemminer.training.loop import fit
-from gemminer.training.losses import Metric, cross_entropy, has_loss, output_loss
-from gemminer.training.precision import checked_precision, remark
+from gemminer.training.precision import remark
 from gemminer.training.rules import Dense, KeepMask
 from gemminer.training.settings import Settings
+from gemminer.training.shards import Joined, reseeded
 from gemminer.training.task import Task
 
 # Default batch size of recipes and calls, as in the papers' CIFAR settings.
 BATCH_SIZE = 128
-
-
-def wants_channels_last(task: Task) -> bool:
-    """Whether batches of images should be laid out channels-last: up to 1.7x faster convolutions on a CPU.
-
-    It is tried forwards and backwards on a borrowed model, since one that flattens with `view` cannot take it: on eight
-    examples, and on the whole first batch if that fails, as a model may take batches of one size only.
-    """
-    if not any(isinstance(module, nn.Conv2d) for module in task.model.modules()):
-        return False
-    trial = dataclasses.replace(task, channels_last=True)
-    inputs, targets = task.first_batch()
-    tries = [(inputs, targets)]
-    if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.shape[:1] == targets.shape[:1]:
-        tries.insert(0, (inputs[:8], targets[:8]))
-    for some in tries:
-        with borrowed(task.model), private_randomness():
-            try:
-                trial.loss_of(*some).backward()
-            except Exception:  # a trial: a model may raise anything on what is no whole batch
-                continue
-            return True
-    return False
-
-
-def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Iterable[Feed]) -> Feed:
-    """The first of these ways in which the model takes a first batch's inputs; model and batch are left as they were.
-
-    Training data are tried in training mode, others in evaluation mode. Raises UsageError if it takes them in none, or
-    if there is to be a loss in what it puts out and is none.
-    """
-    if first is None:
-        raise UsageError(f"the {what} data gave no batch")
-    failed: Exception | None = None
-    for feed in feeds:
-        trial = dataclasses.replace(task, feed=feed)
-        recorded = task.step is not None and what == "training"  # a step may ask for gradients itself
-        with borrowed(task.model), private_randomness(), torch.set_grad_enabled(recorded):
-            trial.train_mode() if what == "training" else task.model.eval()
-            try:
-                output = trial.forward(mapped(torch.clone, first[0]))
-            except Exception as error:  # whatever a model raises
-                failed = failed or error
-                continue
-            if not feed.own_loss or has_loss(output):
-                return feed
-    if failed is None:
-        raise UsageError(
-            f"there is no loss for the {what} data ({shapes(first[0])}): the model's output has none, and no loss of "
-            "output and labels was given; give step=, a function of the model and a batch that returns it"
-        )
-    how = "the model does not take" if task.step is None else "step fails on"
-    raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from failed
-
-
-def reseeded(batches: Batches, *keys: object) -> Batches:
-    """The same batches in the order of another seed, where they have one."""
-    if isinstance(batches, data.Whole):
-        return data.Whole(reseeded(batches.batches, *keys))
-    if not hasattr(batches, "seed"):
-        return batches
-    other = copy.copy(batches)
-    other.seed = mixed(*keys)
-    return other
 
 
 def require_test(batches: Batches | None) -> Batches:
@@ -192,7 +124,7 @@ class Experiment:
                 if seconds is not None:
                     options = dataclasses.replace(options, epochs=self._epochs_in(seconds))
                 # A method that does not train never asks, and choosing may mean to time this machine's kernels first.
-                task = self.with_engine().task if row.trains else self.task
+                task = self.with_engine().task if row.trains else self._looking()
                 found = find_inside(row, dataclasses.replace(task, within=within), density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
         epochs = _covered(found.rows) if found.epochs is None else found.epochs
@@ -204,6 +136,7 @@ class Experiment:
         ticket = provenance.ticket_of(found, initial, draw, within, known)
         if warning := provenance.empty_layers(ticket, row):
             self.note(warning)
+        self._agree(ticket.digest, "tickets")
         keep(ticket)
         tries = self._tries(found.rows)
         spent = self._cost(ticket.masks, epochs + _covered(tries), seconds, [*found.rows, *tries])
@@ -236,13 +169,41 @@ class Experiment:
         return of | {"the metric": identity.called(self.task.metric), "the test data": identity.data_of(self.test)}
 
     def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:
-        """The task's checkpoint, if it has one, held as one of this; raises UsageError where it is another's."""
-        checkpoint = self.task.checkpoint
-        return contextlib.nullcontext() if checkpoint is None else checkpoint.claimed(of(self.task, *what))
+        """The task's checkpoint, if it has one, held as one of this.
+
+        Raises UsageError where it is another's, or where another rank was called with other arguments.
+        """
+        checkpoint, ranks = self.task.checkpoint, self.task.ranks
+        if checkpoint is None and ranks is None:
+            return contextlib.nullcontext()
+        call = of(self.task, *what)
+        if ranks is not None:
+            identity.same_call(ranks.gathered(call))
+        return contextlib.nullcontext() if checkpoint is None else checkpoint.claimed(call)
 
     def with_engine(self) -> Experiment:
         """The same, its layers chosen that compute kept weights only: as the checkpoint says, if there is one."""
         return self if self.task.below is not None else self.with_task(below=engine.resumed(self.task, self.flops))
+
+    def _looking(self) -> Task:
+        """The task of a method that takes no steps: every rank looks at the global batches, and none waits."""
+        if self.task.ranks is None:
+            return self.task
+        joined = Joined(cast(Any, self.task.train), self.task.ranks)
+        return dataclasses.replace(self.task, train=joined, ranks=None)
+
+    def _agree(self, digest: str, what: str) -> None:
+        """Raise GemminerError unless all ranks have come to the same."""
+        if self.task.ranks is not None and len(set(self.task.ranks.gathered(digest))) > 1:
+            raise GemminerError(
+                f"the ranks came to different {what}: their model, data or loss must differ by more than the batches; "
+                "see that all draw from equal seeds"
+            )
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run's files: of several ranks the first."""
+        return self.task.ranks is None or self.task.ranks.first
 
     def _epochs_in(self, seconds: float) -> int:
         """The epochs that fit in so many seconds: measured once, even if resumed."""
@@ -279,9 +240,13 @@ class Experiment:
         table = self.task.table()
         return left_dense.sentence(table.left, sum(p.numel() for p in table.weights.values()))
 
-    @gradients()
     def affordable(self, seconds: float) -> int:
         """Epochs of a search that fit in about `seconds` at the pace of plain training, a search's slowest."""
+        ranks = self.task.ranks
+        return self._affordable(seconds) if ranks is None else ranks.firsts(lambda: self._affordable(seconds))
+
+    @gradients()
+    def _affordable(self, seconds: float) -> int:
         task, rule = self.task, Dense(self.task.model)
         batch = task.first_batch()
         times = []
@@ -321,7 +286,7 @@ class Experiment:
 
     @gradients()
     def train(
-        self, ticket: Ticket | None, index: int, phase: str, keep: Callable[[nn.Module], None] | None = None
+        self, ticket: Ticket | None, index: int, phase: str, keep: Callable[[nn.Module], object] | None = None
     ) -> dict[str, Any]:
         """Train from a ticket (None: the dense network) with training seed `index`; test once, at the end.
 
@@ -343,6 +308,8 @@ class Experiment:
                 rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
                 task = task if net is None else dataclasses.replace(task, model=net)
             rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
+            if task.ranks is not None:
+                self._agree(digest(sorted(named_state(task.model).items())), "weights")
             if keep:  # before anything is measured: a metric may fail, and what was trained is not lost
                 engine.write_back(net, model)
                 keep(model)
@@ -388,82 +355,3 @@ def _covered(rows: Sequence[Mapping[str, Any]]) -> float:
     """The epochs that rows cover, as long as the data promises one to be."""
     epochs = math.fsum(row.get("fraction", 1.0) for row in rows)
     return int(epochs) if epochs == int(epochs) else epochs
-
-
-def _by_step(task: Mapping[str, Any], metric: Any) -> bool:
-    """Whether there is a step, which takes whole batches; raises UsageError for functions that cannot be."""
-    step, loss = task.get("step"), task.get("loss", cross_entropy)
-    of = "(output, target)" if step is None else "(model, batch)"
-    for name, function, its in (("loss", loss, of), ("step", step, "(model, batch)"), ("metric", metric, of)):
-        if isinstance(function, type):
-            raise UsageError(f"{name} must be a function of {its}, not the class {function.__name__}: make one")
-        if not callable(function) and (name == "loss" or function is not None):
-            raise UsageError(f"{name} must be a function of {its}, not {shown(function)}")
-    if step is not None and loss is not cross_entropy:
-        raise UsageError("step returns the loss itself: give step or loss, not both")
-    return step is not None
-
-
-@gradients()
-def build(
-    model: nn.Module,
-    train: Any,
-    *,
-    validation: Any = None,
-    test: Any = None,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    classes: tuple[str, ...] = (),
-    metric: Metric | None = None,
-    **task: Any,
-) -> Experiment:
-    """The experiment of a model and its data, for recipes and for users alike; its training has default settings.
-
-    The seed orders the training batches, also those of a named data set: mine(seed=1) and mine(seed=0) order them
-    differently, and `gemminer mine --seed 1` orders them like mine(seed=1).
-
-    Args:
-        train, validation, test: data that `gemminer.data.as_batches` takes; with a step, batches of any kind.
-        batch_size: the batch size for data sets and tensors; a DataLoader has its own.
-        metric: the user's; by default accuracy where the loss is cross-entropy of classes, else minus the loss.
-        task: other fields of `Task`: loss or step, include, exclude, embeddings, engine, checkpoint, monitor.
-
-    Raises:
-        UsageError: not a model, not data, nothing to prune, an engine that cannot be.
-    """
-
-    require_numbers(model, to_train=True)
-    by_step = _by_step(task, metric)
-    batched = data.as_wholes if by_step else data.as_batches
-    progress.checked(task.get("monitor", Monitor()))
-    if torch.get_default_device().type == "meta":
-        raise UsageError(
-            "new tensors are made on the meta device, which holds no numbers: torch.set_default_device('cpu')"
-        )
-
-    def held_out(given: Any) -> Batches | None:
-        return None if given is None else batched(given, batch_size=batch_size, shuffle=False)
-
-    batches = reseeded(batched(train, batch_size=batch_size), seed, "batches")
-    task["accumulate"] = whole("accumulate, batches of a step,", task.get("accumulate", 1), least=1)
-    made = Task(model, batches, held_out(validation), **task)
-    made.prunable()
-    checked_precision(made.precision, model, made.device)
-    engine.checked(made.engine, made.device, made.precision)
-    first = next(iter(batches.epoch(0)), None)  # a user's loader may be slow to begin: it is asked once
-    ways = feeds_of_step(model) if by_step else feeds_of_batch(model, first, made.loss is not cross_entropy)
-    feed = looked_at(made, first, "training", ways)
-    loss = output_loss if feed.own_loss else made.loss
-    made, tested = dataclasses.replace(made, first=first, feed=feed, loss=loss), held_out(test)
-    for what, part in (("validation", made.validation), ("test", tested)):
-        if part is not None:
-            looked_at(made, next(iter(part.epoch(0)), None), what, [made.feed])
-    made = with_metric(made, metric, measured=validation is not None or test is not None)
-    made = dataclasses.replace(made, channels_last=wants_channels_last(made))
-    products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
-    experiment = Experiment(made, tested, Settings(), cost.count(made, products), seed, classes)
-    if made.feed.floats:
-        experiment.note(f"the inputs are whole numbers, which the model does not take: it gets them as {made.dtype}")
-    if (text := modes_note(model, made.held or ())) is not None:
-        experiment.note(text)
-    return experiment

@@ -25,6 +25,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.files import MARK, append_text, read_rows, reason, save_text
 from gemminer.core.ownership import is_there, ours, refuse_foreign
 from gemminer.training.checkpoint import Checkpoint
+from gemminer.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -197,10 +198,7 @@ class Folder:
 
     def checkpoint(self, step: str) -> Checkpoint:
         """The checkpoint of a step while it runs."""
-        # --resume may ask for another engine: what was begun with the other starts over, and says so. Nobody else's
-        # call can be in a folder of this recipe, so there is nothing to say before the first epoch.
-        path = self.state / f"{step.replace(':', '-')}.pt"
-        return Checkpoint(path, free=frozenset({"the engine"}), early=False)
+        return checkpoint_in(self.state, step)
 
     def log(self, row: Mapping[str, Any]) -> None:
         _append(self._metrics_file, row)
@@ -211,6 +209,14 @@ class Folder:
         kept = [row for row in rows if not (row.get("phase") == phase and row.get("epoch", 0) > epoch)]
         if len(kept) < len(rows) or not _whole(self._metrics_file):
             save_text(self._metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def checkpoint_in(state: Path, step: str, ranks: Ranks | None = None) -> Checkpoint:
+    """The checkpoint of a step in a run's state/."""
+    # --resume may ask for another engine: what was begun with the other starts over, and says so. Nobody else's call
+    # can be in a folder of this recipe, so there is nothing to say before the first epoch.
+    path = state / f"{step.replace(':', '-')}.pt"
+    return Checkpoint(path, free=frozenset({"the engine"}), early=False, ranks=ranks)
 
 
 def _unmarked_weights(path: Path) -> bool:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.ticket import Ticket
 from gemminer.data import Batches
 from gemminer.data.fingerprint import digest, fingerprint
+from gemminer.training.checkpoint import difference
+from gemminer.training.shards import Own, Shard
 from gemminer.training.task import Task
 
 # What another call may change without changing what is computed, and what is named below.
 _NOT_OF = {
     "below", "channels_last", "checkpoint", "engine", "first", "loss", "metric", "metric_name", "model", "monitor",
-    "notes", "phase", "step", "train", "validation",
+    "notes", "phase", "ranks", "step", "train", "validation",
 }  # fmt: skip
 
 
@@ -60,6 +63,8 @@ def _of(task: Task, seed: int) -> dict[str, str]:
         "the engine": task.engine,
         **own,
     }
+    if task.ranks is not None:
+        found["the ranks"] = str(task.ranks.world)
     if task.step is not None:
         found["the step"] = called(task.step)
     if task.validation is not None:
@@ -71,7 +76,16 @@ def data_of(batches: Batches | None) -> str:
     """Data: how much there is, and what it holds."""
     if batches is None:
         return "none"
+    if isinstance(batches, Shard | Own):
+        batches = batches.batches
     return f"{batches.examples} examples in {len(batches)} batches, {fingerprint(batches)}"
+
+
+def same_call(calls: Sequence[Mapping[str, str]]) -> None:
+    """Raise UsageError unless all ranks make the same call; their parts of the data may differ."""
+    for rank, call in enumerate(calls):
+        if differs := difference(calls[0], call, {"the data"}):
+            raise UsageError(f"rank {rank} was called with other arguments ({differs} on rank 0): call all ranks alike")
 
 
 def _text(value: Any) -> str:

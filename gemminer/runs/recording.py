@@ -40,7 +40,7 @@ def record_of(
     trained = [steps[f"train:{i}"] for i in itertools.takewhile(lambda i: f"train:{i}" in steps, itertools.count())]
     values = [t["test"] for t in trained if t["test"] is not None]
     spread = paired_test(values, values) if values else None  # for its mean and deviation
-    device = experiment.task.device
+    device, ranks = experiment.task.device, experiment.task.ranks
     costs = {"search": searched, "train": trained[0] if trained else {}}
     return Record(
         schema=record.SCHEMA,
@@ -75,7 +75,7 @@ def record_of(
         notes=[note for done in steps.values() for note in done.get("notes", ())],
         rates={name: record.Rate(**done["rate"]) for name, done in steps.items() if done.get("rate")},
         engine=record.Engine(asked=experiment.task.engine, below=dict(experiment.task.below or {})),
-        hardware=environment.hardware(str(device), torch.get_num_threads()),
+        hardware=environment.hardware(str(device), torch.get_num_threads()) | ({"ranks": ranks.world} if ranks else {}),
         versions=environment.versions(),
         git=environment.git_revision(),
         **fields,

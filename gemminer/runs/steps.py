@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -18,8 +18,10 @@ from gemminer.core.progress import Silent
 from gemminer.core.ticket import Ticket
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.folder import Folder
+from gemminer.runs.shared_folder import SharedFolder
 from gemminer.training import engine as engines
 
+T = TypeVar("T")
 WEIGHTS = "gemminer.weights/1"
 
 
@@ -40,10 +42,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def ticket_kept(folder: Folder, digest: str) -> Ticket:
+def of_first(folder: Folder | SharedFolder, work: Callable[[], T]) -> T:
+    """What the process that has the folder does with a file there, for all."""
+    return work() if isinstance(folder, Folder) else folder.ranks.firsts(work)
+
+
+def ticket_kept(folder: Folder | SharedFolder, digest: str) -> Ticket:
     """The ticket in a run's folder, which must be that of its search."""
     path = folder.path / "ticket.safetensors"
-    ticket = Ticket.load(path)
+    ticket = of_first(folder, lambda: Ticket.load(path))
     if ticket.digest != digest:
         raise GemminerError(f"{path} is not the ticket this run found: begin anew, with --overwrite or in a new folder")
     return ticket
@@ -52,7 +59,7 @@ def ticket_kept(folder: Folder, digest: str) -> Ticket:
 class Logged(Silent):
     """Writes each epoch to the run's metrics.jsonl."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder | SharedFolder) -> None:
         self.folder = folder
 
     def begin(self, phase: str, start: int, stop: int) -> None:
@@ -65,7 +72,7 @@ class Logged(Silent):
 class Steps:
     """Runs each step of a run once: its result is kept in the folder, and its checkpoint while it runs."""
 
-    def __init__(self, experiment: Experiment, folder: Folder) -> None:
+    def __init__(self, experiment: Experiment, folder: Folder | SharedFolder) -> None:
         self.experiment, self.folder = experiment, folder
 
     def __call__(self, name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
@@ -83,7 +90,7 @@ class Steps:
         return self.folder.steps[name]
 
 
-def engine_of(experiment: Experiment, folder: Folder) -> Mapping[str, float]:
+def engine_of(experiment: Experiment, folder: Folder | SharedFolder) -> Mapping[str, float]:
     """The density below which each layer computes kept weights only: the resumed run's choice, or a new one.
 
     A choice made for another engine is dropped, since a resumed run may ask for another.

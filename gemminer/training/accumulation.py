@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gemminer.data import examples_in
@@ -26,18 +27,17 @@ def grouped(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def shares(task: Task, group: Sequence[Batch]) -> list[Any]:
-    """The part of each batch in a step's loss: n_i / sum(n), n_i the terms of which its loss is the mean.
+def shares(task: Task, group: Sequence[Batch]) -> tuple[list[Any], Any]:
+    """The part of each batch in a step's loss, n_i / sum(n), and sum(n): n_i the terms of which its loss is the mean.
 
     Those are the labels that cross-entropy does not ignore, and the examples for every other loss.
     """
-    if len(group) == 1:
-        return [1.0]
+    if len(group) == 1 and task.ranks is None:
+        return [1.0], 1
     counts = [_terms(task, *batch) for batch in group]
     total = sum(counts)
-    if isinstance(total, Tensor):  # on its device: nothing waits for it
-        total = total.clamp(min=1)
-    return [count / total for count in counts]
+    some = total.clamp(min=1) if isinstance(total, Tensor) else total  # on its device: nothing waits for it
+    return [count / some for count in counts], total
 
 
 def _terms(task: Task, inputs: Any, targets: Any) -> Any:
@@ -47,8 +47,8 @@ def _terms(task: Task, inputs: Any, targets: Any) -> Any:
     return (targets != ignored).sum()
 
 
-def step_loss(task: Task, group: Sequence[Batch], *, backward: bool = False) -> Tensor:
-    """The loss of a step's batches, the mean over all that they hold, detached.
+def step_loss(task: Task, group: Sequence[Batch | None], *, backward: bool = False) -> Tensor:
+    """The loss of a step's batches, the mean over all that they hold on all ranks, detached.
 
         L = sum_i n_i / sum(n) * L_i
 
@@ -56,14 +56,20 @@ def step_loss(task: Task, group: Sequence[Batch], *, backward: bool = False) -> 
     batch norm, dropout and a user's loss over pairs see one batch at a time.
 
     Args:
+        group: the batches; None where this rank has none.
         backward: add its gradient to that of the parameters, batch by batch, so that one batch's activations are held.
     """
-    total: Tensor | None = None
-    for batch, part in zip(group, shares(task, group), strict=True):
+    own = [batch for batch in group if batch is not None]
+    parts, terms = shares(task, own)
+    total = torch.zeros((), device=task.device)
+    for batch, part in zip(own, parts, strict=True):
         loss = task.loss_of(*batch)
-        loss = loss if len(group) == 1 else loss * part
+        loss = loss if len(own) == 1 else loss * part
         if backward:
             loss.backward()
-        total = loss.detach() if total is None else total + loss.detach()
-    assert total is not None
-    return total
+        total = loss.detach() if len(own) == 1 else total + loss.detach()
+    if task.ranks is None:
+        return total
+    if backward:
+        task.ranks.average(task.model.parameters(), terms)
+    return task.ranks.mean(total, terms)

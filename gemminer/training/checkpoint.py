@@ -17,6 +17,7 @@ import torch
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import atomic
 from gemminer.core.ownership import is_there
+from gemminer.training.ranks import Ranks
 
 FORMAT = "gemminer.checkpoint/1"
 
@@ -42,6 +43,7 @@ class Checkpoint:
         free: names in which the file may say something else.
         early: write what it is of before there is anything else to keep.
         also: further facts to keep in every state.
+        ranks: of several processes the first reads and writes; all of them must ask.
     """
 
     path: Path
@@ -51,13 +53,20 @@ class Checkpoint:
     free: frozenset[str] = frozenset()
     early: bool = True
     also: dict[str, Any] = field(default_factory=dict)
+    ranks: Ranks | None = None
     begun: bool = True  # False while the file says only what it is of
 
+    @property
+    def _mine(self) -> bool:
+        return self.ranks is None or self.ranks.first
+
     def due(self) -> bool:
-        return time.monotonic() - self.last >= self.every
+        return self._mine and time.monotonic() - self.last >= self.every
 
     def save(self, state: dict[str, Any]) -> None:
         state = {"format": FORMAT, "of": None if self.of is None else dict(self.of), **self.also, **state}
+        if not self._mine:
+            return
         # To an open file: torch keeps the system's error then; with a name it says of a full disk "unexpected pos".
         with atomic(self.path) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
@@ -65,6 +74,9 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None where there is none; raises an error of one sentence for a file that is no such."""
+        return self._load() if self.ranks is None else self.ranks.firsts(self._load)
+
+    def _load(self) -> dict[str, Any] | None:
         if not is_there(self.path):
             return None
         if not self.path.is_file():
@@ -125,7 +137,8 @@ class Checkpoint:
                 self.clear()
 
     def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self._mine:
+            self.path.unlink(missing_ok=True)
 
 
 def difference(ours: Mapping[str, str], theirs: Mapping[str, str], free: Collection[str] = ()) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -47,6 +48,9 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
     Args:
         flops: the FLOPs of the task's forward pass, if they have been counted.
     """
+    if task.ranks is not None and task.engine == "auto":  # one machine's times for all of them
+        alone = dataclasses.replace(task, ranks=None)
+        return task.ranks.firsts(lambda: choose(alone, flops))
     if checked(task.engine, task.device, task.precision) == "dense" or not _compiles():
         return {}
     if task.device.type != "cpu" or task.precision != "fp32":

@@ -79,7 +79,7 @@ def recalibrate(task: Task, steps: int = 100) -> None:
             norm.momentum = None  # a cumulative average
             norm.training = True
         try:
-            for i, (inputs, _) in zip(range(steps), task.train.epoch(0), strict=False):
+            for i, (inputs, _) in zip(range(steps), filter(None, task.train.epoch(0)), strict=False):
                 for norm in norms:
                     if isinstance(norm, nn.modules.instancenorm._InstanceNorm):  # reads None as no update
                         norm.momentum = 1 / (i + 1)
@@ -87,3 +87,5 @@ def recalibrate(task: Task, steps: int = 100) -> None:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+    if task.ranks is not None:
+        task.ranks.take_over(buffer for norm in norms for buffer in norm.buffers())

@@ -71,6 +71,8 @@ def fit(
             taken, loss = clock.taken, _epoch(task, rule, optimiser, settings, clock, seed, phase)
             row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": clock.taken}
             row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
+            if task.ranks is not None:
+                task.ranks.take_over(task.model.buffers())
             if task.validation and rule.settle:
                 recalibrate(task, rule.settle)
             row["validation"] = mean_metric(task, task.validation) if task.validation else None

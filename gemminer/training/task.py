@@ -32,6 +32,7 @@ from gemminer.training.losses import (
     returned,
 )
 from gemminer.training.precision import computing, in_float32
+from gemminer.training.ranks import Ranks
 
 
 class Swapped(nn.Module):
@@ -119,6 +120,7 @@ class Task:
         monitor: told of every step and epoch.
         notes: warnings and remarks for a person, in order; shared by the tasks that are made of this one.
         first: the first training batch, if it has been taken: a look at it asks the user's loader no more.
+        ranks: the processes that work together, of which this is one; `train` has this one's batches then.
         step: (model, batch) -> loss, called in place of the model and the loss; a batch's inputs are the whole batch.
         precision: "fp32", or "bf16": the model runs under autocast, and so do loss and metric, on float32 outputs.
         accumulate: the batches of an optimiser step.
@@ -147,6 +149,7 @@ class Task:
     step: Step | None = None
     precision: str = "fp32"
     accumulate: int = 1
+    ranks: Ranks | None = None
 
     def note(self, text: str) -> None:
         """Tell a person, once, and the record."""

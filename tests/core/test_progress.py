@@ -38,7 +38,7 @@ def test_several_are_told_of_everything(caplog: pytest.LogCaptureFixture) -> Non
             self.told.append("closed")
 
     one, other, notes = All(), All(), Notes()
-    for monitors, said in (((one, notes), 0), ((other, Monitor()), 1), ((Silent(),), 0)):
+    for monitors, said in (((one, notes), 0), ((other, Monitor()), 1), ((Silent(),), 0), ((Silent(), Monitor()), 1)):
         together = Together(*monitors)
         together.begin("search", 0, 2)
         together.step("search", 1, 4)

@@ -13,9 +13,8 @@ from gemminer import methods
 from gemminer.core import prunable
 from gemminer.methods import registry
 from gemminer.methods.parts import schedules
-from gemminer.runs import experiment
 from gemminer.runs.recipe import Recipe
-from gemminer.training import task
+from gemminer.training import shards, task
 from tests.golden import pins
 from tests.golden.test_runs import differs
 
@@ -60,12 +59,12 @@ def test_another_seeds_stream(method: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("label", list(pins.RUNS))
 def test_a_training_with_another_seeds_stream(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mixed = experiment.mixed
+    mixed = shards.mixed
 
     def other(*keys: object) -> int:
         return mixed(*keys, 1) if "training batches" in keys else mixed(*keys)
 
-    monkeypatch.setattr(experiment, "mixed", other)
+    monkeypatch.setattr(shards, "mixed", other)
     found = differs(label, tmp_path)
     assert any(text.startswith("learnt ") for text in found)
     assert not any("mask bits" in text or text.startswith("initial ") for text in found)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -175,10 +178,33 @@ def test_mined_in_fit_is_what_mine_finds(tmp_path: Path) -> None:
     assert moved(module, expected) == 0
 
 
-def test_several_processes_do_not_mine() -> None:
-    callback = TicketCallback(mine={"density": 0.3})
-    with pytest.raises(UsageError, match="in one process and this Trainer has 2"):
-        callback.on_fit_start(SimpleNamespace(world_size=2), Module())
+TWO = """
+import lightning as L
+from gemminer.integrations.lightning import TicketCallback
+from tests.integrations.test_lightning import Module, loader, moved
+if __name__ == "__main__":
+    callback, module = TicketCallback(mine={"density": 0.3, "epochs": 2}), Module()
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[callback], **quiet)
+    trainer.fit(module, loader())
+    print("found", callback.ticket.digest, moved(module, callback.ticket), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_search_together(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, str(script)], env=where, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = re.findall(r"found (\w+) (\d+)", run.stdout)
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert found[0][1] == "0"
+
+
+def test_a_callback_has_one_ticket() -> None:
     for given in ({}, {"ticket": drawn_ticket(tiny_net()), "mine": {"density": 0.3}}):
         with pytest.raises(UsageError, match="pass either a ticket or mine="):
             TicketCallback(**given)

@@ -18,8 +18,8 @@ from gemminer.core.errors import UsageError
 from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
 from gemminer.runs import checks
+from gemminer.runs.building import build
 from gemminer.runs.checks import altered_ticket, reinit, shuffle
-from gemminer.runs.experiment import build
 from tests.helpers import Pair, drawn_ticket, tiny_net
 
 

@@ -17,7 +17,7 @@ from gemminer import methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.data import TensorBatches
-from gemminer.runs.experiment import build, wants_channels_last
+from gemminer.runs.building import build, wants_channels_last
 from gemminer.training import engine, rate
 from gemminer.training.evaluate import recalibrate
 from gemminer.training.settings import Settings

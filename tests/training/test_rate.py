@@ -14,7 +14,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.model_state import copied
 from gemminer.core.progress import Monitor
 from gemminer.data import TensorBatches
-from gemminer.runs.experiment import build
+from gemminer.runs.building import build
 from gemminer.training import rate
 from gemminer.training.checkpoint import Checkpoint
 from gemminer.training.loop import fit

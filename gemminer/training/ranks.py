@@ -1,0 +1,196 @@
+"""Processes that search or train together: one decision for all, from gradients that are means over all examples.
+
+Each process is a rank of a `torch.distributed` group. They hold equal weights at every step: the first rank's at the
+start, and after that the same steps from the same gradients. What a step decides is decided from these alone, so that
+every rank decides the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gemminer.core.errors import GemminerError, UsageError
+
+T = TypeVar("T")
+Distributed: TypeAlias = "bool | dist.ProcessGroup | None"
+
+
+class Ranks:
+    """The processes of a group, by default all of them, seen from one of them.
+
+    Args:
+        group: of `torch.distributed`, which has begun; None is all processes.
+
+    Raises:
+        UsageError: this process is not in the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise UsageError("this process is not in the group: let only its members call")
+        nccl = dist.get_backend(group) == "nccl"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes, logs and keeps checkpoints."""
+        return self.rank == 0
+
+    def average(self, parameters: Iterable[Tensor], examples: int) -> int:
+        """Make each gradient the mean over the examples of all ranks, of which this one has had so many.
+
+            grad := sum_r examples_r * grad_r / sum_r examples_r
+
+        A gradient that no rank has stays None. One message a step: all gradients of a type, and the counts, in one flat
+        tensor. Returns the examples of all ranks.
+        """
+        tensors = list(parameters)
+        with _together():
+            said = torch.tensor([examples, *(p.grad is not None for p in tensors)], device=self._device)
+            dist.all_reduce(said, group=self.group)
+            total, *have = said.tolist()
+            taking = [p for p, some in zip(tensors, have, strict=True) if some]
+            for kind in dict.fromkeys((p.dtype, p.device) for p in taking):
+                alike = [p for p in taking if (p.dtype, p.device) == kind]
+                flat = torch.cat([_grad(p).reshape(-1) for p in alike]).to(self._device)
+                flat.mul_(examples)
+                dist.all_reduce(flat, group=self.group)
+                flat.div_(max(1, total))
+                for p, part in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
+                    p.grad = (
+                        part.reshape(p.shape).to(p.device).clone()
+                        if p.grad is None
+                        else p.grad.copy_(part.reshape(p.shape))
+                    )
+        return int(total)
+
+    def mean(self, value: Tensor, examples: int) -> Tensor:
+        """The mean of a number over the ranks, by their examples; NaN where nobody has one."""
+        with _together():
+            both = torch.stack([value.detach().double().to(self._device) * examples, torch.tensor(float(examples))])
+            if not examples:
+                both = torch.zeros_like(both)
+            dist.all_reduce(both, group=self.group)
+            return (both[0] / both[1]).to(value.device)
+
+    def most(self, count: int) -> int:
+        """The highest of the ranks' whole numbers."""
+        with _together():
+            said = torch.tensor(count, device=self._device)
+            dist.all_reduce(said, dist.ReduceOp.MAX, group=self.group)
+            return int(said)
+
+    def firsts(self, work: Callable[[], T]) -> T:
+        """What the first rank's work returns, on every rank; what it raises, it raises on every rank."""
+        said: list[Any] = [None, None]
+        if self.first:
+            try:
+                said[0] = work()
+            except Exception as error:
+                said[1] = error
+        with _together():
+            dist.broadcast_object_list(said, group=self.group, group_src=0, device=self._device)
+        if said[1] is not None:
+            raise said[1]
+        return said[0]  # type: ignore[no-any-return]
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value, by rank."""
+        found: list[Any] = [None] * self.world
+        with _together():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def take_over(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the first rank's values, in place."""
+        with torch.no_grad(), _together():
+            for tensor in tensors:
+                place = tensor.detach().contiguous().to(self._device)
+                dist.broadcast(place, group=self.group, group_src=0)
+                tensor.copy_(place)
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Where ranks wait for each other: one that has ended is said in one sentence."""
+    try:
+        yield
+    except (dist.DistBackendError, dist.DistNetworkError, RuntimeError) as error:
+        if isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "peer" in str(error).lower():
+            raise GemminerError(
+                "another rank has ended or cannot be reached, and none can go on alone: see what it said, and start "
+                "all of them again to go on from the last checkpoint"
+            ) from error
+        raise
+
+
+def launched() -> int:
+    """How many processes there are, by a group that has begun or a launcher as torchrun; 1 if neither says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    try:
+        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
+
+
+def is_first() -> bool:
+    """Whether this process is to speak for all: the first of those that work together, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def ranks_of(distributed: Distributed) -> Ranks | None:
+    """The ranks that work together, None for this process alone.
+
+    Args:
+        distributed: None refuses where there are several processes; True is all of them, begun here where a launcher
+            says how (NCCL where there are GPUs, else gloo); a group those in it; False this process alone.
+
+    Raises:
+        UsageError: it has not been said what several processes are to do.
+    """
+    if distributed is None:
+        if (several := launched()) > 1:
+            raise UsageError(
+                f"{several} processes run this: say distributed=True (--distributed) to search and train together, "
+                "a process group for some of them to do so, or distributed=False for each alone"
+            )
+        return None
+    if isinstance(distributed, bool):
+        if not distributed or (launched() == 1 and not dist.is_initialized()):
+            return None
+        if not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return Ranks()
+    if not isinstance(distributed, dist.ProcessGroup):
+        raise UsageError(f"distributed is True, False or a process group, not {distributed!r}")
+    return Ranks(distributed)
+
+
+def alone(model: nn.Module, ranks: Ranks | None) -> nn.Module:
+    """The model that several ranks share the work of: what DistributedDataParallel holds, which would do it again.
+
+    Raises UsageError for a model of which no rank has whole weights.
+    """
+    if ranks is None:
+        return model
+    kinds = {type(module).__name__ for module in model.modules()}
+    if any(kind.startswith("FSDP") or kind == "FullyShardedDataParallel" for kind in kinds):
+        raise UsageError("no rank of FSDP has a whole weight to mask: search and train a model that is not sharded")
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,0 +1,260 @@
+"""Two processes that search, train and check together come to what one does with both their batches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import gemminer
+from gemminer import methods
+from gemminer.core.errors import GemminerError
+from gemminer.core.ticket import Ticket
+from gemminer.runs import record
+from tests.helpers import drawn_ticket, tiny_data, tiny_net
+from tests.processes import together
+
+TRAIN, TEST = tiny_data(90), tiny_data(40, seed=1)  # 90: the last step has 16 examples on one rank and 10 on the other
+Found = dict[str, Any]
+
+
+class InHalves(nn.BatchNorm1d):
+    """Batch norm over each 16 examples alone: what the ranks' norms see of a global batch of 32."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (
+            torch.cat([super(InHalves, self).forward(part) for part in inputs.split(16)])
+            if self.training
+            else (super().forward(inputs))
+        )
+
+
+def net(seed: int = 0, norm: type[nn.Module] | None = None) -> nn.Sequential:
+    made = tiny_net(seed, norm=norm is not None)
+    if norm is InHalves:
+        own = InHalves(16)
+        made[1] = own
+    return made
+
+
+def found(ticket: Ticket, model: nn.Module, result: Any) -> Found:
+    return {"digest": ticket.digest, "test": result.test, "lr": result.rate["lr"], "state": dict(model.state_dict())}
+
+
+def call(
+    how: dict[str, Any], method: str, data: Any = TRAIN, norm: type[nn.Module] | None = None, **more: Any
+) -> Found:
+    """A search and a training; on ranks other than the first the model's own weights are others."""
+    seed = distributed.get_rank() if distributed.is_initialized() else 0
+    epochs = {"epochs": 3} if methods.get(method).trains else {}
+    given = {"validation_data": TEST, **how, **more}
+    ticket = gemminer.mine(net(seed, norm), data, 0.2, method=method, **given, **epochs)
+    model = net(seed, norm)
+    given.pop("validation_data")
+    return found(ticket, model, gemminer.train(model, ticket, data, TEST, epochs=3, **given))
+
+
+def every_method(how: dict[str, Any]) -> dict[str, Found]:
+    return {name: call(how, name) for name in methods.names()}
+
+
+def ways(how: dict[str, Any]) -> dict[str, Found]:
+    """Other ways to give models and data."""
+    plain = TensorDataset(*TRAIN)
+    size = how["batch_size"]
+    dicts = [{"x": x, "label": y} for x, y in zip(*TRAIN, strict=True)]
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch["x"]), batch["label"])
+
+    return {
+        "a loader": call(how, "gem-miner", DataLoader(plain, batch_size=size)),
+        "kept weights": call(how, "gem-miner", engine="sparse"),
+        "norms": call(how, "gem-miner", norm=InHalves if how["batch_size"] == 32 else nn.BatchNorm1d),
+        "a step": {
+            "digest": gemminer.mine(net(), dicts, 0.2, epochs=2, step=step, **how).digest,
+        },
+    }
+
+
+def checks(how: dict[str, Any]) -> dict[str, Any]:
+    ticket = drawn_ticket(net(), 0.2)
+    names = ["shuffle", "reinit", "uniform"]
+    checked = gemminer.check(net(), ticket, TRAIN, TEST, seeds=2, epochs=2, names=names, **how)
+    return {name: (c.mean, c.difference) for name, c in checked.checks.items()}
+
+
+def sentence(work: Callable[[], Any]) -> str:
+    try:
+        work()
+    except GemminerError as error:
+        return str(error)
+    return ""
+
+
+def refused(how: dict[str, Any]) -> dict[str, str]:
+    rank = distributed.get_rank()
+    sharded = net()
+    with contextlib.suppress(ImportError):
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(sharded, mesh=distributed.device_mesh.init_device_mesh("cpu", (2,)))
+    return {
+        "unsaid": sentence(lambda: gemminer.mine(net(), TRAIN, 0.2, epochs=1)),
+        "sharded": sentence(lambda: gemminer.mine(sharded, TRAIN, 0.2, epochs=1, distributed=True)),
+        "other density": sentence(lambda: gemminer.mine(net(), TRAIN, 0.2 + 0.1 * rank, epochs=1, distributed=True)),
+        "other method": sentence(
+            lambda: gemminer.mine(net(), TRAIN, 0.2, method=["snip", "edge-popup"][rank], distributed=True)
+        ),
+        "no group": sentence(lambda: gemminer.mine(net(), TRAIN, 0.2, epochs=1, distributed=3)),  # type: ignore[arg-type]
+    }
+
+
+def in_a_folder(out: str) -> dict[str, Any]:
+    rank, how = distributed.get_rank(), {"distributed": True, "batch_size": 16, "out": out}
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda row: said.append(row.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("gemminer").addHandler(handler)
+    model = DistributedDataParallel(net(rank))
+    ticket = gemminer.mine(model, TRAIN, 0.006, epochs=3, **how)
+    result = gemminer.train(model, ticket, TRAIN, TEST, epochs=2, **how)
+    checked = gemminer.check(net(), ticket, TRAIN, TEST, epochs=2, seeds=2, names=["shuffle"], **how)
+    again = gemminer.train(net(), ticket, TRAIN, TEST, epochs=2, **how)
+    alone = gemminer.mine(net(), TRAIN, 0.2, epochs=1, distributed=False, seed=rank)  # each its own
+    return {
+        "ticket": ticket.digest,
+        "test": result.test,
+        "state": dict(model.module.state_dict()),
+        "checked": checked.checks,
+        "again": again == result,
+        "alone": alone.digest,
+        "said": said,
+    }
+
+
+def own_parts() -> str:
+    plain = TensorDataset(*TRAIN)
+    loader = DataLoader(plain, batch_size=16, sampler=DistributedSampler(plain, shuffle=False))
+    tickets = {
+        gemminer.mine(net(), loader, 0.2, method=name, distributed=True, **epochs).digest
+        for name, epochs in (("gem-miner", {"epochs": 2}), ("snip", {}), ("grasp", {}))
+    }
+    return " ".join(sorted(tickets))
+
+
+def all_of_it(out: str) -> dict[str, Any]:
+    how = {"distributed": True, "batch_size": 16}
+    return {
+        "methods": every_method(how),
+        "ways": ways(how),
+        "checks": checks(how),
+        "refused": refused(how),
+        "folder": in_a_folder(out),
+        "own parts": own_parts(),
+    }
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    results = together(all_of_it, folder / "processes", str(folder / "run"))
+    results[0]["path"] = folder / "run"
+    return results
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    how = {"batch_size": 32}
+    return {"methods": every_method(how), "ways": ways(how), "checks": checks(how)}
+
+
+def same(one: Any, other: Any, *, bits: bool) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, dict):
+            same(value, other[name], bits=bits)
+        elif isinstance(value, Tensor) and not bits:
+            assert torch.allclose(value, other[name], atol=1e-5), name
+        elif isinstance(value, Tensor):
+            assert torch.equal(value, other[name]), name
+        else:
+            assert value == (other[name] if bits else pytest.approx(other[name])), name
+
+
+def test_all_ranks_come_to_the_same_bit_for_bit(both: list[dict[str, Any]]) -> None:
+    for part in ("methods", "ways", "checks"):
+        same(both[0][part], both[1][part], bits=True)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_one_process_with_the_global_batch_finds_the_same_ticket(
+    both: list[dict[str, Any]], one: dict[str, Any], method: str
+) -> None:
+    same(both[0]["methods"][method], one["methods"][method], bits=False)
+
+
+@pytest.mark.parametrize("way", ["a loader", "kept weights", "a step"])
+def test_other_models_and_data_do_too(both: list[dict[str, Any]], one: dict[str, Any], way: str) -> None:
+    same(both[0]["ways"][way], one["ways"][way], bits=False)
+
+
+def test_norms_see_a_ranks_own_batch(both: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    assert both[0]["ways"]["norms"]["digest"] == one["ways"]["norms"]["digest"]
+    statistics = [both[rank]["ways"]["norms"]["state"]["1.running_mean"] for rank in range(2)]
+    assert torch.equal(*statistics)  # the first rank's
+
+
+def test_checks_are_those_of_one_process(both: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    assert both[0]["checks"] == {name: pytest.approx(pair) for name, pair in one["checks"].items()}
+
+
+def test_what_cannot_be_shared_is_refused_on_every_rank(both: list[dict[str, Any]]) -> None:
+    for rank in both:
+        said = rank["refused"]
+        for way in ("distributed=True", "--distributed", "a process group", "distributed=False"):
+            assert way in said["unsaid"]
+        assert "no rank of FSDP has a whole weight" in said["sharded"]
+        assert "rank 1 was called with other arguments (the density: 0.3" in said["other density"]
+        assert "rank 1 was called with other arguments (the method: edge-popup" in said["other method"]
+        assert "distributed is True, False or a process group, not 3" in said["no group"]
+        assert not any("\n" in text for text in said.values())
+
+
+def test_the_first_rank_writes_and_speaks_for_all(both: list[dict[str, Any]]) -> None:
+    first, second = (rank["folder"] for rank in both)
+    assert {k: v for k, v in first.items() if k in ("ticket", "test", "checked")} == {
+        k: v for k, v in second.items() if k in ("ticket", "test", "checked")
+    }
+    same(first["state"], second["state"], bits=True)
+    assert first["again"]
+    assert second["again"]
+    assert first["alone"] != second["alone"]
+    assert first["said"]  # nothing is kept of a layer
+    assert not second["said"]
+    kept = record.read(both[0]["path"])
+    assert kept.accuracy.after_values[0] == first["test"]
+    assert kept.hardware["ranks"] == 2
+    assert (both[0]["path"] / "report.html").exists()
+    assert len((both[0]["path"] / "metrics.jsonl").read_text().splitlines()) == 3 + 2 + 2 + 2 + 2
+
+
+def test_data_that_each_rank_has_a_part_of_is_not_divided_again(both: list[dict[str, Any]]) -> None:
+    assert both[0]["own parts"] == both[1]["own parts"]
+    plain = TensorDataset(*TRAIN)
+    # A DistributedSampler gives each of two ranks every second example.
+    blocks = [[*range(k, min(k + 32, 90), 2), *range(k + 1, min(k + 32, 90), 2)] for k in range(0, 90, 32)]
+    joined = DataLoader(plain, batch_sampler=blocks)
+    tickets = {
+        gemminer.mine(net(), joined, 0.2, method=name, **epochs).digest
+        for name, epochs in (("gem-miner", {"epochs": 2}), ("snip", {}), ("grasp", {}))
+    }
+    assert " ".join(sorted(tickets)) == both[0]["own parts"]
