@@ -21,12 +21,10 @@ from gemminer.core.progress import Monitor, Together
 from gemminer.core.statistics import overall
 from gemminer.core.ticket import Ticket
 from gemminer.data import parts_of
-from gemminer.runs import record
 from gemminer.runs.building import build
 from gemminer.runs.checks import CheckResult, judge
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.folder import PYTHON, Folder
-from gemminer.runs.recording import record_of
 from gemminer.runs.settings import default_epochs, options_of
 from gemminer.runs.shared_folder import folder_for
 from gemminer.runs.steps import Logged, Steps, engine_of, load_weights, of_first, save_weights, ticket_kept
@@ -222,6 +220,9 @@ class Call:
         """Write the record of all that is in the folder; checks that an earlier call ran stay in it."""
         if self.folder is None or not self.experiment.writes:
             return
+        from gemminer.runs import record  # here, for its models take a twentieth of a second to make
+        from gemminer.runs.recording import record_of
+
         path, facts, task = self.folder.path / "record.json", ticket.provenance, self.experiment.task
         checks = record.read(path).checks if path.exists() else {}
         if result is not None:

@@ -165,7 +165,6 @@ def check_rows(rows: list[dict[str, Any]], numbers: dict[str, Any]) -> None:
             and (row["validation"] is None or _alike(row["validation"], 0.0))
             and _alike(row.get("rate", rated), rated)
             and _alike(row.get("fraction", 1.0), 1.0)
-            and _alike(row.get("fraction", 1.0), 1.0)
         ):
             raise ValueError("a row that cannot be")
 
