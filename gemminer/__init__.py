@@ -16,11 +16,12 @@ from gemminer.core import interrupts
 
 interrupts.install()  # before PyTorch is imported, and in the program alone
 
-from gemminer.api import check, compare, draw, mine, train
+from gemminer.api import check, compare, draw, mine, smallest, train
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.holding import Hold, hold
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
+from gemminer.runs.answer import Smallest
 from gemminer.runs.checks import CheckResult as Verdict
 from gemminer.runs.search_object import Search
 from gemminer.runs.typed import TrainResult
@@ -34,6 +35,7 @@ __all__ = [
     "Hold",
     "Monitor",
     "Search",
+    "Smallest",
     "Ticket",
     "TrainResult",
     "UsageError",
@@ -44,6 +46,7 @@ __all__ = [
     "hold",
     "mine",
     "report",
+    "smallest",
     "train",
 ]
 

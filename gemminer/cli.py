@@ -54,6 +54,7 @@ app = typer.Typer(
 )
 
 ForMine = Annotated[dict[str, Any], RecipeFields("mine", Recipe.model_construct)]
+ForSmallest = Annotated[dict[str, Any], RecipeFields("smallest", asked.sought)]
 ForTrain = Annotated[dict[str, Any], RecipeFields("train")]
 ForCheck = Annotated[dict[str, Any], RecipeFields("check")]
 ForCompare = Annotated[dict[str, Any], RecipeFields("compare", asked.compared)]
@@ -123,6 +124,49 @@ def mine(
         print_json({**found, "out": str(out)})
     else:
         print_summary(OUT, found, out)
+
+
+@app.command()
+@spread
+def smallest(
+    *,
+    within: Annotated[
+        float | None, typer.Option("--within", help="Points of accuracy that may be lost. [0.5, without --size]")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Most that the compiled program may take, as 60KB or 1.5MB.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Trainings of the candidate and of the dense network. [3]")
+    ] = 3,
+    recipe: RecipeName = None,
+    given: ForSmallest,
+    folder: RunFolder,
+    place: Place,
+    threads: Threads = None,
+    voice: Voice,
+) -> None:
+    """Find the smallest ticket that is good enough.
+
+    The sparsest whose trained network stays within so many points of the dense one (--within), or the densest whose
+    compiled program is no larger than --size. Chosen on validation data; --out has a page and what to ship.
+    """
+    from gemminer.reporting import smallest_page
+    from gemminer.runs.answer import question
+    from gemminer.runs.seeking import smallest_of
+
+    wanted, run = question(within, size, seeds), asked.to_smallest(given, recipe)
+    out = folder.out or asked.folder_of_smallest(run)
+    set_threads(threads)
+    with voice.monitor() as monitor:
+        where = {"resume": folder.resume, "overwrite": folder.overwrite, "monitor": monitor, **place.where()}
+        found = smallest_of(run, wanted, out, **where)
+        page = smallest_page.write(out)
+    if voice.as_json:
+        print_json({**json.loads(found.model_dump_json(by_alias=True)), "out": str(out)})
+    else:
+        OUT.print(str(found), markup=False, soft_wrap=True)
+        OUT.print(f"{page}, {', '.join(found.files) or 'nothing to ship'}", markup=False, soft_wrap=True)
 
 
 @app.command()

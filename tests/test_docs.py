@@ -111,6 +111,7 @@ def test_commands_of_the_docs_are_understood(line: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ("run_recipe", "train_ticket", "check_ticket"):
         monkeypatch.setattr(f"gemminer.runs.execute.{name}", reached)
+    monkeypatch.setattr("gemminer.runs.seeking.smallest_of", reached)
     for name in ("compare", "draw"):
         monkeypatch.setattr(f"gemminer.api.{name}", reached)
     monkeypatch.setattr("gemminer.bench.run", reached)

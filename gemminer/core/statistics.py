@@ -71,6 +71,60 @@ def paired_test(
     return Check(own, own_std, n, mean, std, verdict, tuple(check), tuple(ticket))
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How far tickets are from dense networks over n paired seeds: the mean difference, and what it may be.
+
+    `low` and `high` are one-sided bounds of the mean difference; without bounds, for n = 1, both are None.
+    """
+
+    difference: float
+    std: float
+    n: int
+    low: float | None
+    high: float | None
+    verdict: Literal["within", "not within", "undecided"]
+
+    def looks(self, margin: float) -> bool:
+        """Whether the mean difference itself is inside the margin, chance or not."""
+        return self.difference >= -margin - ROUNDING
+
+
+ROUNDING = 1e-9  # two means of the same examples that differ by less are equal
+
+
+def margin_test(ticket: Sequence[float], dense: Sequence[float], margin: float, *, level: float = 0.95) -> Margin:
+    """Whether a ticket loses no more than a margin to the dense network, by a one-sided paired t-test over seeds.
+
+    With the mean m and standard error s of the n differences ticket - dense and Student's t quantile at `level`:
+
+        within      m - t * s >= -margin        it loses no more, beyond chance
+        not within  m + t * s < -margin         it loses more, beyond chance
+        undecided   otherwise, and always for n = 1
+
+    Args:
+        ticket: the ticket's metrics, one a seed; higher is better.
+        dense: the dense network's, of the same seeds in the same order.
+        margin: what may be lost, in units of the metric (0.005: half a point of accuracy).
+        level: of the one-sided test.
+
+    >>> margin_test([0.97, 0.972, 0.971], [0.973, 0.974, 0.974], 0.005).verdict
+    'within'
+    """
+    found = paired_test(ticket, dense, level=level)
+    mean, n = found.difference, found.n
+    if n == 1:
+        return Margin(mean, 0.0, n, None, None, "undecided")
+    reach = _quantile(level, n - 1) * found.difference_std / math.sqrt(n)
+    low, high = mean - reach, mean + reach
+    verdict: Literal["within", "not within", "undecided"] = "undecided"
+    if low >= -margin - ROUNDING:
+        verdict = "within"
+    elif high < -margin - ROUNDING:
+        verdict = "not within"
+    return Margin(mean, found.difference_std, n, low, high, verdict)
+
+
 def _quantile(level: float, freedom: int) -> float:
     """Student's t at `level`, equal to `scipy.stats.t.ppf`, whose import takes half a second."""
     from scipy.special import stdtrit

@@ -124,7 +124,7 @@ class RecipeFields:
     """The flags of `Recipe`'s fields that a command takes; their value is the fields that were given, by name.
 
     Args:
-        command: "mine", "train", "check" or "compare", where a field may be an axis of several values.
+        command: "mine", "smallest", "train", "check" or "compare", where a field may be an axis of several values.
         start: the recipe whose values hold where no flag is given; None where they are not known, as a record's.
     """
 
@@ -161,7 +161,7 @@ class RecipeFields:
         yield parameter(name, given, typer.Option(*names, help=text, **more))
         for cut in how.shortcuts:
             yield parameter(cut.option, cut.type, typer.Option(cut.flag, help=cut.help))
-        if how.no and self.command in recipes.MINE:
+        if how.no and self.command in recipes.RUN:
             yield parameter(f"no_{name}", bool, typer.Option(f"--no-{name}", help=sentence(how.no)), False)
 
     def value(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 One page is one file: plotly's script (its basic bundle, in templates) is inside and a Content-Security-Policy forbids
 every request. `_run_page` (one run) and `_runs_page` (many) choose what goes on a page, `run_charts` and
-`comparison_charts` draw, `aggregate` and `sentences` judge many runs, `_render` turns it into HTML.
+`comparison_charts` draw, `aggregate` and `sentences` judge many runs, `render` turns it into HTML.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def report(
         return _compare(paths, target, dict(failed or {}), table_files)
     found = record.read(paths[0] / "record.json")
     ticket = paths[0] / "ticket.safetensors"
-    link = _link(ticket, target.parent.absolute()) if ticket.is_file() else ""
+    link = link_to(ticket, target.parent.absolute()) if ticket.is_file() else ""
     return _one(found, _epochs(paths[0] / "metrics.jsonl"), str(paths[0]), target, link)
 
 
@@ -121,7 +121,7 @@ def draw(found: Archive, target: Path, where: str, table_files: Mapping[str, str
                 missing[cell.digest] = str(_damaged(where, error))
     if not runs:
         raise GemminerError(f"there is no record in {where} to draw: run its command again")
-    return _save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, table_files))
+    return save(target, _runs_page(runs, aggregate.fields(runs.values()), missing, target, table_files))
 
 
 def _one(found: Record, phases: run_charts.Phases, where: str, target: Path, ticket: str = "") -> Path:
@@ -130,7 +130,7 @@ def _one(found: Record, phases: run_charts.Phases, where: str, target: Path, tic
         page = _run_page(found, phases, _downloads(found, phases) | ({"ticket.safetensors": ticket} if ticket else {}))
     except _DAMAGE as error:
         raise _damaged(where, error) from error
-    return _save(target, page)
+    return save(target, page)
 
 
 def _compare(paths: list[Path], target: Path, missing: dict[str, str], table_files: Mapping[str, str] | None) -> Path:
@@ -150,11 +150,11 @@ def _compare(paths: list[Path], target: Path, missing: dict[str, str], table_fil
     fields = aggregate.fields(runs.values())
     if table_files is None:
         refuse_foreign([target, target.with_suffix(".csv"), target.with_suffix(".md")])
-        _save(target.with_suffix(".csv"), tables.fields_csv(fields))
-        _save(target.with_suffix(".md"), tables.fields_markdown(fields, missing))
+        save(target.with_suffix(".csv"), tables.fields_csv(fields))
+        save(target.with_suffix(".md"), tables.fields_markdown(fields, missing))
         table_files = {"CSV": f"{target.stem}.csv", "Markdown": f"{target.stem}.md"}
     page = _runs_page(runs, fields, missing, target, table_files)
-    return _save(target, page)
+    return save(target, page)
 
 
 def _missing(path: Path, name: str, error: GemminerError) -> tuple[str, str]:
@@ -248,7 +248,7 @@ def _downloads(found: Record, phases: run_charts.Phases) -> dict[str, str]:
     }
 
 
-def _link(file: Path, folder: Path) -> str:
+def link_to(file: Path, folder: Path) -> str:
     return quote(os.fsencode(os.path.relpath(file, folder)))
 
 
@@ -273,7 +273,7 @@ def _run_page(found: Record, phases: run_charts.Phases, downloads: Mapping[str, 
         "dense_share": left_dense.share(found.left_dense, sum(layer.prunable for layer in found.layers)),
     }
     title = f"{found.method}: {found.model} on {found.data}"
-    return _render("run.html.j2", title, drawn, context)
+    return render("run.html.j2", title, drawn, context)
 
 
 def _runs_page(
@@ -309,7 +309,7 @@ def _runs_page(
         "beside": table_files,
     }
     drawn = dict(_many_charts(fields, densities, methods))
-    return _render("runs.html.j2", f"{len(runs)} runs side by side", drawn, context)
+    return render("runs.html.j2", f"{len(runs)} runs side by side", drawn, context)
 
 
 def _many_charts(
@@ -327,13 +327,13 @@ def _many_charts(
 
 def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict[str, Any]:
     page, found = path / "report.html", run.record
-    link = _link(page, folder) if page.is_file() else ""
+    link = link_to(page, folder) if page.is_file() else ""
     single = all(len(check.values) == 1 for check in found.checks.values())
     extra = {"verdicts": _verdicts(found), "cost": _costs(found)["together"], "single": single}
     return {"r": found, "name": run.name, "label": label, "link": link} | extra
 
 
-def _render(template: str, title: str, drawn: Mapping[str, Figure | None], context: Mapping[str, Any]) -> str:
+def render(template: str, title: str, drawn: Mapping[str, Figure | None], context: Mapping[str, Any]) -> str:
     """A page: the template with its values escaped, plotly's script and the charts' data once each."""
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     env.filters |= {"value": _value, "density": _density, "flops": _flops, "duration": _seconds}
@@ -347,7 +347,7 @@ def _render(template: str, title: str, drawn: Mapping[str, Figure | None], conte
     return env.get_template(template).render(title=title, charts=drawn, **scripts, **context)
 
 
-def _save(target: Path, text: str) -> Path:
+def save(target: Path, text: str) -> Path:
     """Write whole and in one step: a reader sees the old page or the new one, never half."""
     if not target.parent.is_dir():  # a path that was mistyped, where a run makes its own folder
         raise GemminerError(f"cannot write {target} (there is no such folder): choose another place")

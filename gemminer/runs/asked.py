@@ -12,6 +12,7 @@ from gemminer.runs import grid
 from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
+HELD_OUT = 0.2  # of the training data, where a ticket's density is chosen on it: twice a run's
 BESIDE_IDENTITY = {"seed"}  # fields that make another run of the same recipe
 
 
@@ -40,6 +41,25 @@ def to_mine(given: Mapping[str, Any], base: str | None = None) -> Asked:
         return Asked(Recipe().changed(given))
     words = ", ".join(f"{name} {_in_words(value)}" for name, value in changes.items())
     return Asked(recipes.load(base).changed(given), f"recipe {base}" + (f" with {words}" if words else ""))
+
+
+def to_smallest(given: Mapping[str, Any], base: str | None = None) -> Recipe:
+    """The fields `given` on top of the recipe `base`, or of none, of which no density and no check is asked for.
+
+    More is held out than by a run, unless that is said: the choice is made on it.
+    """
+    start = Recipe(validation=HELD_OUT) if base is None else recipes.load(base)
+    return start.changed({"density": Recipe().density, "checks": (), **given})
+
+
+def sought() -> Recipe:
+    """What is sought where nothing is asked for."""
+    return Recipe.model_construct(validation=HELD_OUT)
+
+
+def folder_of_smallest(recipe: Recipe) -> Path:
+    """The folder of an answer if none is named."""
+    return recipe.folder.with_name(f"smallest-{recipe.folder.name}")
 
 
 def _in_words(value: Any) -> str:

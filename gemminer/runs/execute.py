@@ -192,7 +192,7 @@ def run_recipe(
     verdict = None
     if recipe.checks:
         verdict = judge(experiment, ticket, [t["test"] for t in trained], recipe.checks, step, folder.state)
-    result = record_of(experiment, ticket, folder.steps, dense=dense, verdict=verdict, **_asked(recipe))
+    result = record_of(experiment, ticket, folder.steps, dense=dense, verdict=verdict, **asked_fields(recipe))
     if experiment.writes:
         result.save(out / "record.json")
     return result
@@ -213,7 +213,7 @@ def _meant(recipe: Recipe, resolved: Resolved) -> str:
     return f"{what}, {lengths}{how}, seed {recipe.seed}"
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
+def asked_fields(recipe: Recipe) -> dict[str, Any]:
     """The fields of a record that say what the recipe asked for."""
     data_options = ("limit_train", "validation", "augment", "batch_size")
     return {

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
 # What a run writes in its state/: finished steps, checkpoints of steps, the ticket that a check searches for.
-_STATE = re.compile(r"steps\.jsonl|inverted\.safetensors|(budget|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt")
+INSIDE = re.compile(r"steps\.jsonl|inverted\.safetensors|(budget|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt")
 PYTHON = "python"  # in place of a recipe's digest: what mine, train and check of Python keep
 _MARKER = "gemminer.run/1 "  # and the recipe's digest, in state/recipe
 # Errors of a file system without locks, or without its lock server.
@@ -70,12 +70,17 @@ class Folder:
     What gemminer did not write is never touched. Raises UsageError where the folder holds anything but a run, a file of
     somebody's in the place of one of a run's, another recipe's run, or a run at all and neither `resume` nor
     `overwrite` is asked for; Busy, a UsageError, where another process is running in it. `held` says whether there was
-    a run.
+    a run. The folder of something else than a run has other `FILES`, and other names `INSIDE` its state/.
     """
 
-    def __init__(self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False) -> None:
+    FILES: tuple[str, ...] = FILES
+    INSIDE: re.Pattern[str] = INSIDE
+
+    def __init__(
+        self, path: Path, recipe_hash: str, *, resume: bool = False, overwrite: bool = False, flag: str = ""
+    ) -> None:
         self.path, self.state = path, path / "state"
-        self._flag = "out=" if recipe_hash == PYTHON else "--out"
+        self._flag = flag or ("out=" if recipe_hash == PYTHON else "--out")
         self._steps_file, self._metrics_file = self.state / "steps.jsonl", path / "metrics.jsonl"
         try:
             self._look(recipe_hash, resume, overwrite)  # nothing is made where there is nothing to do
@@ -142,8 +147,8 @@ class Folder:
         if is_there(recipe) and self._recipe() is None:
             raise UsageError(f"{recipe} was not written by gemminer: give another folder with {self._flag}")
         unmarked = {"trained.safetensors"} if _unmarked_weights(path) else set()
-        refuse_foreign(path / name for name in (*FILES, "error.json") if name not in unmarked)
-        refuse_foreign(f for f in (state.iterdir() if state.is_dir() else ()) if _STATE.fullmatch(f.name))
+        refuse_foreign(path / name for name in (*self.FILES, "error.json") if name not in unmarked)
+        refuse_foreign(f for f in (state.iterdir() if state.is_dir() else ()) if self.INSIDE.fullmatch(f.name))
 
     def _recipe(self) -> str | None:
         """The digest of the recipe whose run is here, by the mark that a run leaves."""
@@ -174,20 +179,20 @@ class Folder:
     def _temporary(self) -> list[Path]:
         """Files that a process leaves which is killed in an atomic write."""
         names = [
-            *((self.path, name) for name in (*FILES, "error.json")),
+            *((self.path, name) for name in (*self.FILES, "error.json")),
             (self.state, "recipe"),
             (self.state, "steps.jsonl"),
         ]
         found = [file for folder, name in names for file in folder.glob(f".{name}{MARK}????????")]
         for file in self.state.glob(f".*{MARK}????????"):
-            if _STATE.fullmatch(file.name[1:].rpartition(MARK)[0]):
+            if self.INSIDE.fullmatch(file.name[1:].rpartition(MARK)[0]):
                 found.append(file)
         return [file for file in found if not file.is_symlink() and file.is_file()]
 
     def _wipe(self) -> None:
         """Remove a run's own files; `_look` has seen that they are."""
-        inside = [file for file in self.state.iterdir() if _STATE.fullmatch(file.name)]
-        for file in [*inside, *(self.path / name for name in FILES), self.state / "recipe"]:
+        inside = [file for file in self.state.iterdir() if self.INSIDE.fullmatch(file.name)]
+        for file in [*inside, *(self.path / name for name in self.FILES), self.state / "recipe"]:
             file.unlink(missing_ok=True)
 
     def finish(self, step: str, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 # never gone on with, nor taken for a run of today.
 DEFAULTS = 2
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
-MINE = {"mine": "", "compare": ""}
+RUN = {"mine": "", "compare": ""}
+SMALLEST = {"smallest": ""}
+MINE = RUN | SMALLEST
 TICKET = {"train": "", "check": ""}
 
 
@@ -92,7 +94,7 @@ class Recipe(BaseModel):
             axis="methods: NAME or NAME:OPTION=VALUE, a,b or repeated; all",
         ),
     ] = Field("gem-miner", description="pruning method (see 'gemminer methods')")
-    density: Annotated[float, Flag(short="-d", axis="densities, as 0.05,0.01; or repeated")] = Field(
+    density: Annotated[float, Flag(short="-d", axis="densities, as 0.05,0.01; or repeated", commands=RUN)] = Field(
         0.05, gt=0, le=1, description="fraction of prunable weights kept"
     )
     model: Annotated[
@@ -144,7 +146,7 @@ class Recipe(BaseModel):
         Flag(
             name="--option",
             short="-o",
-            commands={"mine": ""},
+            commands={"mine": ""} | SMALLEST,
             shortcuts=(
                 OptionFlag("--lambda", "ridge", float, "Gem-Miner's lambda, fixed. [solved for at each step]"),
                 OptionFlag(
@@ -178,13 +180,15 @@ class Recipe(BaseModel):
             no="do not run the sanity checks",
             complete="gemminer.runs.checks",
             listed=True,
-            commands=MINE | {"check": "--check"},
+            commands=RUN | {"check": "--check"},
         ),
     ] = Field(DEFAULT_CHECKS, description="sanity checks (see 'gemminer checks')")
-    check_seeds: Annotated[int, Flag(commands=MINE | {"check": "--seeds"})] = Field(
+    check_seeds: Annotated[int, Flag(commands=RUN | {"check": "--seeds"})] = Field(
         3, ge=1, description="training seeds of the ticket and of each check"
     )
-    dense: bool = Field(True, description="train the dense network too, as the reference")
+    dense: Annotated[bool, Flag(commands=RUN)] = Field(
+        True, description="train the dense network too, as the reference"
+    )
     include: tuple[str, ...] = Field(
         (), description="further weights of 2 and more dimensions to prune, by name, as shell patterns"
     )

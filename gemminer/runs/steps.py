@@ -47,12 +47,12 @@ def of_first(folder: Folder | SharedFolder, work: Callable[[], T]) -> T:
     return work() if isinstance(folder, Folder) else folder.ranks.firsts(work)
 
 
-def ticket_kept(folder: Folder | SharedFolder, digest: str) -> Ticket:
-    """The ticket in a run's folder, which must be that of its search."""
-    path = folder.path / "ticket.safetensors"
-    ticket = of_first(folder, lambda: Ticket.load(path))
+def ticket_kept(folder: Folder | SharedFolder, digest: str, path: Path | None = None) -> Ticket:
+    """The ticket in a run's folder, or in a file of it, which must be that of its search."""
+    file = path or folder.path / "ticket.safetensors"
+    ticket = of_first(folder, lambda: Ticket.load(file))
     if ticket.digest != digest:
-        raise GemminerError(f"{path} is not the ticket this run found: begin anew, with --overwrite or in a new folder")
+        raise GemminerError(f"{file} is not the ticket this run found: begin anew, with --overwrite or in a new folder")
     return ticket
 
 

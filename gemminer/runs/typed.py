@@ -5,10 +5,12 @@ The fields repeat those of `training.settings.Settings` and of the methods' opti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, overload
 
+from gemminer.core.progress import Monitor
+from gemminer.training.losses import Loss, Metric, Step
 from gemminer.training.rate import Found as Rate
 
 
@@ -56,6 +58,30 @@ class MineOptions(TrainOptions, total=False):
     rounds: int
     freeze_late: bool
     mode: Literal["train", "eval"]
+
+
+class SmallestOptions(TypedDict, total=False):
+    """What `smallest` takes besides its question: how densities are searched and trained, as `mine` and `train` say."""
+
+    epochs: int | None
+    train_epochs: int | None
+    seed: int
+    batch_size: int
+    initialiser: str
+    loss: Loss
+    step: Step | None
+    metric: Metric | None
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    embeddings: bool
+    engine: str
+    precision: str
+    accumulate: int
+    distributed: bool | None
+    options: Mapping[str, Any]
+    train: Mapping[str, Any]
+    progress: bool
+    monitor: Monitor | None
 
 
 class Cost(TypedDict):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gemminer.core.errors import UsageError
-from gemminer.core.statistics import Check, overall, paired_test
+from gemminer.core.statistics import Check, margin_test, overall, paired_test
 
 
 def test_a_verdict_by_hand() -> None:
@@ -79,3 +79,29 @@ def test_pairs_are_needed() -> None:
 def test_overall(verdicts: list[str], expected: str) -> None:
     rows = [Check(0.0, 0.0, 1, 0.0, 0.0, v, (), ()) for v in verdicts]  # type: ignore[arg-type]
     assert overall(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("ticket", "dense", "verdict"),
+    [
+        ([0.970], [0.970], "undecided"),  # one seed decides nothing
+        ([0.970, 0.970], [0.975, 0.975], "within"),  # exactly the margin is not more than it
+        ([0.970, 0.970], [0.976, 0.976], "not within"),
+        ([0.970, 0.972, 0.971], [0.973, 0.974, 0.974], "within"),
+        ([0.960, 0.961, 0.960], [0.973, 0.974, 0.974], "not within"),
+        ([0.970, 0.960, 0.975], [0.973, 0.974, 0.974], "undecided"),
+    ],
+)
+def test_a_margin_by_cases(ticket: list[float], dense: list[float], verdict: str) -> None:
+    assert margin_test(ticket, dense, 0.005).verdict == verdict
+
+
+def test_a_margin_by_hand() -> None:
+    # Differences -0.003, -0.002, -0.003: mean -0.008/3, deviation 0.000577; reach = 2.920 * 0.000577 / sqrt(3).
+    found = margin_test([0.970, 0.972, 0.971], [0.973, 0.974, 0.974], 0.005)
+    assert found.difference == pytest.approx(-0.008 / 3)
+    assert found.low == pytest.approx(-0.008 / 3 - 0.000973, abs=1e-6)
+    assert found.high == pytest.approx(-0.008 / 3 + 0.000973, abs=1e-6)
+    assert found.looks(0.005)
+    assert not found.looks(0.002)
+    assert margin_test([0.9], [0.8], 0.0).low is None

@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, object]:
 FOREIGN = ("report.html", "ticket.safetensors", "trained.safetensors", "metrics.jsonl", "record.json", "notes.txt",
            ".record.json.swp", "state/.env", "state/.gitkeep", "state/recipe", "state/lock", "state/steps.jsonl",
            "state/search.pt", "state/important.csv", "error.json", "sub/file", ".report.html.download")  # fmt: skip
-REPLACED = [name for name in FOREIGN if folders._STATE.fullmatch(name[6:]) or name in folders.FILES]
+REPLACED = [name for name in FOREIGN if folders.INSIDE.fullmatch(name[6:]) or name in folders.FILES]
 
 
 @pytest.mark.parametrize("again", [{}, {"resume": True}, {"overwrite": True}], ids=["", "resume", "overwrite"])

@@ -1,0 +1,80 @@
+"""What is shipped of a trained ticket: a compiled program, its size and its latency.
+
+A format is a row of `FORMATS`: its file's name, and a function that writes it or raises UsageError with the reason why
+it cannot. The ticket and the trained weights are there already.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gemminer.core.copies import duplicate
+from gemminer.core.errors import UsageError
+from gemminer.core.model_state import borrowed, named_state
+from gemminer.training.task import Task
+
+if TYPE_CHECKING:
+    from gemminer import sparse
+
+ROUNDS = 31  # calls that a latency is the median of
+WARM = 3
+
+
+def place(task: Task, weights: Mapping[str, Tensor]) -> None:
+    """Put these values into the task's model, which is borrowed."""
+    with torch.no_grad():
+        for name, tensor in named_state(task.model).items():
+            tensor.copy_(weights[name])
+
+
+def compiled(task: Task, weights: Mapping[str, Tensor]) -> sparse.Program:
+    """The program of the task's model with these weights; raises UsageError for a model it does not know."""
+    from gemminer import sparse  # here, for Numba takes half a second
+
+    with borrowed(task.model) as model:
+        place(task, weights)
+        return sparse.compile(model, _example(task))
+
+
+def latencies(task: Task, programs: Mapping[str, Path]) -> dict[str, float]:
+    """The seconds that one example takes in each of these programs, by name, and in PyTorch's dense network, "dense".
+
+    Medians of calls in turn, on as many threads as PyTorch has: what disturbs one disturbs all.
+    """
+    from gemminer import sparse
+
+    net, example = duplicate(task.model).to("cpu", torch.float32).eval(), _example(task)
+    loaded = {name: sparse.Program.load(path) for name, path in programs.items()}
+    calls: dict[str, Callable[[Tensor], object]] = {**loaded, "dense": net}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for number in range(WARM + ROUNDS):
+            for name, call in calls.items():
+                begun = time.perf_counter()
+                call(example)
+                if number >= WARM:
+                    times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _example(task: Task) -> Tensor:
+    """One example as a program takes it."""
+    inputs, _ = task.first_batch()
+    if not isinstance(inputs, Tensor):
+        raise UsageError("a program takes one tensor of inputs, and this model takes more")
+    return inputs[:1].detach().to("cpu", torch.float32)
+
+
+def _program(task: Task, weights: Mapping[str, Tensor], path: Path) -> None:
+    compiled(task, weights).save(path)
+
+
+# What is written beside ticket.safetensors and trained.safetensors, by its file's name.
+FORMATS: dict[str, Callable[[Task, Mapping[str, Tensor], Path], Any]] = {"program.safetensors": _program}
