@@ -16,18 +16,19 @@ from gemminer.core import interrupts
 
 interrupts.install()  # before PyTorch is imported, and in the program alone
 
-from gemminer.api import check, compare, draw, mine, smallest, train
+from gemminer.api import check, compare, draw, mine, train
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.holding import Hold, hold
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
-from gemminer.runs.answer import Smallest
 from gemminer.runs.checks import CheckResult as Verdict
 from gemminer.runs.search_object import Search
 from gemminer.runs.typed import TrainResult
 
 if TYPE_CHECKING:
+    from gemminer.reporting.answering import smallest
     from gemminer.reporting.page import report
+    from gemminer.runs.answer import Smallest
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,10 +52,17 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "report": "gemminer.reporting.page",
+    "smallest": "gemminer.reporting.answering",
+    "Smallest": "gemminer.runs.answer",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`sparse` and `report`, when they are first asked for: Numba takes half a second to import, Jinja a tenth."""
+    """What is imported when it is first asked for: Numba takes half a second, Jinja and an answer's models a tenth."""
     if name == "sparse":
         return importlib.import_module("gemminer.sparse")
-    if name == "report":
-        return importlib.import_module("gemminer.reporting.page").report
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

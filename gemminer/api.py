@@ -15,8 +15,8 @@ from gemminer.core.files import as_path
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.progress import Monitor
 from gemminer.core.ticket import Ticket
-from gemminer.reporting.calls import answered, draw_page, told_of
-from gemminer.runs import called, seeking
+from gemminer.reporting.calls import draw_page, told_of
+from gemminer.runs import called
 from gemminer.runs.checks import CheckResult, check_names
 from gemminer.runs.experiment import BATCH_SIZE, require_test
 from gemminer.runs.recipe import DEFAULT_CHECKS
@@ -335,9 +335,6 @@ def check(
         result = call.check(ticket, seeds, names)
         draw_page(call)
         return result
-
-
-smallest = answered(seeking.smallest)
 
 
 def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Outcome:

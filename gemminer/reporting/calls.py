@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator
 
 from gemminer.core.progress import Monitor
 from gemminer.runs.called import Call
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -32,20 +27,3 @@ def draw_page(call: Call) -> None:
         from gemminer.reporting.page import report
 
         report(call.folder.path)
-
-
-def answered(call: Callable[P, R]) -> Callable[P, R]:
-    """The same call, which looks for the smallest ticket in a folder `out`, with `progress` shown and a page there."""
-
-    @functools.wraps(call)
-    def seen(*args: P.args, **given: P.kwargs) -> R:
-        from gemminer.reporting import smallest_page
-
-        monitor: Any = given.get("monitor")
-        with told_of(monitor, bool(given.get("progress"))) as given["monitor"]:
-            result = call(*args, **given)
-        out: Any = given["out"]
-        smallest_page.write(out)
-        return result
-
-    return seen
