@@ -29,11 +29,13 @@ class Augment:
         count, _, height, width = images.shape
         if self.crop:
             padded = torch.nn.functional.pad(images, [self.crop] * 4)
-            offsets = torch.randint(2 * self.crop + 1, (2, count), generator=generator).to(images.device)
+            offsets = torch.randint(2 * self.crop + 1, (2, count), generator=generator)
+            offsets = offsets.to(images.device, non_blocking=True)
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (n, c, offset, offset, h, w)
             images = windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
         if self.flip:
-            mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator).to(images.device, torch.bool)
+            mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator).bool()
+            mirrored = mirrored.to(images.device, non_blocking=True)
             images = torch.where(mirrored, images.flip(3), images)
         return images
 

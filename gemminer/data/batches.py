@@ -114,15 +114,16 @@ class TensorBatches:
         generator = torch.Generator().manual_seed(derive(self.seed, operator.index(index)))
         count = len(self.inputs)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        orders = order.to(self.inputs.device), order.to(self.targets.device)  # once: no batch waits for a copy
         for start in range(0, self.examples, self.batch_size):
-            chosen = order[start : min(start + self.batch_size, self.examples)]
-            inputs = self.inputs.index_select(0, chosen.to(self.inputs.device))
+            end = min(start + self.batch_size, self.examples)
+            inputs = self.inputs.index_select(0, orders[0][start:end])
             if self.normalise is not None:
                 mean, std = self.normalise
                 inputs = inputs.to(torch.float32).sub_(mean).div_(std)
             if self.augment is not None:
                 inputs = self.augment(inputs, generator)
-            targets = self.targets.index_select(0, chosen.to(self.targets.device))
+            targets = self.targets.index_select(0, orders[1][start:end])
             yield laid_out(inputs, self.channels_last), targets
 
 

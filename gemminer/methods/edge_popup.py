@@ -22,7 +22,7 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.core.layout import Layout
 from gemminer.core.prunable import Prunable, train_only
 from gemminer.core.randomness import drawing, generator
-from gemminer.core.selection import target
+from gemminer.core.selection import NAN, target
 from gemminer.methods.parts import schedules
 from gemminer.methods.parts.one_shot import keep
 from gemminer.methods.registry import Driven, Found, register
@@ -120,6 +120,7 @@ class Popup:
         self.scheduled, self.at_ends = bool(schedule) and not options.freeze_every, bool(options.freeze_every)
         self.schedule, self.ends, self.counts = schedule, list(schedule), [*schedule.values(), count]
         self.freezes = 0
+        self._nan = torch.zeros((), dtype=torch.bool, device=next(iter(self.scores.values())).device)
         self._write(-1)
 
     def parameters(self) -> list[Tensor]:
@@ -149,6 +150,12 @@ class Popup:
     def after_epoch(self, step: int, last: bool) -> None:
         if (last or self.at_ends) and self._freeze(step):
             self._write(step)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise UsageError if scores have become NaN on a device that no step has waited for."""
+        if self._nan:
+            raise UsageError(NAN)
 
     def _freeze(self, step: int) -> bool:
         """Close what is due after `step`, if anything is: fewer steps may come than the schedule has."""
@@ -165,7 +172,7 @@ class Popup:
         for name, s in self.scores.items():
             rank = -s.abs() if self.invert else s.abs()
             ranking[name] = rank.masked_fill(~self.open[name], -torch.inf)
-        return keep(ranking, count, self.scope)
+        return keep(ranking, count, self.scope, self._nan)
 
     @torch.no_grad()
     def _write(self, step: int) -> None:
@@ -184,6 +191,7 @@ class Popup:
 
     def found(self, rows: Sequence[Mapping[str, Any]]) -> Found:
         """What is kept now."""
+        self._check()
         kept, total = (sum(map(f, self.on.values())) for f in (lambda m: int(m.sum()), Tensor.numel))
         return Found(self.on, rows=rows, live=kept / total)
 

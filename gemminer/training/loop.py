@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemminer.core.devices import at_hand
 from gemminer.core.errors import Diverged, GemminerError
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
@@ -198,9 +199,10 @@ def _epoch(
         total += step(task, rule, optimiser, batches, clock.tick(), settings.max_norm)
         count += 1
         task.monitor.step(phase, clock.step + 1, clock.end)
-        if count % 32 == 0 and not torch.isfinite(total):  # one device sync in 32 steps
+        if count % 32 == 0 and at_hand(total.isfinite()) is False:  # elsewhere than on a CPU the epoch's end tells
             break
-    if not torch.isfinite(total):
+    loss = float(total)
+    if not math.isfinite(loss):
         raise Diverged(
             f"the loss is no longer finite in epoch {epoch + 1} of '{phase}': lower the learning rate "
             f"(lr is {settings.lr}) or check the data for NaN"
@@ -212,7 +214,7 @@ def _epoch(
         )
     last = clock.epoch == clock.epochs - 1
     rule.after_epoch(clock.next_epoch() - 1, last)
-    return float(total) / count
+    return loss / count
 
 
 def _groups(task: Task, rule: Rule, clock: Clock) -> Iterator[list[Batch]]:

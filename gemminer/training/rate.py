@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from gemminer.core.devices import at_hand
 from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.training.accumulation import Batch, grouped, step_loss
@@ -122,7 +123,8 @@ class _Trials:
     def run(self, lr: float) -> float:
         """The loss after a trial, infinite if it is not a number."""
         task, rule, n = self.task, self.rule, self.length
-        longest, norm, taken_before = self.longest(lr) or math.inf, torch.zeros(()), self.steps
+        longest, taken_before = self.longest(lr) or math.inf, self.steps
+        finite = torch.ones((), dtype=torch.bool, device=task.device)
         with borrowed(task.model):
             seed_globals(self.key)
             task.train_mode()
@@ -132,13 +134,13 @@ class _Trials:
                 optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n)) / 2
                 step_loss(task, batches, backward=True)
                 rule.after_backward()
-                norm = torch.nn.utils.clip_grad_norm_(parameters, longest)
+                finite &= torch.nn.utils.clip_grad_norm_(parameters, longest).isfinite()
                 optimiser.step()
                 task.model.zero_grad()
                 self.steps += 1
-                if not torch.isfinite(norm):
+                if at_hand(finite) is False:
                     break
-            sound = self.steps > taken_before and bool(torch.isfinite(norm))
+            sound = self.steps > taken_before and bool(finite)
             loss = self._loss() if sound else math.inf
         self.tried.append([lr, loss if math.isfinite(loss) else None])
         return loss

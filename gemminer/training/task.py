@@ -6,11 +6,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.devices import at_hand
 from gemminer.core.errors import GemminerError
 from gemminer.core.layout import Layout
 from gemminer.core.model_state import held_in_evaluation, train_mode
@@ -291,15 +292,19 @@ class Task:
     def loss_between(self, output: Any, targets: Any) -> Tensor:
         """The loss of a batch's output."""
         ignored = ignored_label(self.loss)
-        if ignored is not None and isinstance(output, Tensor) and _all_are(targets, ignored):
-            return output.reshape(-1)[:0].sum()
+        empty = _all_are(targets, ignored) if ignored is not None and isinstance(output, Tensor) else None
+        known = None if empty is None else at_hand(empty)
+        if known:
+            return cast(Tensor, output).reshape(-1)[:0].sum()
         try:
             with self._computing():
                 found = self.loss(output, self.place_targets(targets))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise self._misfit("loss", output, targets, error) from error
         loss = as_loss(found, "loss" if self.step is None else "step")
-        return loss if self.precision == "fp32" else in_float32(loss)
+        loss = loss if self.precision == "fp32" else in_float32(loss)
+        # Where the labels are on a device, nothing waits for it: the mean of nothing is NaN, its gradient is 0.
+        return loss if empty is None or known is not None else torch.where(empty.to(loss.device), 0.0, loss)
 
     def metric_of(self, inputs: Any, targets: Any) -> Tensor:
         """What the metric returns for one batch, as a tensor; an error is one sentence."""
@@ -325,9 +330,9 @@ class Task:
         return GemminerError(f"the {what} does not fit the model and data ({shapes}): {said}{hint}")
 
 
-def _all_are(targets: Any, label: int) -> bool:
+def _all_are(targets: Any, label: int) -> Tensor | None:
     whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() > 0
-    return whole and bool((targets == label).all())
+    return (targets == label).all() if whole else None
 
 
 def _shape(value: Any) -> str:

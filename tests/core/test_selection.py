@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gemminer.core.errors import UsageError
 from gemminer.core.selection import keep_highest, kth_highest, lowest, target
+from tests.helpers import Elsewhere
 
 # Few values, so that most scores tie, as scores clipped to 0 and 1 do.
 CLIPPED = st.lists(st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.0]), min_size=1, max_size=60)
@@ -60,17 +61,11 @@ def test_lowest_of_any_numbers(values: list[float], count: int) -> None:
     assert not chosen or not rest or max(values[i] for i in chosen) <= min(rest)
 
 
-class _Elsewhere(torch.Tensor):
-    """A tensor that says it is on a GPU, so that the way without numpy is taken."""
-
-    device = torch.device("cuda")  # type: ignore[assignment]
-
-
 @given(CLIPPED, st.integers(1, 59), st.booleans())
 def test_a_gpus_lowest_is_the_cpus(values: list[float], count: int, last: bool) -> None:
     assume(count < len(values))
     scores = torch.tensor(values)
-    elsewhere = scores.as_subclass(_Elsewhere)
+    elsewhere = scores.as_subclass(Elsewhere)
     assert sorted(lowest(elsewhere, count, last=last).tolist()) == sorted(lowest(scores, count, last=last).tolist())
 
 
@@ -93,6 +88,21 @@ def test_keep_highest_refuses() -> None:
         keep_highest({"a": torch.zeros(2)}, -1)
     with pytest.raises(UsageError, match="scores are NaN"):
         keep_highest({"a": torch.tensor([0.0, math.nan])}, 1)
+    for flag in (None, torch.tensor(False)):
+        with pytest.raises(UsageError, match="scores are NaN"):
+            keep_highest({"a": torch.tensor([math.inf, math.nan, -math.inf])}, 1, flag)
+    assert keep_highest({"a": torch.tensor([math.inf, -math.inf])}, 1)["a"].tolist() == [True, False]  # sum to NaN
+
+
+def test_a_flag_is_set_where_a_device_would_have_to_be_waited_for() -> None:
+    flag, sound = torch.tensor(False), torch.tensor([0.0, 1.0, -math.inf]).as_subclass(Elsewhere)
+    assert keep_highest({"a": sound}, 1, flag)["a"].tolist() == [False, True, False]
+    assert not flag
+    keep_highest({"a": torch.tensor([0.0, math.nan]).as_subclass(Elsewhere)}, 1, flag)
+    keep_highest({"a": sound}, 1, flag)
+    assert flag
+    with pytest.raises(UsageError, match="scores are NaN"):  # without one the device is waited for
+        keep_highest({"a": torch.tensor([0.0, math.nan]).as_subclass(Elsewhere)}, 1)
 
 
 @given(data=st.data())
@@ -101,7 +111,8 @@ def test_the_kth_highest_is_that_of_a_sort(data: st.DataObject) -> None:
     among = data.draw(st.none() | st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
     count = data.draw(st.integers(0, 30))
     reach = sorted((v for i, v in enumerate(values) if v >= 0.5 and (among is None or among[i])), reverse=True)
-    expected = None if len(reach) <= count else reach[max(count, 1) - 1]
+    expected = 0.5 if len(reach) <= count else reach[max(count, 1) - 1]
     if count:
         mask = None if among is None else torch.tensor(among)
-        assert kth_highest(torch.tensor(values), mask, count, 0.5) == expected
+        assert float(kth_highest(torch.tensor(values), mask, count, 0.5)) == expected
+        assert float(kth_highest(torch.tensor(values).as_subclass(Elsewhere), mask, count, 0.5)) == expected

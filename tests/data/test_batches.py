@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -82,3 +84,17 @@ def test_batches_are_copies_normalised_and_laid_out_as_asked() -> None:
     kept = plain.clone()
     next(TensorBatches(plain, torch.zeros(3), shuffle=False).epoch(0))[0].zero_()
     assert torch.equal(plain, kept)
+
+
+def test_an_epoch_sends_its_order_to_the_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Size] = []
+    to = torch.Tensor.to
+
+    def counted(tensor: torch.Tensor, *where: Any, **how: Any) -> torch.Tensor:
+        sent.append(tensor.shape)
+        return to(tensor, *where, **how)
+
+    batches = numbers(12, batch_size=2)
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    assert len(list(batches.epoch(0))) == 6
+    assert sent == [torch.Size([12])] * 2  # for inputs and for targets: a batch would wait for its copy

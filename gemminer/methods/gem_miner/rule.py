@@ -85,7 +85,7 @@ class GemMinerRule:
         self.scheduled = not options.freeze_every
         self._ends = sorted(schedule)
         self._last = max(schedule, default=0)  # the step that leaves the ticket
-        self._lambdas: list[float] = []
+        self._shrunk: list[tuple[Tensor, float]] = []  # of each step p_(n), and lr
         self.frozen_in_epoch = 0
         self._lay_out()
         if live_at is not None:
@@ -117,7 +117,7 @@ class GemMinerRule:
         if self.live_at is not None:
             self._shrink(self.live_at(step))
         self._freeze(self.remaining - self._due(step))
-        if self._below and step < self._last:
+        if self._below and step < self._last and self.remaining <= COMPACT * self._work:
             # Two passes of three compute live weights only; the third, the weight gradients, all unfrozen ones.
             work = 2 * int(self._on().sum()) + self.remaining
             if work <= COMPACT * self._work:
@@ -140,7 +140,7 @@ class GemMinerRule:
 
     def numbers(self) -> dict[str, Any]:
         kept = [int(part.sum()) for part in self.q.split(self.sizes)]
-        solved = sum(self._lambdas) / len(self._lambdas) if self._lambdas else 0.0
+        solved = sum(lambdas) / len(lambdas) if (lambdas := self._lambdas()) else 0.0
         row = {
             "kept": self.remaining / self.total,
             "live": int(self._on().sum()) / self.total,
@@ -148,8 +148,14 @@ class GemMinerRule:
             "freezes": self.frozen_in_epoch,
             "layers_kept": kept,
         }
-        self.frozen_in_epoch, self._lambdas = 0, []
+        self.frozen_in_epoch, self._shrunk = 0, []
         return row
+
+    def _lambdas(self) -> list[float]:
+        """Lambda of each step since the last log."""
+        bounds = torch.stack([bound for bound, _ in self._shrunk]).tolist() if self._shrunk else []
+        rates = [lr for _, lr in self._shrunk]
+        return [(1 - 0.5 / p) / (2 * lr) if lr > 0 else 0.0 for p, lr in zip(bounds, rates, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         own = {"vectors": sorted(self._vectors), "work": self._work}
@@ -158,7 +164,7 @@ class GemMinerRule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["index"] is not None:
             self._keep_only(state["index"], set(state["vectors"]))
-        self._work, self._lambdas = state["work"], []
+        self._work, self._shrunk = state["work"], []
         with torch.no_grad():
             self.p.copy_(state["p"])
             self.q.copy_(state["q"])
@@ -229,16 +235,13 @@ class GemMinerRule:
         mean = ((capped.square() * count).sum() / count.sum()).sqrt()
         tiny = torch.finfo(own.dtype).tiny
         factors = RATE * capped / own.clamp(min=tiny) / mean.clamp(min=tiny)
-        torch._foreach_mul_(self._gradients, factors.tolist())
+        torch._foreach_mul_(self._gradients, factors.unbind())
 
     def _shrink(self, count: int) -> None:
         """Multiply scores by the largest factor up to 1 that leaves `count` unfrozen weights live (more if tied)."""
         bound = kth_highest(self.p, self.q if self.remaining < self.p.numel() else None, count, 0.5)
-        factor = 1.0 if bound is None else 0.5 / bound
-        if factor < 1:
-            self.p.mul_(factor)
-        lr = self._optimiser.param_groups[0]["lr"] if self._optimiser else self.options.lr
-        self._lambdas.append((1 - factor) / (2 * lr) if lr > 0 else 0.0)
+        self.p.mul_(0.5 / bound)
+        self._shrunk.append((bound, self._optimiser.param_groups[0]["lr"] if self._optimiser else self.options.lr))
 
     def _freeze(self, count: int) -> None:
         """Remove the `count` lowest scores among the unfrozen from q for good, ties by index."""
@@ -246,11 +249,11 @@ class GemMinerRule:
             return
         ranking = self.closed - self.p if self.options.invert else self.closed + self.p
         if self.options.floor:
-            ranking[self._protected(ranking)] = math.inf
+            ranking.index_fill_(0, self._protected(ranking), math.inf)
         frozen = lowest(ranking, count)
-        self.q[frozen] = False
-        self.kept_initial[frozen] = 0.0
-        self.closed[frozen] = math.inf
+        self.q.index_fill_(0, frozen, False)
+        self.kept_initial.index_fill_(0, frozen, 0.0)
+        self.closed.index_fill_(0, frozen, math.inf)
         self.remaining -= count
         self._unfrozen = torch.stack([part.sum() for part in self.q.split(self.sizes)])
         self.frozen_in_epoch += 1

@@ -62,16 +62,18 @@ class DataOptions(ScoreOptions):
             raise UsageError(f"batches must be 1 or more, not {self.batches}")
 
 
-def keep(scores: Mapping[str, Tensor], count: int, scope: str) -> dict[str, Tensor]:
+def keep(scores: Mapping[str, Tensor], count: int, scope: str, flag: Tensor | None = None) -> dict[str, Tensor]:
     """Masks of exactly `count` highest scores: over all layers together, or an equal density of each layer.
+
+    `flag` is that of `core.selection.keep_highest`.
 
     >>> keep({"a": torch.tensor([9.0, 8.0]), "b": torch.tensor([1.0, 2.0])}, 2, "layer")
     {'a': tensor([ True, False]), 'b': tensor([False,  True])}
     """
     if scope == "global":
-        return keep_highest(scores, count)
+        return keep_highest(scores, count, flag)
     counts = allocate({n: s.numel() for n, s in scores.items()}, dict.fromkeys(scores, 1.0), count)
-    return {name: keep_highest({name: s}, counts[name])[name] for name, s in scores.items()}
+    return {name: keep_highest({name: s}, counts[name], flag)[name] for name, s in scores.items()}
 
 
 @contextlib.contextmanager
