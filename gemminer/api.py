@@ -346,7 +346,8 @@ def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Out
     Args:
         asked: a grid, or what `gemminer.runs.compare.plan` makes one of: the fields of a recipe, lists for some.
         out: the folder; what is finished there stays.
-        how: as for `gemminer.runs.compare.run_cells`: workers, threads, device, engine, root, download, backend, watch.
+        how: as for `gemminer.runs.compare.run_cells`: workers, threads, device, engine, root, download, backend, part,
+            watch. With a part there are no tables and no page yet.
 
     Raises:
         UsageError: what cannot be in any cell; nothing has been run.
@@ -361,6 +362,8 @@ def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Out
         raise UsageError(f"a comparison is a grid or the fields of one by name, not {numbers.shown(asked)}")
     folder = as_path("out, the folder,", out)
     outcome = run_cells(plan(asked) if isinstance(asked, Mapping) else asked, folder, **how)
+    if how.get("part") is not None:
+        return outcome
     tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
     if outcome.records:
         # All of them: the page names those that failed or are missing.
@@ -375,7 +378,7 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     `gemminer.compare` keeps records.jsonl.gz in its folder. What is written from it is what the comparison wrote.
 
     Args:
-        file: the records of a comparison, or of single runs.
+        file: the records of a comparison, or of single runs; or a comparison's folder, with the cells that are there.
         out: the folder to write in, made where it is missing; by default the file's own.
 
     Raises:
@@ -385,8 +388,13 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     from gemminer.reporting import page, tables
     from gemminer.runs import archive
 
-    found = archive.read(as_path("file, the records,", file))
-    folder = Path(file).parent if out is None else as_path("out, the folder,", out)
+    path = as_path("file, the records,", file)
+    if path.is_dir():
+        from gemminer.runs.compare import gathered
+
+        path = gathered(path)
+    found = archive.read(path)
+    folder = path.parent if out is None else as_path("out, the folder,", out)
     refuse_foreign([folder / "report.html"])
     tables.write(folder, found.cells(), found.records, found.failures)
-    return page.draw(found, folder / "report.html", str(file), tables.PAGE_FILES)
+    return page.draw(found, folder / "report.html", str(path), tables.PAGE_FILES)

@@ -253,11 +253,17 @@ def compare(
         int | None, typer.Option("--threads", min=1, help="CPU threads of each cell. [cores / workers]")
     ] = None,
     backend: Annotated[str, typer.Option("--backend", help="local, or ray for a Ray cluster.")] = "local",
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Address of the Ray cluster, or auto for the one that runs here.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="3/10: only every tenth cell from the third on, no tables yet.")
+    ] = None,
     place: Place,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and their cost; run nothing.")] = False,
     draw: Annotated[
         Path | None,
-        typer.Option("--draw", help="Draw tables and page from a comparison's records.jsonl.gz; run nothing."),
+        typer.Option("--draw", help="Draw tables and page of a comparison's folder or records.jsonl.gz; run nothing."),
     ] = None,
     voice: Voice,
 ) -> None:
@@ -281,7 +287,8 @@ def compare(
         return print_json(*rows) if voice.as_json else print_estimates(OUT, rows)
     board = voice.board()
     try:
-        result = api.compare(grid, out, workers=workers, threads=threads, backend=backend, watch=board, **place.where())
+        how = {"workers": workers, "threads": threads, "backend": f"ray:{ray}" if ray else backend, "part": part}
+        result = api.compare(grid, out, watch=board, **how, **place.where())
     except KeyboardInterrupt:
         done = f" with {board.done} of {board.total} cells done" if board.total else ""
         raise Stopped(f"stopped{done}; the same command goes on from there") from None
@@ -290,7 +297,7 @@ def compare(
     else:
         columns = ["method", "model", "data", "density", "n", "before", "after"]
         print_aligned(OUT, summary_in_words(result.cells, result.records), columns)
-        OUT.print(f"{out / 'report.html'}{_BESIDE}", soft_wrap=True)
+        OUT.print(f"{out / 'report.html'}{_BESIDE}" if part is None else f"part {part} of {out}", soft_wrap=True)
     if result.failures:
         ERR.print(f"gemminer: {result.sentence()}", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -8,7 +8,10 @@ OUT/records.jsonl.gz   the records of all cells, from which the tables and the p
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +22,14 @@ import torch
 
 from gemminer import data, methods, models
 from gemminer.core.errors import GemminerError, UsageError
-from gemminer.core.files import MARK, read_json, save_text
+from gemminer.core.files import MARK, atomic, read_json, save_text
 from gemminer.core.numbers import whole
 from gemminer.core.ownership import is_there, refuse_foreign
 from gemminer.core.progress import Silent
 from gemminer.runs import archive, checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
 from gemminer.runs.folder import Busy
-from gemminer.runs.grid import Cell, Grid
+from gemminer.runs.grid import Cell, Grid, make
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.settings import checked_threads, device_of, resolve_recipe
@@ -80,6 +83,20 @@ class Job:
     root: Path | None
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where cells are run, and where their data is."""
+
+    device: str = "auto"
+    engine: str = "auto"
+    root: Path | None = None
+    download: bool = False
+
+
+# The files of a finished cell, in their order: the record is last, which says that the others are there.
+RESULTS = ("ticket.safetensors", "trained.safetensors", "metrics.jsonl", "record.json")
+
+
 class _Telling(Silent):
     """A monitor that tells the parent process the phase and epoch, at most twice a second."""
 
@@ -111,6 +128,33 @@ def run_cell(job: Job, tell: Tell) -> None:
         )
     finally:
         torch.set_num_threads(before)
+
+
+def run_cell_apart(job: Job, tell: Tell) -> dict[str, bytes]:
+    """Run or resume a cell in a folder of the machine that this is on, and return the files of its result.
+
+    The folder that the comparison is in need not be there.
+    """
+    import ray
+
+    here = Path(tempfile.gettempdir()) / "gemminer-cells" / ray.get_runtime_context().get_node_id()
+    folder = here / job.folder.name
+    run_cell(dataclasses.replace(job, folder=folder), tell)
+    files = {name: file.read_bytes() for name in RESULTS if (file := folder / name).is_file()}
+    shutil.rmtree(folder)
+    return files
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Which part, from 0, and of how many.
+
+    >>> part_of("3/10")
+    (2, 10)
+    """
+    part, _, parts = str(text).partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UsageError(f"a part is a number of how many, as 3/10, not {text!r}")
+    return int(part) - 1, int(parts)
 
 
 def finished(cell: Cell, folder: Path) -> Record | None:
@@ -154,12 +198,10 @@ def run_cells(
     *,
     workers: int = 1,
     threads: int | None = None,
-    device: str = "auto",
-    engine: str = "auto",
-    root: Path | None = None,
-    download: bool = False,
     backend: str = "local",
+    part: str | None = None,
     watch: Watch | None = None,
+    **where: Any,
 ) -> Outcome:
     """Run every cell of a grid that is not finished yet, in the folder `out`; `api.compare` also writes the tables.
 
@@ -170,20 +212,26 @@ def run_cells(
         workers: processes of this machine, or tasks of a Ray cluster; 0 runs the cells in this process.
         threads: CPU threads of each cell; by default those the folder's first comparison was given, at first the
             cores shared out among the workers. The last bits of a result depend on them, and not on `workers`.
-        root, download: of the data sets, as for `gemminer.data.load`.
+        backend: as for `gemminer.runs.workers.run_all`. A cell on Ray runs in a folder of its own machine, and its
+            files come back through Ray: no folder is shared.
+        part: "3/10" runs every tenth cell from the third on and leaves the file of records alone, so that many of
+            these can run at once in one folder; a call without it takes what is there.
         watch: receives the comparison's progress.
+        where: device, engine, root and download, as for `gemminer.runs.execute.prepare`.
 
     Raises:
         UsageError: what cannot be in any cell; nothing has been run.
         GemminerError: the disk, or the data of every cell.
     """
     cells, workers = asked.cells(), whole("workers", workers, least=0)
-    place = device_of(device if backend == "local" else "cpu")
+    place, ray = Where(**where), backend != "local"
+    here = device_of("cpu" if ray else place.device)
     for precision in {cell.recipe.precision for cell in cells} or {"fp32"}:
-        engines.checked(engine, place, precision)
+        engines.checked(place.engine, here, precision)
+    which, parts = part_of(part) if part is not None else (0, 1)
     out = out.absolute()
     _refuse_foreign(out)
-    expected = estimates(cells, root=root, download=download)
+    expected = estimates(cells, root=place.root, download=place.download)
     threads = _threads(out, threads, workers)
     _save(out / "compare.json", _description(asked, cells, threads))
 
@@ -192,17 +240,23 @@ def run_cells(
     records |= {c.digest: r for c in cells if (r := finished(c, outcome.folder(c))) is not None}
     entries = {c.digest: outcome.entry(c) for c in cells if c.digest in records}
     head = archive.Archive(environment.command(), asked.as_fields(), threads, entries)
-    keeper = archive.Keeper(out / archive.NAME, head)
-    forecast, todo = Forecast(cells, expected, workers), [c for c in cells if c.digest not in records]
-    for digest, result in records.items():
-        forecast.finish(digest, result)
-    jobs = [Job(c.recipe, outcome.folder(c), threads, device, engine, root and root.absolute()) for c in todo]
-    watch.begin(cells, len(records), forecast.seconds)
+    keeper = archive.Keeper(out / archive.NAME, head) if part is None else None
+    own = cells[which::parts]
+    forecast, todo = Forecast(own, expected, workers), [c for c in own if c.digest not in records]
+    for cell in own:
+        if cell.digest in records:
+            forecast.finish(cell.digest, records[cell.digest])
+    root = place.root and place.root.absolute()
+    jobs = [Job(c.recipe, outcome.folder(c), threads, place.device, place.engine, root) for c in todo]
+    watch.begin(own, len(own) - len(todo), forecast.seconds)
+    gpus = int(place.device.startswith("cuda"))
     try:
-        for cell in cells:
+        for cell in own:
             if cell.digest in records:
                 watch.finished(cell, records[cell.digest])
-        with contextlib.closing(run_all(jobs, run_cell, workers, backend=backend, threads=threads)) as events:
+        work = run_cell_apart if ray else run_cell
+        events = run_all(jobs, work, workers, backend=backend, threads=threads, gpus=gpus)
+        with contextlib.closing(events):
             for event in events:
                 _note(event, todo[event.index], outcome, forecast, watch, keeper)
     finally:
@@ -210,7 +264,9 @@ def run_cells(
     return outcome
 
 
-def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch, keeper: archive.Keeper) -> None:
+def _note(
+    event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch: Watch, keeper: archive.Keeper | None
+) -> None:
     """Record an event of a cell, and pass it on to `watch`."""
     folder, failure = outcome.folder(cell), event.value
     if event.kind == "started":
@@ -218,21 +274,44 @@ def _note(event: Event, cell: Cell, outcome: Outcome, forecast: Forecast, watch:
         return watch.started(cell)
     if event.kind == "told":
         return watch.told(cell, event.value)
+    if event.kind == "done" and isinstance(event.value, dict):  # the files of a cell that ran elsewhere
+        for name, content in event.value.items():
+            with atomic(folder / name) as temporary:
+                temporary.write_bytes(content)
     result = finished(cell, folder) if event.kind == "done" else None
     forecast.finish(cell.digest, result)
     if result is not None:
         (folder / "error.json").unlink(missing_ok=True)
         outcome.records[cell.digest] = result
-        keeper.keep(outcome.entry(cell))
+        if keeper is not None:
+            keeper.keep(outcome.entry(cell))
         return watch.finished(cell, result)
     if event.kind == "done":
         failure = Failure(f"there is no record in {folder} on this machine", "NoRecord")
     outcome.failures[cell.digest] = failure.sentence
     if failure.kind != Busy.__name__:  # the folder is another process's
         error = {"cell": str(cell), "error": failure.sentence, "kind": failure.kind, "traceback": failure.trace}
-        keeper.keep(outcome.entry(cell))
+        if keeper is not None:
+            keeper.keep(outcome.entry(cell))
         _save(folder / "error.json", {"schema": "gemminer.error/1", "when": environment.now(), **error})
     return watch.failed(cell, failure.sentence)
+
+
+def gathered(out: Path) -> Path:
+    """The file of records of a comparison's folder, after the records of all cells that are there have gone in.
+
+    Raises GemminerError where the folder is no comparison's.
+    """
+    try:
+        fields = read_json((out / "compare.json").read_text(encoding="utf-8"))
+        asked, threads = make(fields["grid"]), int(fields["threads"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise GemminerError(f"{out} is not a comparison's folder: it has no usable compare.json") from error
+    outcome = Outcome(out, asked.cells(), {})
+    outcome.records |= {c.digest: r for c in outcome.cells if (r := finished(c, outcome.folder(c))) is not None}
+    entries = {c.digest: outcome.entry(c) for c in outcome.cells if c.digest in outcome.records}
+    head = archive.Archive(environment.command(), asked.as_fields(), threads, entries)
+    return archive.Keeper(out / archive.NAME, head).path
 
 
 # What a comparison writes in its folder, beside cells/; the last five are of reporting.

@@ -16,15 +16,16 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 from gemminer.core.errors import GemminerError, UsageError, unknown
 from gemminer.core.numbers import whole
 
 BACKENDS = ("local", "ray")
+RETRIES = 3  # times that Ray begins a job anew whose process or machine is gone
 
 Tell = Callable[[Any], None]
 # work(job, tell): does a job; `tell` passes a value on to the parent meanwhile.
@@ -60,7 +61,7 @@ def share(workers: int) -> int:
 
 
 def run_all(
-    jobs: Sequence[Any], work: Work, workers: int, *, backend: str = "local", threads: int = 1
+    jobs: Sequence[Any], work: Work, workers: int, *, backend: str = "local", threads: int = 1, gpus: int = 0
 ) -> Generator[Event, None, None]:
     """Call work(job, tell) for every job, `workers` at a time, and yield what happens as it happens.
 
@@ -69,20 +70,23 @@ def run_all(
 
     Args:
         workers: processes; 0 runs the jobs in this one.
-        backend: "local", or "ray" for a Ray cluster that shares this machine's files (values told in between are lost).
+        backend: "local", or "ray" for a Ray cluster (values told in between are lost): that of RAY_ADDRESS, else one of
+            this machine alone; "ray:ADDRESS" is that of an address, "ray:auto" the one that runs here.
         threads: cores that Ray sets aside for a job; with other backends a job sets its own threads.
+        gpus: GPUs that Ray sets aside for a job.
 
     Raises:
-        UsageError: an unknown backend, fewer than 0 workers, no Ray.
+        UsageError: an unknown backend, fewer than 0 workers, no Ray, no cluster at the address.
 
     >>> [e.value for e in run_all([1, 2], lambda job, tell: 10 * job, 0) if e.kind == "done"]
     [10, 20]
     """
-    if backend not in BACKENDS:
+    kind, _, address = backend.partition(":")
+    if kind not in BACKENDS or (address and kind != "ray"):
         raise unknown("backend", backend, BACKENDS)
     workers = whole("workers", workers, least=0)
-    if backend == "ray":
-        return _on_ray(jobs, work, workers, threads)
+    if kind == "ray":
+        return _ray_events(_ray(address or None), jobs, work, workers, {"num_cpus": threads, "num_gpus": gpus})
     return _here(jobs, work) if workers == 0 else _local(jobs, work, min(workers, len(jobs)))
 
 
@@ -250,23 +254,46 @@ def _silent(value: Any) -> None:
     """Ignore what a job tells."""
 
 
-def _on_ray(jobs: Sequence[Any], work: Work, workers: int, threads: int) -> Generator[Event, None, None]:
+class _OursAlone:
+    """A stdout for the thread that makes it; what others print, as Ray's do of lost machines, goes to stderr."""
+
+    def __init__(self) -> None:
+        self._stdout, self._thread = sys.stdout, threading.get_ident()
+
+    def write(self, text: str) -> Any:
+        return (self._stdout if threading.get_ident() == self._thread else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
+
+
+def _ray(address: str | None) -> Any:
+    """Ray, connected to a cluster; what it prints stays off stdout, which is for results."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what a future version does, and warns of
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UsageError(
             "the backend ray needs Ray, which is not installed: pip install 'gemminer[ray]', or use --backend local"
         ) from None
-    return _ray_events(ray, jobs, work, workers, threads)
-
-
-def _ray_events(ray: Any, jobs: Sequence[Any], work: Work, workers: int, threads: int) -> Generator[Event, None, None]:
-    """At most `workers` tasks at a time (0: as many as the cluster takes); a lost machine is a failed job."""
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    remote = ray.remote(num_cpus=threads, max_retries=0)(_outcome)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"there is no Ray cluster at {address or 'RAY_ADDRESS'}: {said}") from None
+    return ray
+
+
+def _ray_events(
+    ray: Any, jobs: Sequence[Any], work: Work, workers: int, needs: Mapping[str, int]
+) -> Generator[Event, None, None]:
+    """At most `workers` tasks at a time (0: as many as the cluster takes); where a machine is lost, another begins."""
+    remote = ray.remote(**needs, max_retries=RETRIES)(_outcome)
     waiting = deque(enumerate(jobs))
     running: dict[Any, int] = {}
+    stdout, sys.stdout = sys.stdout, cast(TextIO, _OursAlone())
     try:
         while waiting or running:
             while waiting and (workers == 0 or len(running) < workers):
@@ -282,5 +309,6 @@ def _ray_events(ray: Any, jobs: Sequence[Any], work: Work, workers: int, threads
                     kind, value = "failed", Failure(text, "ProcessDied")
                 yield Event(index, kind, value)
     finally:
+        sys.stdout = stdout
         for task in running:
             ray.cancel(task, force=True)

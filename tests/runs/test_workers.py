@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from gemminer.core.errors import UsageError
 from gemminer.runs.folder import Busy, Folder
-from gemminer.runs.workers import Failure, Tell, _kernel_ends_us, _thread_ends_us, run_all
+from gemminer.runs.workers import Failure, Tell, _kernel_ends_us, _OursAlone, _thread_ends_us, run_all
 
 
 def work(job: str, tell: Tell) -> str:
@@ -93,11 +94,38 @@ def test_ray_runs_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {jobs[e.index]: e.value for e in events if e.kind in ("done", "failed")}
     assert {job: ends[job] for job in "abc"} == {"a": "A", "b": "B", "c": "C"}
     assert (ends["usage"].sentence, ends["lost"].sentence) == ("ask for less", "the node died")
-    assert (fake.most, fake.options["num_cpus"]) == (2, 3)
+    assert (fake.most, fake.options["num_cpus"], fake.options["max_retries"]) == (2, 3, 3)
     events_left = run_all(jobs, work, 2, backend="ray")
     next(events_left)
     events_left.close()
     assert fake.cancelled == 1
+
+
+def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = _Ray()
+
+    def init(address: str, **more: Any) -> None:
+        raise ConnectionError(f"nobody at {address}\nafter a while")
+
+    monkeypatch.setattr(fake, "is_initialized", lambda: False)
+    monkeypatch.setattr(fake, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with pytest.raises(UsageError, match=r"there is no Ray cluster at here:1: nobody at here:1$"):
+        next(run_all([1], work, 1, backend="ray:here:1"))
+
+
+def test_what_other_threads_print_is_not_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, before = _OursAlone(), sys.stdout
+    sys.stdout = ours  # type: ignore[assignment]
+    try:
+        print("a result")
+        thread = threading.Thread(target=print, args=("a machine is lost",))
+        thread.start()
+        thread.join()
+        assert sys.stdout.encoding == before.encoding
+    finally:
+        sys.stdout = before
+    assert capsys.readouterr() == ("a result\n", "a machine is lost\n")
 
 
 def test_no_ray_and_no_such_backend(monkeypatch: pytest.MonkeyPatch) -> None:
