@@ -26,6 +26,7 @@ from gemminer.runs.search_object import Search
 from gemminer.runs.typed import TrainResult
 
 if TYPE_CHECKING:
+    from gemminer.core.compacting import compact
     from gemminer.reporting.answering import smallest
     from gemminer.reporting.page import report
     from gemminer.runs.answer import Smallest
@@ -42,6 +43,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "check",
+    "compact",
     "compare",
     "draw",
     "hold",
@@ -53,6 +55,7 @@ __all__ = [
 
 
 _LATER = {
+    "compact": "gemminer.core.compacting",
     "report": "gemminer.reporting.page",
     "smallest": "gemminer.reporting.answering",
     "Smallest": "gemminer.runs.answer",

@@ -1,0 +1,349 @@
+"""A smaller dense network from a ticket: dead units cut out of the layers, their constants folded into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemminer.core.copies import duplicate
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.fitting import require_module, require_numbers
+from gemminer.core.gapped import give_gaps
+from gemminer.core.holding import hold
+from gemminer.core.names import named_modules, without_wrappers
+from gemminer.core.structure import Structure, Units
+from gemminer.core.ticket import Ticket
+from gemminer.core.tracing import tensors, traced
+
+# What the outputs may differ by, of the largest: rounding in float64, and where a model computes in float32 only.
+EXACT, SINGLE = 1e-10, 1e-4
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """What was removed from a layer.
+
+    Args:
+        name: of the layer.
+        units: its filters or neurons before.
+        kept: those after.
+        inputs: the channels it read before.
+        read: those it reads after.
+    """
+
+    name: str
+    units: int
+    kept: int
+    inputs: int
+    read: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `gemminer.compact` removed and left, as the attribute `removed` of its result; print it.
+
+    Args:
+        layers: each layer that was looked at.
+        left: what could not be removed, by layer: why.
+        parameters: their numbers before and after.
+    """
+
+    layers: tuple[LayerCut, ...]
+    left: Mapping[str, str]
+    parameters: tuple[int, int]
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        width = max((len(cut.name) for cut in self.layers), default=0)
+        rows = [f"{before:,} parameters -> {after:,} ({after / max(before, 1):.1%})"]
+        for cut in self.layers:
+            if (cut.units, cut.inputs) != (cut.kept, cut.read):
+                rows.append(
+                    f"  {cut.name:{width}}  {cut.kept} of {cut.units} units, reads {cut.read} of {cut.inputs} channels"
+                )
+        if self.left:
+            rows += ["left:", *(f"  {name:{width}}  {why}" for name, why in self.left.items())]
+        return "\n".join(rows)
+
+
+def compact(
+    model: nn.Module,
+    ticket: Ticket | Mapping[str, Tensor] | None,
+    example: Any,
+    *,
+    eval_only: bool = False,
+    select: bool = True,
+) -> nn.Module:
+    """A smaller dense network that computes what the ticketed one does: dead units are gone, constants folded.
+
+    A unit (a filter, a neuron, a feature of a head) is dead where all it reads is zero or constant, or where nothing
+    reads it. Weights, state and code of the model are a copy's; the model itself is left as it was. The result is of
+    the same classes with smaller layers, its parameters have the same names: train, compile and export it as any
+    other. Its attribute `removed` says what is gone, what is left, and why.
+
+    Outputs equal the model's in eval mode and in training mode, up to rounding: both are run on the example, in
+    float64, and compared. Two things differ in training: dropout draws other numbers, and constants that were learned
+    (a dead channel's shift) are part of the next layer's bias, or stand still.
+
+    Args:
+        model: with the weights to keep: after training, those trained. Pruned weights are taken for zero.
+        ticket: a ticket, boolean masks by parameter name, or None for the zeros that the model has.
+        example: a batch as the model takes it: a tensor, a tuple of arguments or a dictionary of them by name.
+        eval_only: also remove what is constant in eval mode but not in training, such as a channel whose batch norm
+            has running statistics that are not its own.
+        select: also cut dead units whose channels must stay between layers, as in a residual sum: a selection of
+            channels takes their place, which costs some time. False leaves them, computing their constants.
+
+    Raises:
+        UsageError: an example the model does not take, or a ticket of another model.
+        GemminerError: a model whose outputs would change, as where it computes otherwise each time.
+
+    >>> import gemminer, torch
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]]).bool()
+    >>> small = gemminer.compact(net, {"0.weight": mask}, torch.randn(8, 4))
+    >>> small
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+    """
+    require_module(model)
+    require_numbers(model)
+    plain = without_wrappers(duplicate(model))
+    if ticket is not None:
+        hold(plain, ticket).remove()  # pruned weights are zero from here on
+    plain.eval()
+    args, kwargs = _arguments(example)
+    wide = _Wide(plain, args, kwargs)
+    structure = wide.structure(eval_only, bundles=True)
+    trains_alike = not eval_only and _trains_alike(wide.model, structure, wide.args, wide.kwargs)
+    error = wide.difference(_built(wide.model, structure, select)[0], trains_alike)
+    counted = {}
+    if error is not None:
+        # Some code counts on sizes that were cut: cut inside layers alone, which no other code can see.
+        counted = {"channels between layers": f"the model's code counts on their number ({error})"}
+        structure = wide.structure(eval_only, bundles=False)
+        if (error := wide.difference(_built(wide.model, structure, select)[0], trains_alike)) is not None:
+            raise GemminerError(f"{type(model).__name__} cannot be made smaller: {error}")
+    small, cuts, left = _built(plain, structure, select)
+    left = {**counted, **left}
+    if not eval_only and not trains_alike:
+        left = {**left, "training": "the model calls other functions while training: equal in eval mode, unknown there"}
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (plain, small))
+    _set_modes(small, model)
+    small.removed = Removed(tuple(cuts), left, (before, after))  # type: ignore[assignment]
+    return small
+
+
+def _set_modes(small: nn.Module, model: nn.Module) -> None:
+    """Put each module into the mode that it has in the model."""
+    training = {name: module.training for name, module in named_modules(model)}
+    for name, module in small.named_modules():
+        module.training = training.get(name, model.training)
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as arguments of the model, of two inputs: a batch norm needs them while training."""
+    if isinstance(example, Mapping):
+        args, kwargs = (), dict(example)
+    else:
+        args, kwargs = tuple(example) if isinstance(example, tuple | list) else (example,), {}
+    if not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):
+        raise UsageError("example must be a batch: a tensor, a tuple of arguments or a dictionary of them by name")
+    return tuple(map(_two, args)), {name: _two(value) for name, value in kwargs.items()}
+
+
+def _two(x: Any) -> Any:
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        return x
+    x = x.detach().clone()
+    return torch.cat([x, x]) if len(x) == 1 else x[:2]
+
+
+# --- building ---
+
+
+def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Module, list[LayerCut], dict[str, str]]:
+    """A copy of the model with its layers cut; what was removed; what was left, and why."""
+    small = duplicate(plain)
+    modules = dict(small.named_modules())
+    left: dict[str, str] = {}
+    cuts = []
+    norms = structure.norms
+    with torch.no_grad():
+        for name, units in structure.layers.items():
+            norm = None if units.norm is None else modules[units.norm]
+            cuts.append(_cut(modules[name], norm, units, left, select))
+            norms.pop(units.norm or "", None)
+        for name, absent in norms.items():
+            if bool(absent.any()):
+                _cut_norm(modules[name], ~absent)
+    for name in sorted(structure.constants.differ):
+        left[name] = "a dead channel is another constant in training than in eval mode: eval_only=True removes it"
+    for name in structure.uncut:
+        left[name] = "its weights are shared, made from others, of a class of their own or used more than once or never"
+    return small, cuts, left
+
+
+def _cut(module: Any, norm: nn.Module | None, units: Units, left: dict[str, str], select: bool) -> LayerCut:
+    """Cut a layer, and the batch norm that alone reads it, to the units that are alive."""
+    weight = module.weight.detach().cpu().double()
+    bias = torch.zeros(len(weight)) if module.bias is None else module.bias.detach().cpu()
+    bias = bias.double()
+    dead_here = ~units.constants.isnan()
+    # A dead unit that stays, for its batch norm's or its group's sake, computes its constant.
+    weight[dead_here] = 0.0
+    bias[dead_here] = units.constants[dead_here]
+    rows = ~units.dead if select else ~units.absent_out
+    if not select and bool((units.dead & ~units.absent_out).any()):
+        left[units.name] = "dead units whose channels must stay between layers: select=True cuts them"
+    if not bool(rows.any()):
+        rows[(~units.absent_out).nonzero()[0]] = True
+        left[units.name] = "all its units are dead: one stays, as a layer cannot be empty"
+    groups = getattr(module, "groups", 1)
+    if groups > 1:
+        whole = rows.view(groups, -1).any(1)
+        rows = whole.repeat_interleave(len(rows) // groups)
+        reads = whole.repeat_interleave(weight.shape[1])
+        small = weight[rows]
+        module.groups = int(whole.sum())
+    else:
+        small = weight[rows]
+        used = (small != 0).flatten(2).any(2).any(0) if small.dim() > 2 else (small != 0).any(0)
+        reads = used & ~units.foldable(small) if select else ~units.absent_in
+        if not bool(reads.any()):
+            reads[(~units.absent_in).nonzero()[0]] = True
+        folded = units.given.masked_fill(reads, 0.0).nan_to_num(nan=0.0)
+        taps = small.flatten(2).sum(2) if small.dim() > 2 else small
+        bias[rows] += taps @ folded
+        small = small[:, reads]
+    _write(module, small, bias[rows])
+    inputs = len(units.absent_in)
+    cut = LayerCut(units.name, len(rows), int(rows.sum()), inputs, int(reads.sum()))
+    there = ~units.absent_in
+    selection = None if bool((reads == there).all()) else reads[there]
+    constants = units.behind if norm is not None else units.constants
+    constants = constants.masked_fill(rows, float("nan"))[~units.absent_out]
+    filler = constants if bool((~constants.isnan()).any()) else None
+    if norm is None:
+        give_gaps(module, selection, filler)
+    else:
+        _cut_norm(norm, rows)
+        give_gaps(module, selection, None)
+        give_gaps(norm, None, filler)
+    return cut
+
+
+def _write(module: Any, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer a smaller weight; a bias where it has one, or now needs one."""
+    like = module.weight
+    module.weight = nn.Parameter(weight.to(like.device, like.dtype), requires_grad=like.requires_grad)
+    if module.bias is not None or bool((bias != 0).any()):
+        trains = like.requires_grad if module.bias is None else module.bias.requires_grad
+        module.bias = nn.Parameter(bias.to(like.device, like.dtype), requires_grad=trains)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    else:
+        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+
+
+def _cut_norm(module: Any, kept: Tensor) -> None:
+    module.num_features = int(kept.sum())
+    for name in ("weight", "bias"):
+        p = module._parameters[name]
+        if p is not None:
+            module._parameters[name] = nn.Parameter(p.detach()[kept.to(p.device)], requires_grad=p.requires_grad)
+    for name in ("running_mean", "running_var"):
+        if module._buffers[name] is not None:
+            module._buffers[name] = module._buffers[name][kept.to(module._buffers[name].device)]
+
+
+# --- proof ---
+
+
+def _trains_alike(plain: nn.Module, structure: Structure, args: Any, kwargs: Any) -> bool:
+    """Whether the model calls the same functions while training, so that what was found holds there too."""
+    model = duplicate(plain).train()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            trace = traced(model, args, kwargs)
+        except (RuntimeError, ValueError):  # a batch norm of one number a channel
+            return False
+
+    def listed(calls: Any) -> list[tuple[str, Any]]:
+        return [(c.name, c.kwargs.get("dropout_p")) for c in calls if c.module not in structure.calls]
+
+    return listed(trace.calls) == listed(structure.trace.calls)
+
+
+class _Wide:
+    """The model and the example in float64, in which what is exact can be told from what is not.
+
+    Code that asks for one type of numbers runs in its own, and is compared with the care that has.
+    """
+
+    def __init__(self, plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.type, self.limit = torch.float64, EXACT
+        self.model = duplicate(plain).to(self.type)
+        self.args, self.kwargs = tuple(map(self._cast, args)), {name: self._cast(x) for name, x in kwargs.items()}
+        try:
+            _results(self.model, False, self.args, self.kwargs)
+        except Exception:  # whatever a model's own code says of such numbers
+            self.limit, self.model, self.args, self.kwargs = SINGLE, plain, args, kwargs
+
+    def _cast(self, x: Any) -> Any:
+        return x.to(self.type) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def structure(self, eval_only: bool, *, bundles: bool) -> Structure:
+        """What is dead in the model; raises UsageError where it does not run on the example."""
+        try:
+            return Structure(self.model, self.args, self.kwargs, training=not eval_only, bundles=bundles)
+        except Exception as error:
+            raise UsageError(f"the model does not take the example: {_reason(error)}") from None
+
+    def difference(self, small: nn.Module, training: bool) -> str | None:
+        """Run both on the example and on noise, in eval mode and maybe in training; a sentence where results differ."""
+        noise = tuple(map(_noise, self.args)), {name: _noise(x) for name, x in self.kwargs.items()}
+        for given in ((self.args, self.kwargs), noise):
+            for mode in (False, True)[: 1 + training]:
+                try:
+                    old, new = (_results(m, mode, *given) for m in (self.model, small))
+                except Exception as error:  # whatever a model's own code says of other sizes
+                    return _reason(error)
+                if [x.shape for x in old] != [x.shape for x in new]:
+                    return "the shapes of its results change"
+                for a, b in zip(old, new, strict=True):
+                    most, far = (float(x.abs().max()) if x.numel() else 0.0 for x in (a, a - b))
+                    part = far / max(most, 1e-30)
+                    if not part <= self.limit:
+                        return f"outputs in {'training' if mode else 'eval'} mode differ by {part:.1g} of the largest"
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _noise(x: Any) -> Any:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
+
+
+def _results(model: nn.Module, training: bool, args: Any, kwargs: Any) -> list[Tensor]:
+    """The real numbers that the model gives in a mode, without dropout."""
+    model = duplicate(model).train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result = model(*args, **kwargs)
+    return [x.double() for x in tensors(result) if x.is_floating_point()]

@@ -1,0 +1,236 @@
+"""A smaller dense network that computes the same, from tickets of networks as people have them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gemminer
+from gemminer import models, sparse
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.prunable import prunable_weights
+from gemminer.sparse.inference.layout import Sum
+
+
+def ours(name: str, **options: Any) -> nn.Module:
+    return models.build(name, in_channels=3, classes=10, image_size=32, **options)
+
+
+def torchvision_model(name: str) -> nn.Module:
+    import torchvision
+
+    return getattr(torchvision.models, name)(num_classes=10)  # type: ignore[no-any-return]
+
+
+def timm_model(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, num_classes=10, **options)  # type: ignore[no-any-return]
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": lambda: ours("resnet20"),
+    "vgg16": lambda: ours("vgg16", width=0.25),
+    "mobilenet-v2": lambda: ours("mobilenet-v2", width=0.5),
+    "transformer": lambda: ours("transformer"),
+    "torchvision resnet18": lambda: torchvision_model("resnet18"),
+    "torchvision densenet121": lambda: torchvision_model("densenet121"),
+    "timm vit": lambda: timm_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3),
+    "timm efficientnet": lambda: timm_model("efficientnet_b0"),
+}
+
+
+def ticketed(name: str, density: float, kind: torch.dtype = torch.float32) -> nn.Module:
+    """A network with a random ticket of this density, trained for some steps' worth of batch statistics."""
+    torch.manual_seed(0)
+    net = NETWORKS[name]()
+    weights = prunable_weights(net)
+    gemminer.hold(net, {n: torch.rand(w.shape) < density for n, w in weights.items()})
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.dim() == 1:
+                p += 0.1 * torch.randn_like(p)
+        net.train()
+        for _ in range(2):
+            net(torch.randn(8, 3, 32, 32))
+    return net.to(kind)
+
+
+def far(a: nn.Module, b: nn.Module, x: Tensor, training: bool) -> float:
+    with torch.no_grad():
+        torch.manual_seed(0)
+        old = copy.deepcopy(a).train(training)(x)
+        torch.manual_seed(0)
+        new = copy.deepcopy(b).train(training)(x)
+    return float((old - new).abs().max() / old.abs().max().clamp(min=1e-30))
+
+
+LARGE = {"mobilenet-v2", "torchvision densenet121", "timm efficientnet"}
+
+
+@pytest.mark.parametrize(
+    ("name", "density"),
+    [
+        pytest.param(name, density, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in NETWORKS
+        for density in ((0.03,) if name in LARGE else (0.02, 0.08))
+    ],
+)
+def test_outputs_are_equal_in_both_modes(name: str, density: float) -> None:
+    for kind, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        net = ticketed(name, density, kind)
+        before = copy.deepcopy(net.state_dict())
+        small = gemminer.compact(net, None, torch.randn(2, 3, 32, 32, dtype=kind))
+        assert all(torch.equal(before[n], x) for n, x in net.state_dict().items())
+        assert net.training
+        assert "channels between layers" not in small.removed.left
+        x = torch.randn(4, 3, 32, 32, dtype=kind)
+        assert far(net, small, x, training=False) <= limit
+        dropout = any(isinstance(m, nn.Dropout | nn.Dropout2d) and m.p > 0 for m in net.modules())
+        if not dropout and "training" not in small.removed.left and kind == torch.float64:
+            assert far(net, small, x, training=True) <= limit
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("density", [0.0059, 0.0144, 0.05])
+@pytest.mark.parametrize("name", ["lenet-5", "conv-4", "resnet20", "vgg16", "mobilenet-v2"])
+def test_it_finds_what_compile_finds(name: str, density: float) -> None:
+    """Without norms and biases, a program's numbers are the kept weights that matter: the same are left here."""
+    torch.manual_seed(0)
+    width = {"vgg16": 0.5, "mobilenet-v2": 1.0}.get(name, 1.0)
+    norm = {} if name in ("lenet-5", "conv-4") else {"norm": "none"}
+    net = models.build(name, in_channels=3, classes=10, image_size=32, width=width, **norm)
+    gemminer.hold(net, {n: torch.rand(w.shape) < density for n, w in prunable_weights(net).items()})
+    x = torch.randn(2, 3, 32, 32)
+    program, small = sparse.compile(net, x), gemminer.compact(net, None, x)
+    entries = [e.value for op in program.operations if isinstance(op, Sum) for e in op.entries]
+    theirs = np.concatenate([*entries, np.zeros(0, np.float32)])
+    layers = [m.weight.detach().flatten() for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    here = torch.cat(layers).numpy()
+    assert np.array_equal(np.sort(theirs[theirs != 1]), np.sort(here[here != 0]))
+
+
+def test_any_size_of_images_not_only_the_examples() -> None:
+    net = ticketed("torchvision resnet18", 0.01, torch.float64)
+    small = gemminer.compact(net, None, torch.randn(2, 3, 32, 32).double())
+    for size in (24, 48, 71):
+        assert far(net, small, torch.randn(2, 3, size, size).double(), training=False) <= 1e-10
+
+
+class Bordered(nn.Module):
+    """A dead filter whose constant, 0.5, meets a border of zeros."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 1)
+        self.second = nn.Conv2d(4, 2, 3, padding=padding)
+        with torch.no_grad():
+            self.first.weight[2] = 0
+            self.first.bias[2] = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_constant_before_a_border_is_exact_there(padding: int) -> None:
+    torch.manual_seed(0)
+    net = Bordered(padding).double()
+    small = gemminer.compact(net, None, torch.randn(2, 1, 6, 6).double())
+    assert small.first.out_channels == 3  # computed no more
+    assert small.second.in_channels == (4 if padding else 3)  # but beside zeros it must be there to be read
+    assert far(net, small, torch.randn(3, 1, 9, 9).double(), training=False) <= 1e-12
+    kinds = {type(m).__module__ for m in small.modules()} - {Bordered.__module__}
+    assert any("gapped" in kind for kind in kinds) == bool(padding)
+
+
+def test_a_shift_that_differs_between_the_modes_stays_and_is_named() -> None:
+    """Running statistics that are not the dead channel's own give another constant in eval mode than in training."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
+    with torch.no_grad():
+        net[0].weight[1] = 0
+        net[1].running_mean.fill_(-2.0)
+        net[1].bias += 0.3
+    x = torch.randn(4, 1, 5, 5).double()
+    both, one = gemminer.compact(net, None, x), gemminer.compact(net, None, x, eval_only=True)
+    assert (both[0].out_channels, one[0].out_channels) == (3, 2)
+    assert "eval_only=True" in both.removed.left["1"]
+    assert "eval_only" in str(both.removed)
+    assert far(net, both, x, training=True) <= 1e-10
+    assert far(net, one, x, training=False) <= 1e-10 < far(net, one, x, training=True)
+
+
+def test_it_trains_saves_compiles_and_exports(tmp_path: Any) -> None:
+    net = ticketed("resnet20", 0.01)
+    x = torch.randn(4, 3, 32, 32)
+    small = gemminer.compact(net, None, x)
+    names = {n for n, _ in net.named_parameters()}
+    assert {n for n, _ in small.named_parameters() if not n.endswith("bias")} <= names
+    F.cross_entropy(small.train()(x), torch.arange(4)).backward()
+    assert all(p.grad is not None for p in small.parameters())
+    torch.save(small, tmp_path / "small.pt")
+    loaded = torch.load(tmp_path / "small.pt", weights_only=False)
+    assert torch.equal(loaded.eval()(x), small.eval()(x))
+    exported = torch.export.export(small, (x,)).module()
+    assert torch.allclose(exported(x), small(x), atol=1e-6)
+
+
+def test_code_that_counts_on_sizes_is_cut_inside_layers_alone() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            if h.shape[1] != 8:
+                raise ValueError("eight features, please")
+            return self.b(h)  # type: ignore[no-any-return]
+
+    net = Counts()
+    mask = torch.ones(8, 5).bool()
+    mask[2:5] = False
+    small = gemminer.compact(net, {"a.weight": mask}, torch.randn(4, 5))
+    assert small.a.out_features == small.b.in_features == 5
+    assert "eight features" in small.removed.left["channels between layers"]
+    gemminer.hold(net, {"a.weight": mask})
+    assert far(net, small, torch.randn(6, 5), training=False) <= 1e-6
+
+
+def test_layers_that_are_shared_stay_and_are_named() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(self.a(x))))  # type: ignore[no-any-return]
+
+    small = gemminer.compact(Twice(), {"a.weight": torch.eye(4).bool()}, torch.randn(4, 4))
+    assert small.a.weight.shape == (4, 4)
+    assert "more than once" in small.removed.left["a"]
+
+
+def test_what_is_no_example_or_no_fixed_function_is_said() -> None:
+    net = nn.Linear(4, 2)
+    with pytest.raises(UsageError, match="does not take the example"):
+        gemminer.compact(net, None, torch.randn(3, 5))
+    with pytest.raises(UsageError, match="example must be a batch"):
+        gemminer.compact(net, None, "images")
+
+    class Noisy(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Noisy.calls += 1
+            return x * Noisy.calls
+
+    with pytest.raises(GemminerError, match="cannot be made smaller"):
+        gemminer.compact(nn.Sequential(net, Noisy()), None, torch.randn(3, 4))
