@@ -7,14 +7,11 @@ every split, come from `stratified_order`, so all runs of all seeds see the same
 from __future__ import annotations
 
 import gzip
-import importlib
 import inspect
 import math
-import operator
 import os
 import re
 import struct
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gemminer.core.errors import GemminerError, UsageError, unknown
+from gemminer.core.imports import imported, others_code
 from gemminer.core.randomness import private_randomness
 from gemminer.data.splits import TEST_FRACTION, split, stratified_order
 from gemminer.data.tensors import Pair, Part
@@ -447,19 +445,8 @@ def call(name: str) -> tuple[Any, str]:
 
     Modules in the current folder are found, as by `python -m`. Errors in the function itself pass through.
     """
-    module, _, function = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
-        raise UsageError(f"the data function {name!r} cannot be imported: it is no package.module:function")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        try:
-            target = operator.attrgetter(function)(importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"the data function {name!r} cannot be imported: {error}") from error
+    with others_code():
+        target = imported(name, "data function")
         if not callable(target):
             raise UsageError(f"{name!r} is a {type(target).__name__}, not a function that returns (train, test)")
         return target(), (inspect.getdoc(target) or name).splitlines()[0]
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)

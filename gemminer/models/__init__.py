@@ -1,5 +1,5 @@
-"""The paper's networks and the small ones, as plain modules: names(), describe(name), options(name), build(name)."""
+"""Networks: the paper's and small ones by name, and those of elsewhere: names(), describe(name), build(name)."""
 
-from gemminer.models.library import build, describe, names, options
+from gemminer.models.library import build, completed, describe, from_options, has_weights, names, options
 
-__all__ = ["build", "describe", "names", "options"]
+__all__ = ["build", "completed", "describe", "from_options", "has_weights", "names", "options"]

@@ -7,10 +7,11 @@ draw from a fixed seed; gemminer.core.draw draws those a search starts from.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -19,9 +20,12 @@ import torch
 from torch import nn
 
 from gemminer.core.errors import UsageError, unknown
+from gemminer.core.randomness import private_randomness, seed_globals
+from gemminer.models.choices import ModelOption
 from gemminer.models.layers import Layers, Shape
 from gemminer.models.plain import conv_n, lenet_5, lenet_300_100, vgg16
 from gemminer.models.residual import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet, mobilenet_v2, wide_resnet
+from gemminer.models.sources import OTHERS, PREFIXES, is_elsewhere, own_text, source_of
 from gemminer.models.transformer import make_transformer
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -44,16 +48,6 @@ _SENTENCES = {
     "patch": "Side of the squares an image is cut into; not set, at most 8 of them fill a side.",
     "length": "The most tokens it takes at once, where its task is tokens; not set, 128.",
 }
-
-
-class ModelOption(NamedTuple):
-    """An option of a network: its default, a sentence about it, and its choices or range."""
-
-    name: str
-    default: Any
-    sentence: str
-    choices: tuple[Any, ...] = ()
-    range: str = ""
 
 
 class Network(NamedTuple):
@@ -115,6 +109,8 @@ _NETWORKS = {
 def names() -> tuple[str, ...]:
     """The networks' names; any `wideresnet-D-K` of depth D = 6n + 4 and widening factor K is known besides.
 
+    So are `timm:NAME`, `torchvision:NAME`, `hf:NAME` and `package.module:Net`: see `build`.
+
     >>> names()[:2]
     ('lenet-300-100', 'lenet-5')
     """
@@ -127,6 +123,9 @@ def describe(name: str) -> str:
     >>> describe("conv-2")
     '2 convolutions and three linear layers (Frankle & Carbin 2019); options: width, bias'
     """
+    if is_elsewhere(name):
+        source, _ = source_of(name)
+        return source.text or own_text(name)
     network = _find(name)
     return f"{network.text}; options: {', '.join(network.options())}"
 
@@ -137,6 +136,9 @@ def options(name: str) -> tuple[ModelOption, ...]:
     >>> [(option.name, option.default) for option in options("conv-2")]
     [('width', 1.0), ('bias', False)]
     """
+    if is_elsewhere(name):
+        source, own_name = source_of(name)
+        return source.options(own_name)
     network = _find(name)
     own = {p.name: p.default for p in inspect.signature(network.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
     defaults = {"norm": network.norm, "width": 1.0, "bias": network.bias, **own}
@@ -155,24 +157,32 @@ def build(
     classes: int = 10,
     image_size: int = 32,
     norm: str | None = None,
-    width: float = 1.0,
-    pretrained: bool = False,
+    width: float | None = None,
+    pretrained: bool | str | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network by name: images (N, in_channels, image_size, image_size) -> logits (N, classes).
 
     Equal arguments give equal weights, and the global random state is left as it was. None means the default.
 
+    Networks from elsewhere take the same three sizes, as far as they have parameters for them, and `options` of their
+    own: `timm:NAME`, `torchvision:NAME`, `hf:NAME` (a classifier of transformers: of a kind's configuration as
+    `hf:vit`, or with the weights of a folder or an id) and `package.module:Net`, a class or function of yours that
+    makes a torch.nn.Module. It is imported as `python -m` does, so modules of the current folder are found. Of one's
+    own, sizes may be called in_channels, in_chans or num_channels; classes, num_classes or num_labels; image_size or
+    img_size.
+
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or a network from elsewhere.
         in_channels: channels of the images.
         classes: outputs.
         image_size: height and width of the images.
         norm: "non-affine" (normalise only), "affine" (learned scale and shift) or "none"; by default affine
             for resnet18, resnet50 and transformer, non-affine for the other networks with norm.
-        width: multiplies channel counts and hidden sizes.
+        width: multiplies channel counts and hidden sizes; by default 1.
         pretrained: (resnet18, resnet50) torchvision's ImageNet weights; a layer of another shape, as the stem or
-            the classifier may be, keeps its fresh draw.
+            the classifier may be, keeps its fresh draw. Networks from elsewhere: their library's weights; of
+            torchvision by name too, as "IMAGENET1K_V1".
         options: of one network or some: `bias` (in linear layers, and in convolutions without norm; by default
             True for resnet18 and resnet50, elsewhere False as in the Rare Gems code); `stem` (resnet18, resnet50:
             "imagenet" is 7x7, stride 2, pooling, "small" 3x3, stride 1); for the transformer `task` ("images", or
@@ -187,28 +197,65 @@ def build(
     >>> net(torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 10])
     """
-    network = _find(name)
     sizes = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
-    shape = Shape(**{key: _whole(key, value) for key, value in sizes.items()})
-    asked = {"norm": norm, "width": width, "pretrained": pretrained or None, **options}
-    if network.norm == norm == "none":
-        del asked["norm"]
-    given = {key: value for key, value in asked.items() if value is not None}
-    known = network.options()
-    if strange := [key for key in given if key not in known]:
-        raise UsageError(f"{name} has no option {strange[0]!r}; it has: {', '.join(known)}")
-    given = {key: _valid(key, value) for key, value in given.items()}
-    make = Layers(given.pop("norm", network.norm), given.pop("width", 1.0), given.pop("bias", network.bias))
+    return from_options(name, sizes, {"norm": norm, "width": width, "pretrained": pretrained, **options})
+
+
+def from_options(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> nn.Module:
+    """A network as `build` makes it, of the sizes in_channels, classes and image_size and of options that are not None.
+
+    Options may have any name here, also one of the sizes, which they replace.
+    """
+    sizes = {key: _whole(key, options.get(key, value)) for key, value in sizes.items()}
+    asked = {key: value for key, value in options.items() if value is not None and key not in sizes}
+    if is_elsewhere(name):
+        source, own_name = source_of(name)
+        make: Callable[[], nn.Module] = partial(source.build, own_name, sizes, asked)
+    else:
+        make = _make(name, Shape(**sizes), asked)
     home = torch.get_default_device()
     # Drawn on the CPU: the weights are the same everywhere and no accelerator's generator moves.
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if home.type == "meta" else "cpu"):
-        torch.default_generator.manual_seed(0)
+    with private_randomness(), torch.device("meta" if home.type == "meta" else "cpu"):
+        seed_globals(0)
         try:
-            return network.make(shape, make, **given).to(home)
+            return make().to(home)
         except (RuntimeError, MemoryError, OverflowError) as error:
             if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
                 raise
             raise UsageError(f"a {name} of this size does not fit into memory: choose smaller sizes") from error
+
+
+def has_weights(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a network begins with weights that are worth keeping, and not with a fresh draw."""
+    if is_elsewhere(name):
+        source, own_name = source_of(name)
+        return source.has_weights(own_name, options)
+    return bool(options.get("pretrained", False))
+
+
+def completed(incomplete: str) -> list[str]:
+    """What a shell completes a network's name to; behind a prefix, the names of its library if that is installed."""
+    prefix, colon, _ = incomplete.partition(":")
+    known: tuple[str, ...] = (*names(), *PREFIXES)
+    if colon and f"{prefix}:" in PREFIXES:
+        with contextlib.suppress(UsageError):
+            known = tuple(f"{prefix}:{name}" for name in source_of(f"{prefix}:x")[0].names())
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def _make(name: str, shape: Shape, asked: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """A network of the table, to be made; raises UsageError for an option that it does not have or take."""
+    network, given = _find(name), dict(asked)
+    if network.norm == given.get("norm") == "none":
+        del given["norm"]
+    if given.get("pretrained") is False:
+        del given["pretrained"]
+    known = network.options()
+    if strange := [key for key in given if key not in known]:
+        raise UsageError(f"{name} has no option {strange[0]!r}; it has: {', '.join(known)}")
+    given = {key: _valid(key, value) for key, value in given.items()}
+    layers = Layers(given.pop("norm", network.norm), given.pop("width", 1.0), given.pop("bias", network.bias))
+    return partial(network.make, shape, layers, **given)
 
 
 def _find(name: str) -> Network:
@@ -218,7 +265,7 @@ def _find(name: str) -> Network:
             raise UsageError(f"a wideresnet has depth 6n + 4 (10, 16, 22, 28, 34, 40, ...), not {depth}")
         return _wide_row(depth, k)
     if str(name) not in _NETWORKS:
-        raise unknown("model", name, names())
+        raise unknown("model", name, [*names(), *OTHERS])
     return _NETWORKS[str(name)]
 
 

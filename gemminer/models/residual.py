@@ -191,5 +191,7 @@ def imagenet_resnet(
         **head(make, planes[-1], shape.classes),
     )
     if pretrained:
-        load_pretrained(net, weights)
+        from torchvision.models import get_weight  # a second of import time for two networks only
+
+        load_pretrained(net, get_weight(weights), {"conv1.weight", "fc.weight", "fc.bias"})
     return net

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gemminer.core.errors import UsageError
 from gemminer.reporting.flags import (
     OUT,
     Json,
@@ -94,7 +95,10 @@ def models(
     name: Annotated[str | None, _named("network", "gemminer.models")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the networks, or one network's options."""
+    """List the networks, or one network's options.
+
+    Of elsewhere too: timm:NAME, torchvision:NAME, hf:NAME and package.module:Net, which is imported.
+    """
     from gemminer import models as library
     from gemminer.core import left_dense
     from gemminer.core.prunable import find_prunable
@@ -104,10 +108,14 @@ def models(
         return _list(rows, ["name", "description"], as_json)
     about = library.describe(name).partition("; options: ")[0]
     if not as_json:
-        found = find_prunable(library.build(name))
-        total = sum(p.numel() for p in found.weights.values())
-        prunable = f"{total:,} prunable weights in {len(found.weights)} layers, with the defaults"
-        about = "\n".join([about, prunable, *left_dense.lines(found.left, total)])
+        try:
+            found = find_prunable(library.build(name))
+        except UsageError as error:  # one of elsewhere may need options, or other images
+            about = f"{about}\nnot made with the defaults: {error}"
+        else:
+            total = sum(p.numel() for p in found.weights.values())
+            prunable = f"{total:,} prunable weights in {len(found.weights)} layers, with the defaults"
+            about = "\n".join([about, prunable, *left_dense.lines(found.left, total)])
     return _show(name, about, of_model(name), "Options, given as --model-option NAME=VALUE:", as_json)
 
 

@@ -227,10 +227,14 @@ def several(texts: Iterable[str] | None) -> list[str] | None:
 
 
 def completion(module: str) -> Callable[[str], list[str]]:
-    """What a shell completes a name to: those of the module's names(), which is imported when it is asked."""
+    """What a shell completes a name to: those of the module's names(), which is imported when it is asked.
+
+    A module with more names than it lists has a function `completed` instead.
+    """
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in names_in(module) if name.startswith(incomplete)]
+        own = getattr(importlib.import_module(module), "completed", None)
+        return own(incomplete) if own else [name for name in names_in(module) if name.startswith(incomplete)]
 
     return complete
 

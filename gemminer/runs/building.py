@@ -21,7 +21,7 @@ from gemminer.core.randomness import private_randomness
 from gemminer.data import Batches
 from gemminer.runs.experiment import BATCH_SIZE, Experiment
 from gemminer.training import cost, engine
-from gemminer.training.feed import Feed, feeds_of_batch, feeds_of_step, mapped, reason, shapes
+from gemminer.training.feed import Feed, feeds_of_batch, feeds_of_step, has_logits, mapped, reason, shapes
 from gemminer.training.look import with_metric
 from gemminer.training.losses import Metric, cross_entropy, has_loss, output_loss
 from gemminer.training.precision import checked_precision
@@ -73,8 +73,10 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             except Exception as error:  # whatever a model raises
                 failed = failed or error
                 continue
-            if not feed.own_loss or has_loss(output):
-                return feed
+            if feed.own_loss and not has_loss(output):
+                continue
+            default = task.step is None and task.loss is cross_entropy and not feed.own_loss
+            return dataclasses.replace(feed, logits=feed.logits or (default and has_logits(output)))
     if failed is None:
         raise UsageError(
             f"there is no loss for the {what} data ({shapes(first[0])}): the model's output has none, and no loss of "

@@ -77,16 +77,11 @@ def prepare(
     )
     if loaded.test is None:
         raise UsageError(f"{recipe.data} has no test set to report on")
-    model = models.build(
-        recipe.model,
-        in_channels=loaded.in_channels,
-        classes=loaded.classes,
-        image_size=loaded.image_size,
-        **recipe.model_options,
-    )
+    sizes = {name: getattr(loaded, name) for name in ("in_channels", "classes", "image_size")}
+    model = models.from_options(recipe.model, sizes, recipe.model_options)
     resolved = resolve_recipe(recipe, loaded.train.examples)
-    pretrained = recipe.model_options.get("pretrained", False)
-    initialiser = recipe.initialiser or ("keep" if pretrained else "default")
+    kept = models.has_weights(recipe.model, recipe.model_options)
+    initialiser = recipe.initialiser or ("keep" if kept else "default")
     draw = draw_of(initialiser, row, recipe.density, recipe.seed)
     experiment = build(
         model.to(place),
@@ -115,7 +110,7 @@ def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[st
     refuse_foreign([out])
     ticket, experiment = _with_ticket(recipe, path, where)
     keep = (lambda model: save_weights(model, out)) if experiment.writes else None
-    return experiment.train(ticket, 0, "train", keep)
+    return experiment.train(ticket, 0, "train:0", keep)
 
 
 def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:

@@ -100,7 +100,10 @@ class Recipe(BaseModel):
     model: Annotated[
         str,
         Flag(complete="gemminer.models", axis="networks; a,b or repeated", commands=MINE | TICKET),
-    ] = Field("resnet20", description="network (see 'gemminer models')")
+    ] = Field(
+        "resnet20",
+        description="network (see 'gemminer models'), or timm:NAME, torchvision:NAME, hf:NAME, package.module:Net",
+    )
     data: Annotated[
         str,
         Flag(complete="gemminer.data", axis="data sets; a,b or repeated", commands=MINE | TICKET),
@@ -238,8 +241,8 @@ class Recipe(BaseModel):
     @property
     def folder(self) -> Path:
         """The folder of a run of this recipe if none is named."""
-        data = self.data.replace("/", "_").replace(":", "_")
-        name = f"{self.model}-{data}-{self.density:g}-{self.method}-s{self.seed}-{self.digest[:6]}"
+        model, data = (name.replace("/", "_").replace(":", "_") for name in (self.model, self.data))
+        name = f"{model}-{data}-{self.density:g}-{self.method}-s{self.seed}-{self.digest[:6]}"
         return Path("runs") / name
 
 

@@ -25,6 +25,7 @@ class Feed:
         unpacked: a dictionary or tuple holds the arguments of `forward`, by name or in order.
         without: the name in a dictionary of what the model is not given: its targets.
         own_loss: what the model puts out has the loss.
+        logits: what the model puts out are not logits but has them, as in transformers: they are taken.
     """
 
     cast: bool = False
@@ -32,6 +33,7 @@ class Feed:
     unpacked: bool = False
     without: str | None = None
     own_loss: bool = False
+    logits: bool = False
 
     def taken(self, inputs: Any) -> Any:
         """What of a batch's inputs the model is given."""
@@ -41,14 +43,21 @@ class Feed:
 
     def call(self, model: Callable[..., Any], inputs: Any) -> Any:
         if not self.unpacked:
-            return model(inputs)
-        return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+            found = model(inputs)
+        else:
+            found = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+        return found.logits if self.logits and has_logits(found) else found
 
     def typed(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         """A tensor of the inputs in the model's type, if it is to be."""
         if dtype is None or not self.cast or tensor.dtype == dtype or tensor.is_complex():
             return tensor
         return tensor.to(dtype) if tensor.is_floating_point() or self.floats else tensor
+
+
+def has_logits(output: Any) -> bool:
+    """Whether a model's output is more than a tensor and has logits."""
+    return not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor)
 
 
 def feeds(model: nn.Module, inputs: Any, without: str | None = None) -> Iterator[Feed]:

@@ -206,10 +206,11 @@ def test_bert_of_transformers() -> None:
     rows = [{"input_ids": ids[i], "attention_mask": mask[i], "labels": labels[i]} for i in range(32)]
     data = DataLoader(rows, batch_size=8)  # type: ignore[arg-type]
     pairs = [({"input_ids": ids[i], "attention_mask": mask[i]}, labels[i]) for i in range(32)]
-    with pytest.raises(gemminer.GemminerError, match=r"give a loss and a metric that read output\.logits"):
-        gemminer.mine(bert, DataLoader(pairs, batch_size=8), 0.3, epochs=1)  # type: ignore[arg-type]
     own = gemminer.mine(bert, data, 0.3, epochs=1)
+    loader = DataLoader(pairs, batch_size=8)  # type: ignore[arg-type]
+    assert gemminer.mine(bert, loader, 0.3, epochs=1) == own, "of an output with logits they are taken"
     assert gemminer.mine(bert, data, 0.3, epochs=1, step=lambda model, batch: model(**batch).loss) == own
+    assert gemminer.train(bert, own, loader, loader, epochs=1)["test"] >= 0, "and the metric is the accuracy"
     trained = gemminer.train(bert, own, rows, rows, epochs=1, batch_size=8)
     assert trained.test is not None
     assert trained.test < 0, "the metric is minus the loss that the model makes"
