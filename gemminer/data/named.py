@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from gemminer.core.numbers import plain, whole
 from gemminer.data import readers
 from gemminer.data.augment import augmentation
 from gemminer.data.batches import Batches, Data, TensorBatches
+from gemminer.data.columns import class_names, from_columns, is_columned
 from gemminer.data.loaders import as_batches
 from gemminer.data.readers import Raw
 from gemminer.data.splits import split
@@ -66,8 +68,9 @@ def load(
         download: fetch what is missing; without it, nothing touches the network.
 
     Images are held as uint8 and normalised batch by batch with the mean and standard deviation of each
-    channel of the training part after the split. A function returns (train, test), each a data set or a pair
-    of tensors (test may be None), or a Data, which is taken as it is. A function's uint8 images (n, c, h, w)
+    channel of the training part after the split. A function returns (train, test), each a data set, a pair
+    of tensors or a data set of Hugging Face, as by `from_columns` (test may be None); Hugging Face's splits by
+    name, train, test and validation; or a Data, which is taken as it is. A function's uint8 images (n, c, h, w)
     are normalised as above; whatever else it returns is left alone.
 
     Raises:
@@ -130,7 +133,8 @@ def _ready(name: str, description: str, parts: Parts, raw: Raw, augment: str, co
 
     stream = batches(train, training=True)
     inputs, targets = next(stream.epoch(0))
-    shape = tuple(inputs.shape[1:]) or (1,)
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    shape = tuple(first.shape[1:]) or (1,)
     mean, std = normalise or (torch.zeros(shape[0]), torch.ones(shape[0]))
     scale = raw.scale if normalise and raw.scale else 1.0
     return Data(
@@ -191,11 +195,17 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _returned(name: str, made: Any) -> Raw:
-    """The (train, test) that a user's function returned, as a Raw."""
+    """The (train, test) that a user's function returned, as a Raw; of Hugging Face also splits by name."""
+    held: Part | None = None
+    if isinstance(made, Mapping) and is_columned(made.get("train")):
+        held = None if (part := made.get("validation")) is None else from_columns(part)
+        made = (made["train"], made.get("test"))
     if not isinstance(made, (tuple, list)) or len(made) != 2 or isinstance(made[0], Tensor):
         kind = "a pair (inputs, targets)" if isinstance(made, (tuple, list)) else f"a {type(made).__name__}"
         raise UsageError(f"{name} must return (train, test) or a gemminer.data.Data, not {kind}")
     parts: list[Part | None] = []
+    named = class_names(made[0]) if is_columned(made[0]) else tuple(map(str, getattr(made[0], "classes", ())))
+    made = [from_columns(part) if is_columned(part) else part for part in made]
     for part, what in zip(made, ("train", "test"), strict=True):
         found: Part | None = as_tensors(part) or (part if is_map_style(part) else None)
         if found is None and (part is not None or what == "train"):
@@ -207,5 +217,4 @@ def _returned(name: str, made: Any) -> Raw:
     if len(set(types)) > 1:  # or one would be normalised and the other not
         raise UsageError(f"{name} must return train and test of one kind: tensors of one type, or data sets")
     is_images = isinstance(train, tuple) and train[0].dtype == torch.uint8 and train[0].dim() == 4
-    class_names = tuple(map(str, getattr(made[0], "classes", ())))
-    return Raw(train, test, len(class_names), class_names, scale=255.0 if is_images else None)
+    return Raw(train, test, len(named), named, held, scale=255.0 if is_images else None)
