@@ -135,7 +135,7 @@ class Call:
         phase = "train" if self.folder is None else "train:0"
         try:
             result = self._step(
-                phase, of, lambda lent: lent.train(ticket, 0, phase, lambda net: self._keep(net, trained))
+                phase, of, lambda lent: lent.train(ticket, 0, phase, lambda net: self._keep(net, ticket, trained))
             )
             if self.folder is not None and not trained:
                 path = self.folder.path / "trained.safetensors"
@@ -168,13 +168,13 @@ class Call:
         return result
 
     def _own(self, lent: Experiment, ticket: Ticket, index: int) -> dict[str, Any]:
-        keep = (lambda net: self._keep(net, {})) if self.folder is not None and index == 0 else None
+        keep = (lambda net: self._keep(net, ticket, {})) if self.folder is not None and index == 0 else None
         return lent.train(ticket, index, f"train:{index}", keep)
 
-    def _keep(self, net: nn.Module, trained: dict[str, Tensor]) -> None:
+    def _keep(self, net: nn.Module, ticket: Ticket, trained: dict[str, Tensor]) -> None:
         trained.update(copied(net))
         if self.folder is not None and self.experiment.writes:
-            save_weights(net, self.folder.path / "trained.safetensors")
+            save_weights(net, self.folder.path / "trained.safetensors", ticket)
 
     def _begin(self, ticket: Ticket) -> dict[str, str]:
         """Make the folder, if there is one, this ticket's, and measure it before it is trained.

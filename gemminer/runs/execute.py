@@ -109,7 +109,7 @@ def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[st
     """Train the ticket in a file as `recipe` says, and save the trained weights; `where` goes to `prepare`."""
     refuse_foreign([out])
     ticket, experiment = _with_ticket(recipe, path, where)
-    keep = (lambda model: save_weights(model, out)) if experiment.writes else None
+    keep = (lambda model: save_weights(model, out, ticket)) if experiment.writes else None
     return experiment.train(ticket, 0, "train:0", keep)
 
 
@@ -169,7 +169,8 @@ def run_recipe(
         options = dataclasses.replace(options, epochs=affordable["epochs"])
 
     def train(lent: Experiment, index: int) -> dict[str, Any]:
-        keep = None if index or not lent.writes else lambda model: save_weights(model, out / "trained.safetensors")
+        target = out / "trained.safetensors"
+        keep = None if index or not lent.writes else lambda model: save_weights(model, target, ticket)
         return lent.train(ticket, index, f"train:{index}", keep)
 
     search = {"method": recipe.method, "density": recipe.density, "options": options, "draw": prepared.draw}

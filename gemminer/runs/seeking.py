@@ -413,7 +413,7 @@ class Seeking:
         weights, task = self._weights(rung), self.chooser.task
         with borrowed(task.model) as model:
             shipping.place(task, weights)
-            save_weights(model, path / "trained.safetensors")
+            save_weights(model, path / "trained.safetensors", self.ticket(rung))
         for name, write in shipping.FORMATS.items():
             try:
                 write(task, weights, path / name)

@@ -25,11 +25,12 @@ T = TypeVar("T")
 WEIGHTS = "gemminer.weights/1"
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write all of the model's parameters and buffers, by name."""
+def save_weights(model: nn.Module, path: Path, ticket: Ticket | None = None) -> None:
+    """Write all of the model's parameters and buffers, by name, and the digest of the ticket they are trained from."""
+    about = {"format": WEIGHTS, **({} if ticket is None else {"ticket": ticket.digest})}
     weights = {name: tensor.contiguous() for name, tensor in copied(model).items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(save(weights, metadata={"gemminer": json.dumps({"format": WEIGHTS})}))
+        temporary.write_bytes(save(weights, metadata={"gemminer": json.dumps(about)}))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import gemminer
 from gemminer import models
 from gemminer.core.errors import GemminerError
 
@@ -59,6 +60,23 @@ def test_a_folder_of_save_pretrained_has_its_weights_and_modes(tmp_path: Path, m
     other = models.from_options("hf:./net", {**GREY, "classes": 9}, {})
     assert other.classifier.weight.shape == (9, 16)
     assert other.vit.layernorm.weight.mean().item() == 3
+
+
+def test_save_pretrained_keeps_the_zeros_and_a_ticket_lies_in_the_same_folder(tmp_path: Path) -> None:
+    net = build("hf:vit", patch_size=4, **SMALL)
+    data = (torch.randn(16, 1, 8, 8), torch.arange(16) % 4)
+    ticket = gemminer.mine(net, data, density=0.2, method="erk", batch_size=8)
+    gemminer.train(net, ticket, data, epochs=1, batch_size=8)
+    net.save_pretrained(tmp_path)
+    ticket.save(tmp_path / "ticket.safetensors")
+    found = gemminer.Ticket.load(tmp_path / "ticket.safetensors")
+    assert found == ticket
+    for back in (type(net).from_pretrained(tmp_path), build(f"hf:{tmp_path}")):
+        found.check_fits(back)
+        state = back.state_dict()
+        assert all(torch.equal(w, state[key]) for key, w in net.state_dict().items())
+        assert all(not state[name][~mask].any() for name, mask in found.masks.items())
+        assert any(state[name][mask].any() for name, mask in found.masks.items())
 
 
 @pytest.mark.parametrize(
