@@ -86,7 +86,7 @@ def run_all(
         raise unknown("backend", backend, BACKENDS)
     workers = whole("workers", workers, least=0)
     if kind == "ray":
-        return _ray_events(_ray(address or None), jobs, work, workers, {"num_cpus": threads, "num_gpus": gpus})
+        return _ray_events(address or None, jobs, work, workers, {"num_cpus": threads, "num_gpus": gpus})
     return _here(jobs, work) if workers == 0 else _local(jobs, work, min(workers, len(jobs)))
 
 
@@ -267,8 +267,8 @@ class _OursAlone:
         return getattr(self._stdout, name)
 
 
-def _ray(address: str | None) -> Any:
-    """Ray, connected to a cluster; what it prints stays off stdout, which is for results."""
+def _ray(address: str | None) -> tuple[Any, bool]:
+    """Ray, connected to a cluster, and whether it was not before; what it prints stays off stdout, for results."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what a future version does, and warns of
     try:
         ray: Any = importlib.import_module("ray")
@@ -276,20 +276,22 @@ def _ray(address: str | None) -> Any:
         raise UsageError(
             "the backend ray needs Ray, which is not installed: pip install 'gemminer[ray]', or use --backend local"
         ) from None
-    if not ray.is_initialized():
+    ours = not ray.is_initialized()
+    if ours:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UsageError(f"there is no Ray cluster at {address or 'RAY_ADDRESS'}: {said}") from None
-    return ray
+    return ray, ours
 
 
 def _ray_events(
-    ray: Any, jobs: Sequence[Any], work: Work, workers: int, needs: Mapping[str, int]
+    address: str | None, jobs: Sequence[Any], work: Work, workers: int, needs: Mapping[str, int]
 ) -> Generator[Event, None, None]:
     """At most `workers` tasks at a time (0: as many as the cluster takes); where a machine is lost, another begins."""
+    ray, ours = _ray(address)
     remote = ray.remote(**needs, max_retries=RETRIES)(_outcome)
     waiting = deque(enumerate(jobs))
     running: dict[Any, int] = {}
@@ -309,6 +311,9 @@ def _ray_events(
                     kind, value = "failed", Failure(text, "ProcessDied")
                 yield Event(index, kind, value)
     finally:
+        with contextlib.redirect_stdout(sys.stderr):
+            for task in running:
+                ray.cancel(task, force=True)
+            if ours:  # before stdout is anybody's again: what Ray still has to say of lost machines ends here
+                ray.shutdown()
         sys.stdout = stdout
-        for task in running:
-            ray.cancel(task, force=True)

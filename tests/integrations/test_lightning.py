@@ -188,6 +188,7 @@ if __name__ == "__main__":
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[callback], **quiet)
     trainer.fit(module, loader())
     print("found", callback.ticket.digest, moved(module, callback.ticket), flush=True)
+    trainer.strategy.barrier()  # the first process ends the second when it ends
 """
 
 

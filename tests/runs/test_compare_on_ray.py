@@ -17,7 +17,6 @@ from tests.runs.helpers import plan
 
 SCRIPT = """
 import sys
-import ray
 from ray.cluster_utils import Cluster
 from gemminer import api
 from tests.runs.helpers import plan
@@ -29,7 +28,6 @@ if __name__ == "__main__":
     watch = Losing(lambda: cluster.remove_node(nodes[0], allow_graceful=False))
     done = api.compare(plan(**ASKED), sys.argv[1], workers=0, threads=1, backend=f"ray:{cluster.address}", watch=watch)
     print("done", len(done.records), done.failures, watch.lost, flush=True)
-    ray.shutdown()
     cluster.shutdown()
 """
 ASKED: dict[str, Any] = {"method": ["uniform", "snip"], "seed": "0-2", "checks": []}
