@@ -49,6 +49,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor], t
 OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "SGD": lambda net: torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
     "AdamW": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-4),
+    "AdamW, fused": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True),
 }
 
 
