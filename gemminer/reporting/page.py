@@ -63,7 +63,7 @@ def report(
     """Write one page for one or many run folders, and return its path. The file is replaced whole.
 
     One run gives its full page. Many give a comparison, with the same in numbers beside it (.csv, .md); a run that
-    cannot be read is listed there with the reason.
+    cannot be read is listed there with the reason. The folder of `gemminer.smallest` has a page already, which stays.
 
     Args:
         runs: folders of runs, or their record.json files; or one of them.
@@ -86,6 +86,8 @@ def report(
     if not runs:
         raise UsageError("a report needs at least one run: pass the folder that 'gemminer mine' wrote")
     paths = list(dict.fromkeys(_folder(run) for run in runs))
+    if out is None and len(paths) == 1 and (paths[0] / "smallest.json").is_file():
+        raise UsageError(f"{paths[0]} holds an answer of gemminer smallest, and its page: give out= for a run's")
     if out is None:
         out = Path(os.path.commonpath(paths)) / "report.html"
     out = as_path("out", out)

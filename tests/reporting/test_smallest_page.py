@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gemminer.core.errors import GemminerError
+import gemminer
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.reporting import smallest_page
 from gemminer.runs.answer import Probe, Question, Smallest, Spread
 from tests.reporting.reader import HOSTILE
@@ -81,6 +82,14 @@ def test_without_an_answer_or_a_program_the_page_says_so(tmp_path: Path) -> None
 def test_names_are_no_markup(tmp_path: Path) -> None:
     text = an_answer(tmp_path / "gem", model=HOSTILE, sentence=HOSTILE, notes=[HOSTILE]).read_text(encoding="utf-8")
     assert HOSTILE not in text
+
+
+def test_a_run_is_not_drawn_over_it(tmp_path: Path) -> None:
+    page = an_answer(tmp_path / "gem")
+    before = page.read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="holds an answer of gemminer smallest"):
+        gemminer.report(tmp_path / "gem")
+    assert page.read_text(encoding="utf-8") == before
 
 
 def test_a_folder_without_an_answer_is_one_sentence(tmp_path: Path) -> None:
