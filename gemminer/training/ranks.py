@@ -46,13 +46,13 @@ class Ranks:
         """Whether this is the rank that writes, logs and keeps checkpoints."""
         return self.rank == 0
 
-    def average(self, parameters: Iterable[Tensor], examples: int) -> int:
+    def average(self, parameters: Iterable[Tensor], examples: int) -> None:
         """Make each gradient the mean over the examples of all ranks, of which this one has had so many.
 
             grad := sum_r examples_r * grad_r / sum_r examples_r
 
-        A gradient that no rank has stays None. One message a step: all gradients of a type, and the counts, in one flat
-        tensor. Returns the examples of all ranks.
+        A gradient that no rank has stays None. One message says the counts and who has which gradient, and one more
+        holds all gradients of a type in a flat tensor.
         """
         tensors = list(parameters)
         with _together():
@@ -67,28 +67,19 @@ class Ranks:
                 dist.all_reduce(flat, group=self.group)
                 flat.div_(max(1, total))
                 for p, part in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
-                    p.grad = (
-                        part.reshape(p.shape).to(p.device).clone()
-                        if p.grad is None
-                        else p.grad.copy_(part.reshape(p.shape))
-                    )
-        return int(total)
+                    if p.grad is None:
+                        p.grad = torch.empty_like(p)
+                    p.grad.copy_(part.reshape(p.shape))
 
     def mean(self, value: Tensor, examples: int) -> Tensor:
         """The mean of a number over the ranks, by their examples; NaN where nobody has one."""
         with _together():
-            both = torch.stack([value.detach().double().to(self._device) * examples, torch.tensor(float(examples))])
-            if not examples:
-                both = torch.zeros_like(both)
+            own = torch.zeros((), dtype=torch.float64, device=self._device)
+            if examples:
+                own += value.detach().double().to(self._device) * examples
+            both = torch.stack([own, torch.as_tensor(examples, dtype=torch.float64, device=self._device)])
             dist.all_reduce(both, group=self.group)
             return (both[0] / both[1]).to(value.device)
-
-    def most(self, count: int) -> int:
-        """The highest of the ranks' whole numbers."""
-        with _together():
-            said = torch.tensor(count, device=self._device)
-            dist.all_reduce(said, dist.ReduceOp.MAX, group=self.group)
-            return int(said)
 
     def firsts(self, work: Callable[[], T]) -> T:
         """What the first rank's work returns, on every rank; what it raises, it raises on every rank."""
