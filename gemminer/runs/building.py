@@ -147,7 +147,7 @@ def build(
     made = Task(model, batches, held_out(validation), **task)
     made.prunable()
     checked_precision(made.precision, model, made.device)
-    engine.checked(made.engine, made.device, made.precision)
+    engine.checked(made.engine, made.device)
     first = next(iter(batches.epoch(0)), None)  # a user's loader may be slow to begin: it is asked once
     ways = feeds_of_step(model) if by_step else feeds_of_batch(model, first, made.loss is not cross_entropy)
     feed = looked_at(made, first, "training", ways)

@@ -226,8 +226,7 @@ def run_cells(
     cells, workers = asked.cells(), whole("workers", workers, least=0)
     place, ray = Where(**where), backend != "local"
     here = device_of("cpu" if ray else place.device)
-    for precision in {cell.recipe.precision for cell in cells} or {"fp32"}:
-        engines.checked(place.engine, here, precision)
+    engines.checked(place.engine, here)
     which, parts = part_of(part) if part is not None else (0, 1)
     out = out.absolute()
     _refuse_foreign(out)

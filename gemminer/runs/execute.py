@@ -64,7 +64,7 @@ def prepare(
     row = methods.get(recipe.method)
     check_names(recipe.checks)
     place = device_of(device)
-    engines.checked(engine, place, recipe.precision)
+    engines.checked(engine, place)
     batch_size = recipe.batch_size or BATCH_SIZE
     loaded = data.load(
         recipe.data,

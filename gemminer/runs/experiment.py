@@ -232,7 +232,7 @@ class Experiment:
         return masks
 
     def _say_precision(self) -> None:
-        if said := remark(self.task.precision, self.task.device, self.task.engine):
+        if said := remark(self.task.precision, self.task.device):
             self.note(said)
 
     def _left_dense(self) -> str | None:

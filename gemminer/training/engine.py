@@ -21,14 +21,12 @@ ENGINES = ("auto", "dense", "sparse")
 WORTH = 5e8
 
 
-def checked(engine: str, device: torch.device, precision: str = "fp32") -> str:
-    """The engine's name; raises UsageError for one that does not exist, or not on this device or in this precision."""
+def checked(engine: str, device: torch.device) -> str:
+    """The engine's name; raises UsageError for one that does not exist, or not on this device."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine == "sparse" and device.type != "cpu":
         raise UsageError(f"engine 'sparse' runs on the CPU, not on {device}: use engine auto or dense")
-    if engine == "sparse" and precision != "fp32":
-        raise UsageError(f"engine 'sparse' computes in fp32, not in {precision}: use engine auto or dense")
     if engine == "sparse" and not _compiles():
         raise UsageError("engine 'sparse' is compiled by Numba: unset NUMBA_DISABLE_JIT, or use engine dense")
     return engine
@@ -51,9 +49,7 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
     if task.ranks is not None and task.engine == "auto":  # one machine's times for all of them
         alone = dataclasses.replace(task, ranks=None)
         return task.ranks.firsts(lambda: choose(alone, flops))
-    if checked(task.engine, task.device, task.precision) == "dense" or not _compiles():
-        return {}
-    if task.device.type != "cpu" or task.precision != "fp32":
+    if checked(task.engine, task.device) == "dense" or not _compiles() or task.device.type != "cpu":
         return {}
     if task.engine == "auto":
         flops = flops or cost.count(task, {})
@@ -68,7 +64,7 @@ def choose(task: Task, flops: cost.Flops | None = None) -> dict[str, float]:
         ) from None
 
     _say_what_is_passed_over(task)
-    return crossovers_of(task.model, task.prunable(), task.engine)
+    return crossovers_of(task.model, task.prunable(), task.engine, task.precision)
 
 
 def _say_what_is_passed_over(task: Task) -> None:
@@ -94,8 +90,6 @@ def resumed(task: Task, flops: cost.Flops) -> Mapping[str, float]:
 
 def chosen(task: Task) -> Mapping[str, float]:
     """The choice made for the task's experiment; for a task without an experiment, a new choice."""
-    if task.precision != "fp32":  # though the experiment may have chosen for another
-        return {}
     return choose(task) if task.below is None else task.below
 
 

@@ -45,16 +45,11 @@ def in_float32(value: Any) -> Any:
     return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype == torch.bfloat16 else t, value)
 
 
-def remark(precision: str, device: torch.device, engine: str) -> str | None:
+def remark(precision: str, device: torch.device) -> str | None:
     """What is to be said of this precision on this machine, in one sentence."""
-    if precision == "fp32" or device.type != "cpu":
+    if precision == "fp32" or device.type != "cpu" or native():
         return None
-    said = []
-    if engine == "auto":
-        said.append("bf16 computes every layer densely on a CPU, since kept weights only are computed in fp32")
-    if not native():
-        said.append("this processor emulates bf16, so it is slower than fp32")
-    return "; ".join(said) or None
+    return "this processor emulates bf16, so what is computed densely is slower than in fp32"
 
 
 def native() -> bool:

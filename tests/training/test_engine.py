@@ -43,7 +43,7 @@ def masks_of(net: nn.Module, density: float) -> dict[str, torch.Tensor]:
 
 
 def test_auto_takes_kept_weights_only_where_a_step_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda threads: dict.fromkeys(KINDS, 0.5))
+    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda *asked: dict.fromkeys(KINDS, 0.5))
     net, batches = wide()
     masks = masks_of(net, 0.02)
     found = engine.kept_only(Task(net, batches), masks)
@@ -153,7 +153,7 @@ def test_a_training_begun_with_another_engine_starts_over(tmp_path: Path, monkey
 
 def crossovers_of(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which layers are faster sparse below this density, however short a step is."""
-    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda threads: dict.fromkeys(KINDS, density))
+    monkeypatch.setattr("gemminer.sparse.training.crossover.crossovers", lambda *asked: dict.fromkeys(KINDS, density))
     monkeypatch.setattr(engine, "WORTH", 0.0)
 
 

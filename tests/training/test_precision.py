@@ -18,12 +18,14 @@ import gemminer
 from gemminer import methods, sparse
 from gemminer.core.errors import UsageError
 from gemminer.core.progress import Monitor
+from gemminer.data import TensorBatches
+from gemminer.sparse.training import chain, crossover
 from gemminer.training import engine, precision
 from gemminer.training.task import Task
 from tests.conformance import models
 from tests.helpers import Notes, drawn_ticket, mined, tiny_data, tiny_net
 
-DENSELY = "bf16 computes every layer densely on a CPU"
+EMULATED = "this processor emulates bf16, so what is computed densely is slower than in fp32"
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
@@ -171,23 +173,40 @@ def test_a_step_of_ones_own_runs_under_the_same_autocast() -> None:
 # --- which engine, and what is said ----------------------------------------------------------------------------------
 
 
-def test_one_note_says_that_it_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WORTH", 0)
+def test_one_note_says_that_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "native", lambda: False)
     net, data, monitor = tiny_net(), tiny_data(), Notes()
     ticket = gemminer.mine(net, data, 0.05, epochs=2, precision="bf16", monitor=monitor)
-    assert [note for note in monitor.notes if "bf16" in note] == [note for note in monitor.notes if DENSELY in note]
-    assert len([note for note in monitor.notes if DENSELY in note]) == 1
-    assert any(DENSELY in note for note in ticket.provenance["notes"])
+    assert len([note for note in monitor.notes if EMULATED in note]) == 1
+    assert any(EMULATED in note for note in ticket.provenance["notes"])
     gemminer.check(net, ticket, data, data, seeds=2, epochs=1, precision="bf16", monitor=(checked := Notes()))
-    assert len([note for note in checked.notes if DENSELY in note]) == 1
+    assert len([note for note in checked.notes if EMULATED in note]) == 1
 
 
-def test_a_choice_for_fp32_is_not_taken_for_bf16() -> None:
-    net = tiny_net()
-    task = Task(net, models.task_of(models.build("Plain")).train, engine="auto", below={"0.weight": 0.9})
-    assert engine.chosen(task) == {"0.weight": 0.9}
-    assert engine.chosen(dataclasses.replace(task, precision="bf16")) == {}
-    assert engine.choose(dataclasses.replace(task, precision="bf16")) == {}
+def test_layers_are_chosen_by_times_of_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "WORTH", 0)
+    asked: list[str] = []
+    monkeypatch.setattr(crossover, "of_layer", lambda layer, precision: asked.append(precision) or 0.25)
+    net = nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 300), nn.Linear(300, 3))
+    task = Task(net, TensorBatches(torch.randn(8, 6), torch.zeros(8).long(), batch_size=8), engine="auto")
+    for name in precision.PRECISIONS:
+        assert set(engine.choose(dataclasses.replace(task, precision=name)).values()) <= {0.25, 1.0}
+    assert set(asked) == {"fp32", "bf16"}
+
+
+def test_kept_weights_are_computed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search, training and evaluation: every chain of the sparse engine stores bfloat16, and learns as dense layers."""
+    kept: set[torch.dtype] = set()
+    launch = chain.Runner.launch
+    monkeypatch.setattr(chain.Runner, "launch", lambda self, *args: (kept.add(self.kept), launch(self, *args))[1])
+    net, data = tiny_net(), tiny_data()
+    accuracy = {}
+    for name in ("dense", "sparse"):
+        ticket = gemminer.mine(net, data, 0.3, epochs=4, precision="bf16", engine=name, validation_data=data)
+        result = gemminer.train(net, ticket, data, data, epochs=4, lr=0.1, precision="bf16", engine=name)
+        accuracy[name] = result["test"]
+        assert kept == (set() if name == "dense" else {BF16})
+    assert abs(accuracy["dense"] - accuracy["sparse"]) < 0.2
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -196,11 +215,9 @@ def test_a_processor_that_emulates_it_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {k: v for k, v in there.items() if k != "cpu_name"})
     cpu = torch.device("cpu")
     assert precision.native() is native
-    said = precision.remark("bf16", cpu, "dense")
-    assert said == (None if native else "this processor emulates bf16, so it is slower than fp32")
-    assert str(precision.remark("bf16", cpu, "auto")).count("; this processor emulates bf16") == (not native)
-    assert precision.remark("fp32", cpu, "auto") is None
-    assert precision.remark("bf16", torch.device("cuda"), "auto") is None
+    assert precision.remark("bf16", cpu) == (None if native else EMULATED)
+    assert precision.remark("fp32", cpu) is None
+    assert precision.remark("bf16", torch.device("cuda")) is None
 
 
 def test_flops_are_booked_to_weights_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +237,6 @@ def test_flops_are_booked_to_weights_in_both(monkeypatch: pytest.MonkeyPatch) ->
         ({"precision": "fp16"}, "unknown precision 'fp16'; did you mean"),
         ({"precision": torch.bfloat16}, "unknown precision 'torch.bfloat16'"),
         ({"precision": None}, "unknown precision 'None'"),
-        (
-            {"precision": "bf16", "engine": "sparse"},
-            "engine 'sparse' computes in fp32, not in bf16: use engine",
-        ),
     ],
 )
 def test_a_precision_that_cannot_be_is_one_sentence(given: dict[str, Any], sentence: str) -> None:

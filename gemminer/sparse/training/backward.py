@@ -62,19 +62,10 @@ class Backward:
         if dy is not None:
             self.gradients[v].parts.append(dy)
 
-    def _sum(self, parts: list[Array]) -> Array:
-        total = parts[0]
-        if len(parts) > 1:
-            total = self.run.pool.take(parts[0].shape, self.run.dtype)
-            np.add(parts[0], parts[1], out=total)
-            for part in parts[2:]:
-                total += part
-        return total
-
     def input_gradient(self, v: int) -> Array | None:
         """The gradient of an input of the chain, or None where no unit gave one."""
         parts = self.gradients[v].parts
-        return self._sum(parts) if parts else None
+        return self.run.sum(parts) if parts else None
 
     def _flags(self, v: int) -> int:
         """The kernel's flags for completing the gradient of value v."""
@@ -90,7 +81,7 @@ class Backward:
 
     def _value_arrays(self, value: Value) -> tuple[Array, ...]:
         """(z, y, scale, shift, mean, alive) of a value, as the kernels take them."""
-        none, n = self.run.none, value.channels
+        none, n = self.run.no_map, value.channels
         z, y = none if value.z is None else value.z, none if value.y is None else value.y
         mean = np.zeros(n, self.run.dtype) if value.low is None else value.low
         scale, shift = mean if value.scale is None else value.scale, mean if value.shift is None else value.shift
@@ -102,7 +93,7 @@ class Backward:
         z, y, scale, shift, mean, alive = self._value_arrays(value)
         # Write g over dy, unless dy is also the gradient of another value, as of a residual.
         ours = len(gradient.parts) > 1 or (v in self.done.links.outputs and self.done.counts[v] == 1)
-        dy = self._sum(gradient.parts)
+        dy = self.run.sum(gradient.parts)
         g, stats = dy if ours else run.empty(value), np.zeros((run.blocks, value.channels, 2))
         run.launch(
             k.finalise,
@@ -147,7 +138,7 @@ class Backward:
             assert unit.shortcut is not None
             dx = self.run.empty(source)
             sizes = between(self.run, source, out, unit.shortcut)
-            self.run.launch(k.shortcut, *sizes, dx, self._sum(parts), True)
+            self.run.launch(k.shortcut, *sizes, dx, self.run.sum(parts), True)
         self.gradients[v].parts = []
         self._add_gradient(unit.source, dx)
 
@@ -169,7 +160,7 @@ class Backward:
         last = self.left[step.unit.source] == 0
         todo = k.NEED_W if weights_needed[0] and pattern.o.size else 0
         arrived = self.gradients[step.unit.source]
-        extra, dx, stats = run.none, run.none, run.no_stats
+        extra, dx, stats = run.no_map, run.no_map, run.no_stats
         if self.needs[step.unit.source]:
             todo |= k.NEED_X
             # dx takes the memory of z, which is in the cache and is read for the last time, each row before its dx.
@@ -178,13 +169,13 @@ class Backward:
             if last:
                 todo |= self._flags(step.unit.source)
                 if arrived.parts:
-                    extra, todo = self._sum(arrived.parts), todo | k.EXTRA
+                    extra, todo = self.run.sum(arrived.parts), todo | k.EXTRA
                 stats = np.zeros((run.blocks, source.channels, 2))
         z, y, scale, shift, mean, alive = self._value_arrays(source)
         read = k.IDENTITY if source.y is not None else k.RELU if source.relu else 0
         partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
         together = pattern.o.size if pattern.o.size <= k.SMALL else pattern.longest
-        sums = together * VECTOR_BYTES // run.none.itemsize
+        sums = together * VECTOR_BYTES // run.dtype.itemsize
         mean_out = np.zeros(out.channels, run.dtype) if out.low is None else out.low
         run.launch(
             k.backward,

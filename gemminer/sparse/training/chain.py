@@ -138,20 +138,26 @@ def threads_for(blocks: int, numbers: int) -> int:
 
 def block_size(batch: int, area: int, width: int, numbers: int) -> int:
     """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
-    lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
+    lanes = 64 if area == 1 else 32 if width <= 40 else 8 if width <= 80 else 4
     return max(1, min(lanes, -(-batch // threads_for(batch, numbers))))
 
 
 class Runner:
-    """Runs kernels on the images of one batch, whose largest map has `numbers` numbers in all."""
+    """Runs kernels on the images of one batch, whose largest map has `numbers` numbers in all.
 
-    def __init__(self, batch: int, block: int, numbers: int, dtype: Any, pool: BufferPool) -> None:
-        self.batch, self.block, self.dtype, self.pool = batch, block, dtype, pool
+    Maps and their gradients are of the type `kept`; what is summed, and the weights, of `dtype`, which is float32 where
+    maps are bfloat16: NumPy has no such type, so their bits are integers here.
+    """
+
+    def __init__(self, batch: int, block: int, numbers: int, kept: torch.dtype, pool: BufferPool) -> None:
+        self.batch, self.block, self.pool = batch, block, pool
+        self.kept, self.dtype = kept, np.dtype(np.float64 if kept == torch.float64 else np.float32)
+        self.bits = np.dtype(np.uint16) if kept == torch.bfloat16 else self.dtype
         self.blocks = -(-batch // block)
         self.threads = threads_for(self.blocks, numbers)
         self.counts = np.array([min(block, batch - b * block) for b in range(self.blocks)], dtype=np.float64)
         self.scratch: Array | None = None
-        self.none = np.empty(0, dtype)
+        self.none, self.no_map = np.empty(0, self.dtype), np.empty(0, self.bits)
         self.no_stats = np.empty((0, 0, 0), np.float64)
 
     def launch(self, kernel: Callable[..., None], *args: Any) -> None:
@@ -164,7 +170,18 @@ class Runner:
         run_on_threads(lambda t: kernel(t, next_block, *args), self.threads)
 
     def empty(self, value: Value) -> Array:
-        return self.pool.take((self.batch * value.size,), self.dtype)
+        return self.pool.take((self.batch * value.size,), self.bits)
+
+    def sum(self, parts: Sequence[Array]) -> Array:
+        """The sum of maps."""
+        if len(parts) == 1:
+            return parts[0]
+        total = self.pool.take(parts[0].shape, self.bits)
+        tensors = [torch.from_numpy(part).view(self.kept) for part in (total, *parts)]
+        torch.add(tensors[1], tensors[2], out=tensors[0])
+        for part in tensors[3:]:
+            tensors[0] += part
+        return total
 
     def work(self, size: int) -> Array:
         """Memory for one launch: the last one's, where that is large enough."""
@@ -175,22 +192,25 @@ class Runner:
 
     def block_in(self, x: Tensor, value: Value) -> Array:
         out = self.empty(value)
+        x = x.detach() if value.area > 1 else x.detach().to(self.kept)
+        images = x.contiguous().view(torch.uint16) if x.dtype == torch.bfloat16 else x
         if value.area == 1:
-            for blocks, rows in self._matrices(out, x.detach().numpy().reshape(self.batch, -1)):
+            for blocks, rows in self._matrices(out, images.numpy().reshape(self.batch, -1)):
                 _copy(rows, blocks)
             return out
-        images = x.detach().contiguous().numpy().reshape(self.batch, value.channels, value.height, value.width)
-        self.launch(k.block, self.block, images, out, True)
+        shape = (self.batch, value.channels, value.height, value.width)
+        self.launch(k.block, self.block, images.contiguous().numpy().reshape(shape), out, True)
         return out
 
     def block_out(self, blocked: Array, value: Value, shape: Sequence[int]) -> Tensor:
-        out = np.empty((self.batch, value.channels, value.height, value.width), self.dtype)
+        out = np.empty((self.batch, value.channels, value.height, value.width), self.bits)
         if value.area == 1:
             for blocks, rows in self._matrices(blocked, out.reshape(self.batch, -1)):
                 _copy(blocks, rows)
         else:
             self.launch(k.block, self.block, out, blocked, False)
-        return torch.from_numpy(out.reshape(tuple(shape)))  # no view for autograd: it may be changed in place
+        tensor = torch.from_numpy(out.reshape(tuple(shape)))  # no view for autograd: it may be changed in place
+        return tensor.view(self.kept) if self.kept == torch.bfloat16 else tensor
 
     def _matrices(self, flat: Array, rows: Array) -> Iterator[tuple[Array, Array]]:
         """Whole blocks of maps of one pixel, and the last, shorter one, each with the rows that it transposes."""
@@ -214,11 +234,11 @@ def _copy(source: Array, to: Array) -> None:
 def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:
     """The kernels' arguments that say how to read a value: z, residual, scale, shift, alive, flags."""
     if value.y is not None:
-        none, dead = run.none, np.empty(value.channels, np.bool_)
+        none, dead = run.no_map, np.empty(value.channels, np.bool_)
         blank = np.empty(value.channels, run.dtype)
         return (value.y, none, blank, blank, dead), k.IDENTITY
     flags = k.RELU if value.relu else 0
-    res = run.none
+    res = run.no_map
     if residual is not None:
         assert residual.y is not None
         flags, res = flags | k.RESIDUAL, residual.y
@@ -297,7 +317,7 @@ class Forward:
             whole = bool(alive.all())
         out = Value(pattern.shape[0], oh, ow, alive=alive, whole=whole, relu=step.unit.relu)
         args, flags = _source(source, self._residual(step.unit.source), run)
-        y = run.none
+        y = run.no_map
         if source.y is None and self.kept[step.unit.source]:
             y, flags = run.empty(source), flags | k.STORE
         out.z = run.empty(out)
@@ -308,7 +328,7 @@ class Forward:
             *(row, *args, flags, pattern.read_channels, y, *rows, out.z, stats),
             run.work(layout.work * run.block),
         )
-        if y is not run.none:
+        if y is not run.no_map:
             source.y = y
         self._normalise(out, step.norm, weight, stats)
         self.values.append(out)

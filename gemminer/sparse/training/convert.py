@@ -40,8 +40,9 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     is; the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
 
     The model's own `forward` runs in each pass, whatever it does; layers are fused as it calls them. A layer whose
-    weight has a hook on its gradient, or that has hooks itself, stays dense. On other devices than the CPU,
-    and in other types than float32 and float64, PyTorch computes the same from dense weights.
+    weight has a hook on its gradient, or that has hooks itself, stays dense. Under autocast to bfloat16 activations are
+    stored in it and summed in float32. On other devices than the CPU, and in models of other types than float32 and
+    float64, PyTorch computes the same from dense weights.
 
     Args:
         engine: "sparse" takes the kernels wherever they can run, "auto" where they are faster than dense on this
@@ -101,7 +102,7 @@ def held_as_vectors(
     return {name for name in masks if id(named[name]) not in dense}
 
 
-def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[str, float]:
+def crossovers_of(model: nn.Module, names: Iterable[str], engine: str, precision: str = "fp32") -> dict[str, float]:
     """The density below which a layer trains faster on kept weights, by parameter name, for layers the kernels know.
 
     With the engine sparse it is 1 for each. With auto it is the density measured on this machine for the kind of layer
@@ -114,7 +115,7 @@ def crossovers_of(model: nn.Module, names: Iterable[str], engine: str) -> dict[s
         weight = getattr(module, "weight", None)
         if id(weight) in by_id and _takes(module):
             follows = engine == "sparse" or _depthwise(module) or _small_linear(module)
-            own = 1.0 if follows else crossover.of_layer(module)
+            own = 1.0 if follows else crossover.of_layer(module, precision)
             name = by_id[id(weight)]
             found[name] = min(own, found.get(name, own))
     return {name: found[name] for name in by_id.values() if name in found}

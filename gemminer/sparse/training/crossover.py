@@ -26,7 +26,7 @@ from gemminer.core.files import atomic, read_json
 from gemminer.sparse.training.fuse import fused
 from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 
-VERSION = 6
+VERSION = 7
 _BATCH, _IN_A_ROW = 64, 3
 _REPEATS, _SECONDS = (9, 25), 1.5  # the least and most turns; after these seconds no more than the least
 _DENSITIES = (0.02, 0.3)
@@ -44,9 +44,9 @@ _PROBES: dict[str, tuple[Callable[[], nn.Conv2d | nn.Linear], tuple[int, ...]]] 
 }
 
 
-def of_layer(layer: nn.Module) -> float:
+def of_layer(layer: nn.Module, precision: str = "fp32") -> float:
     """The density below which a convolution or linear layer trains faster sparse than dense on this machine."""
-    return crossovers(torch.get_num_threads())[_kind(layer)]
+    return crossovers(torch.get_num_threads(), precision)[_kind(layer)]
 
 
 def _kind(layer: nn.Module) -> str:
@@ -61,17 +61,17 @@ def _kind(layer: nn.Module) -> str:
 
 
 @functools.cache
-def crossovers(threads: int) -> dict[str, float]:
+def crossovers(threads: int, precision: str = "fp32") -> dict[str, float]:
     """The density below which each kind of layer is faster sparse: from this machine's file, or measured now.
 
-    Measuring takes some ten seconds; the file is written atomically, one for each machine, number of threads and
-    PyTorch, in the user's cache folder. Delete it to measure again. If several processes measure at the same time,
-    all use the file of the first to finish, so that they choose alike.
+    Measuring takes some ten seconds; the file is written atomically, one for each machine, number of threads, PyTorch
+    and precision ("bf16": both are timed under autocast), in the user's cache folder. Delete it to measure again. If
+    several processes measure at the same time, all use the file of the first to finish, so that they choose alike.
     """
-    path = _path(threads)
+    path = _path(threads, precision)
     if (known := _read(path)) is not None:
         return known
-    found = {kind: _crossover(kind) for kind in _PROBES}
+    found = {kind: _crossover(kind, precision) for kind in _PROBES}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (known := _read(path)) is not None:
@@ -92,17 +92,17 @@ def _read(path: Path) -> dict[str, float] | None:
     return known if known.keys() >= _PROBES.keys() else None
 
 
-def _path(threads: int) -> Path:
+def _path(threads: int, precision: str) -> Path:
     facts: list[Any] = [VERSION, platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability()]
-    facts += [os.cpu_count(), threads, torch.__version__]
+    facts += [os.cpu_count(), threads, torch.__version__, precision]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "gemminer" / f"crossover-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
 
 
-def _crossover(kind: str) -> float:
+def _crossover(kind: str, precision: str) -> float:
     """The density at which the line through two densities' times meets `_SURE` times the dense time."""
     nets = [_stack(kind, None), *(fused(_stack(kind, density)) for density in _DENSITIES)]
-    steps = [_step(nets[0], kind, dense=True), *(_step(net, kind) for net in nets[1:])]
+    steps = [_step(net, kind, precision, dense=net is nets[0]) for net in nets]
     for step in steps * 3:
         step()  # compiles, fills buffers
     times: list[list[float]] = []  # in turns, so that a disturbance affects all
@@ -136,7 +136,7 @@ def _stack(kind: str, density: float | None) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def _step(net: nn.Module, kind: str, *, dense: bool = False) -> Callable[[], None]:
+def _step(net: nn.Module, kind: str, precision: str, *, dense: bool) -> Callable[[], None]:
     """A call of a forward and backward pass; dense layers in channels-last, PyTorch's fastest layout on a CPU."""
     x = torch.randn(_BATCH, *_PROBES[kind][1], generator=torch.Generator().manual_seed(0))
     if dense and x.dim() == 4:
@@ -148,7 +148,9 @@ def _step(net: nn.Module, kind: str, *, dense: bool = False) -> Callable[[], Non
 
     def step() -> None:
         with torch.enable_grad():
-            net(x).sum().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                y = net(x)
+            y.float().sum().backward()
 
     return step
 

@@ -12,7 +12,9 @@ stride x stride phases (even and odd rows and columns for stride 2), so every ke
 them at a fixed offset. On the way the copy applies what came before: y = relu(scale * z + shift). Backwards
 the copy forms dz = A * g + B * (z - mean) + C, the gradient of batch norm, in the same way.
 
-A `Geometry` row of integers describes a layer (`G_*` below). All arrays are flat and of one floating type.
+A `Geometry` row of integers describes a layer (`G_*` below). All arrays are flat. What is passed from layer to layer,
+activations and their gradients, is of the type of the weights or, half the memory, bfloat16 (in arrays of 16-bit
+integers, read by `get` and written by `put`); planes, weights and sums are of the weights' type.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from gemminer.sparse.training.vectors import (
     gather_2,
     gather_4,
     gather_8,
+    get,
     move,
+    put,
     stream,
     sum_1,
     sum_2,
@@ -64,6 +68,8 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
 
 _kernel = _compiled(**_LAUNCHED, fastmath=_FAST)
 _inner = _compiled(**_INNER, fastmath=_FAST)
+# Called for each row: an array is seven numbers to hand over, seven arrays take longer than the row.
+_inline = _compiled(**_INNER, fastmath=_FAST, forceinline=True)
 # A layer's few sums, in float64 and in the order written.
 _exact = _compiled(**_LAUNCHED)
 
@@ -72,8 +78,8 @@ G_N, G_NB, G_C, G_H, G_W, G_O, G_OH, G_OW, G_KH, G_S, G_PH, G_PW = range(12)
 G_XR, G_XC, G_ZR, G_ZC, G_ZTOP, G_ZLEFT, G_TILE = range(12, 19)
 G_SIZE = 19
 
-# Arrays of this many numbers are written past the caches (1 MB of float32).
-LARGE = 1 << 18
+# Arrays of this many bytes are written past the caches.
+LARGE = 1 << 20
 
 # Up to this many kept weights, all their vectors of sums stay in the second cache (128 KB).
 SMALL = 2048
@@ -162,60 +168,61 @@ def _reduce(sums, j0, j1, partial):
     width = VECTOR_BYTES // sums.itemsize
     zero = sums.dtype.type(0)
     for j in range(j0, j1):
-        vector = sums[(j - j0) * width : (j - j0 + 1) * width]
+        at = (j - j0) * width
         total = zero
-        for k in range(width):
-            total += vector[k]
-            vector[k] = zero
+        for k in range(at, at + width):
+            total += get(sums, k)
+            put(sums, k, zero)
         partial[j] += total
 
 
-@_inner
-def _activate(z, res, at, scale, shift, alive, flags, out, to, n):
-    """out[to:to+n] = relu(scale * z + shift + res), each part if its flag is set; a dead channel's z is never read."""
+@_inline
+def _activate(z, res, at, c, scale, shift, alive, flags, out, to, n):
+    """out[to:to+n] = relu(scale[c] * z + shift[c] + res), each part if its flag is set; a dead channel has no z."""
     if flags & IDENTITY:
         _move(z, at, out, to, n)
         return
-    low = out.dtype.type(0 if flags & RELU else -np.inf)
-    x, r, y = z[at : at + n], res[at : at + n], out[to : to + n]
-    if alive and flags & RESIDUAL:
+    a, b = scale[c], shift[c]
+    low = scale.dtype.type(0 if flags & RELU else -np.inf)
+    if alive[c] and flags & RESIDUAL:
         for i in range(n):
-            v = scale * x[i] + shift + r[i]
-            y[i] = low if v <= low else v  # NaN stays NaN, as in PyTorch
-    elif alive:
+            v = a * get(z, at + i) + b + get(res, at + i)
+            put(out, to + i, low if v <= low else v)  # NaN stays NaN, as in PyTorch
+    elif alive[c]:
         for i in range(n):
-            v = scale * x[i] + shift
-            y[i] = low if v <= low else v
+            v = a * get(z, at + i) + b
+            put(out, to + i, low if v <= low else v)
     elif flags & RESIDUAL:
         for i in range(n):
-            v = shift + r[i]
-            y[i] = low if v <= low else v
+            v = b + get(res, at + i)
+            put(out, to + i, low if v <= low else v)
     else:
-        y[:] = low if shift <= low else shift
+        for i in range(n):
+            put(out, to + i, low if b <= low else b)
 
 
-@_inner
+@_inline
 def _move(source, at, out, to, n):
     """out[to : to + n] = source[at : at + n], for short runs."""
-    width = VECTOR_BYTES // source.itemsize
+    width = VECTOR_BYTES // max(source.itemsize, out.itemsize)
     i = 0
     while i + width <= n:
         move(source, at + i, out, to + i)
         i += width
     while i < n:
-        out[to + i] = source[at + i]
+        put(out, to + i, get(source, at + i))
         i += 1
 
 
-@_inner
+@_inline
 def _stream(source, at, out, to, n):
     """out[to : to + n] = source[at : at + n]: past the caches, if `out` is too large for them to hold until it is read.
 
     An ordinary store loads the line it writes into, a third of what a forward pass moves through memory.
     """
-    width = VECTOR_BYTES // source.itemsize
-    i = 0
-    if out.size >= LARGE and (out.ctypes.data + to * source.itemsize) % VECTOR_BYTES == 0:
+    width = VECTOR_BYTES // max(source.itemsize, out.itemsize)
+    i = np.int64(0)
+    if out.size * out.itemsize >= LARGE and (out.ctypes.data + to * out.itemsize) % (width * out.itemsize) == 0:
         while i + width <= n:
             stream(source, at + i, out, to + i)
             i += width
@@ -237,7 +244,7 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
             straight = s == 1 and want[c]
             held = planes if straight else row
             to = ((c * rows + down) * columns + pw) * lanes if straight else 0
-            _activate(z, res, at, scale[c], shift[c], alive[c], flags, held, to, n)
+            _activate(z, res, at, c, scale, shift, alive, flags, held, to, n)
             if store:
                 _stream(held, to, y, at, n)
             if straight or not want[c] or down >= rows:
@@ -249,18 +256,24 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
                     _move(row, x * lanes, planes, to, lanes)
 
 
+@_inline
+def _zero(out, at, end):
+    for i in range(at, end):
+        put(out, i, out.dtype.type(0))
+
+
 @_inner
 def _clear(planes, n, rows, columns, top, left, height, width, lanes):
     """Write zeros around the (height x width) middle of n planes."""
     right, below = left + width, top + height
     for p in range(n):
         base = p * rows * columns * lanes
-        planes[base : base + top * columns * lanes] = 0
-        planes[base + below * columns * lanes : base + rows * columns * lanes] = 0
+        _zero(planes, base, base + top * columns * lanes)
+        _zero(planes, base + below * columns * lanes, base + rows * columns * lanes)
         for r in range(top, below):
             at = base + r * columns * lanes
-            planes[at : at + left * lanes] = 0
-            planes[at + right * lanes : at + columns * lanes] = 0
+            _zero(planes, at, at + left * lanes)
+            _zero(planes, at + right * lanes, at + columns * lanes)
 
 
 @_inner
@@ -269,7 +282,7 @@ def _clear_input(g, lanes, planes):
     if s == 1:
         _clear(planes, g[G_C], g[G_XR], g[G_XC], g[G_PH], g[G_PW], g[G_H], g[G_W], lanes)
     else:
-        planes[: g[G_C] * s * s * g[G_XR] * g[G_XC] * lanes] = 0
+        _zero(planes, np.int64(0), g[G_C] * s * s * g[G_XR] * g[G_XC] * lanes)
 
 
 @_kernel
@@ -280,7 +293,7 @@ def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, st
     size = g[G_C] * s * s * g[G_XR] * g[G_XC] * g[G_NB]
     planes, row, sums = work[t, :size], work[t, size:], work[t, size + w * g[G_NB] :]
     cleared = 0
-    zero = out.dtype.type(0)
+    zero = work.dtype.type(0)
     none, one = np.int64(0), np.int64(1)  # a literal argument would compile what it is given to once more
     for _ in range(blocks):
         b = take(next_block)
@@ -308,66 +321,61 @@ def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, st
                     if stats.shape[0] == 0 or start[o] == start[o + 1]:
                         continue  # a dead filter: its reader uses the constant
                     # Sums of z minus one of its values: no cancellation, and a constant map has variance 0 exactly.
-                    z = sums[o * n : o * n + n]
+                    at = o * n
                     if r == 0:
-                        stats[b, o, 0] = z[0]
-                    pivot = out.dtype.type(stats[b, o, 0])
+                        stats[b, o, 0] = get(sums, at)
+                    pivot = work.dtype.type(stats[b, o, 0])
                     s1, s2 = zero, zero
-                    for i in range(n):
-                        d = z[i] - pivot
+                    for i in range(at, at + n):
+                        d = get(sums, i) - pivot
                         s1 += d
                         s2 += d * d
                     stats[b, o, 1] += s1
                     stats[b, o, 2] += s2
 
 
-@_inner
-def _finish(dx, n, extra, z, y, at, scale, shift, mean, alive, flags, out):
+@_inline
+def _finish(dx, first, n, extra, z, y, at, scale, shift, mean, alive, flags, out):
     """Write g = dx + extra, zero where y = relu(...) is zero, to out; returns sum g and sum g * (z - mean).
 
-    `dx`, n numbers, is scratch.
+    `dx`, n numbers from `first`, is scratch.
     """
-    zero = out.dtype.type(0)
+    zero = dx.dtype.type(0)
     s1, s2 = zero, zero
-    g = out[at : at + n]
     if flags & EXTRA:
-        e = extra[at : at + n]
         for i in range(n):
-            dx[i] += e[i]
+            put(dx, first + i, get(dx, first + i) + get(extra, at + i))
     if flags & MASK and alive and flags & NORM:  # nearly always: one pass
-        x = z[at : at + n]
         if flags & MATERIALISED:
-            v = y[at : at + n]
             for i in range(n):
-                d = zero if v[i] <= zero else dx[i]
-                g[i] = d
+                d = zero if get(y, at + i) <= zero else get(dx, first + i)
+                put(out, at + i, d)
                 s1 += d
-                s2 += d * (x[i] - mean)
+                s2 += d * (get(z, at + i) - mean)
         else:
             for i in range(n):
-                d = zero if scale * x[i] + shift <= zero else dx[i]
-                g[i] = d
+                x = get(z, at + i)
+                d = zero if scale * x + shift <= zero else get(dx, first + i)
+                put(out, at + i, d)
                 s1 += d
-                s2 += d * (x[i] - mean)
+                s2 += d * (x - mean)
         return s1, s2
     if flags & MASK:
         if flags & MATERIALISED:
-            v = y[at : at + n]
             for i in range(n):
-                dx[i] = zero if v[i] <= zero else dx[i]
+                put(dx, first + i, zero if get(y, at + i) <= zero else get(dx, first + i))
         elif alive:
-            x = z[at : at + n]
             for i in range(n):
-                dx[i] = zero if scale * x[i] + shift <= zero else dx[i]
+                put(dx, first + i, zero if scale * get(z, at + i) + shift <= zero else get(dx, first + i))
         elif shift <= zero:
-            dx[:] = zero
+            _zero(dx, first, first + n)
     for i in range(n):
-        g[i] = dx[i]
-        s1 += dx[i]
+        d = get(dx, first + i)
+        put(out, at + i, d)
+        s1 += d
     if alive and flags & NORM:
-        x = z[at : at + n]
         for i in range(n):
-            s2 += dx[i] * (x[i] - mean)
+            s2 += get(dx, first + i) * (get(z, at + i) - mean)
     return s1, s2
 
 
@@ -383,16 +391,14 @@ def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, st
                 continue
             at = base + (r * c_out + o) * n
             to = ((o * rows + top + r) * columns + left) * lanes
-            d, dy = planes[to : to + n], grad[at : at + n]
+            a_o = a[o]
             if norm:
-                x = z[at : at + n]
-                a_o, b_o, c_o, mean_o = a[o], b[o], c[o], mean[o]
+                b_o, c_o, mean_o = b[o], c[o], mean[o]
                 for i in range(n):
-                    d[i] = a_o * dy[i] + b_o * (x[i] - mean_o) + c_o
+                    put(planes, to + i, a_o * get(grad, at + i) + b_o * (get(z, at + i) - mean_o) + c_o)
             else:
-                a_o = a[o]
                 for i in range(n):
-                    d[i] = a_o * dy[i]
+                    put(planes, to + i, a_o * get(grad, at + i))
 
 
 @_inner
@@ -483,8 +489,9 @@ def backward(
                             _interleave(phase, m, lanes, row, x0, s, c_in, n)
                     for c in range(c_in):
                         at = from_ + (r * c_in + c) * n
-                        dx = row[c * n : c * n + n]
-                        s1, s2 = _finish(dx, n, extra, z_in, y_in, at, scale[c], shift[c], mean[c], alive[c], todo, out)
+                        s1, s2 = _finish(
+                            row, c * n, n, extra, z_in, y_in, at, scale[c], shift[c], mean[c], alive[c], todo, out
+                        )  # fmt: skip
                         if todo & STATS:
                             stats[b, c, 0] += s1
                             stats[b, c, 1] += s2
@@ -559,7 +566,7 @@ def apply(t, next_block, n, nb, channels, height, width, z, res, scale, shift, a
         at = b * nb * channels * height * width
         for _ in range(height):
             for c in range(channels):
-                _activate(z, res, at, scale[c], shift[c], alive[c], flags, y, at, width * lanes)
+                _activate(z, res, at, c, scale, shift, alive, flags, y, at, width * lanes)
                 at += width * lanes
 
 
@@ -578,7 +585,9 @@ def finalise(
         for _ in range(height):
             for c in range(channels):
                 _move(dy, at, scratch, np.int64(0), m)
-                s1, s2 = _finish(scratch, m, dy, z, y, at, scale[c], shift[c], mean[c], alive[c], todo, out)
+                s1, s2 = _finish(
+                    scratch, np.int64(0), m, dy, z, y, at, scale[c], shift[c], mean[c], alive[c], todo, out
+                )  # fmt: skip
                 if todo & STATS:
                     stats[b, c, 0] += s1
                     stats[b, c, 1] += s2
@@ -598,15 +607,14 @@ def block(t, next_block, nb, images, blocked, inwards):
         at = b * nb * channels * height * width
         for r in range(height):
             for c in range(channels):
-                part = blocked[at : at + width * lanes]
                 for k in range(lanes):
-                    row = images[b * nb + k, c, r]
+                    row = (((b * nb + k) * channels + c) * height + r) * width
                     if inwards:
                         for x in range(width):
-                            part[x * lanes + k] = row[x]
+                            put(blocked, at + x * lanes + k, get(images, row + x))
                     else:
                         for x in range(width):
-                            row[x] = part[x * lanes + k]
+                            put(images, row + x, get(blocked, at + x * lanes + k))
                 at += width * lanes
 
 
@@ -622,7 +630,7 @@ def shortcut(t, next_block, n, nb, c_in, h, w, c_out, stride, before, full, smal
         lanes = min(nb, n - b * nb)
         big, little = b * nb * c_in * h * w, b * nb * c_out * oh * ow
         if back:
-            full[big : big + lanes * c_in * h * w] = 0
+            _zero(full, big, big + lanes * c_in * h * w)
         for r in range(oh):
             for c in range(c_out):
                 to = little + (r * c_out + c) * ow * lanes
@@ -635,4 +643,4 @@ def shortcut(t, next_block, n, nb, c_in, h, w, c_out, stride, before, full, smal
                         else:
                             _move(full, at + x * stride * lanes, small, to + x * lanes, lanes)
                 elif not back:
-                    small[to : to + ow * lanes] = 0
+                    _zero(small, to, to + ow * lanes)

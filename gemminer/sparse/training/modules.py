@@ -50,7 +50,8 @@ class SparseLayer(nn.Module):
     """A layer's kept weights as one parameter, `values`, in the order of the flattened weight; `kept` says which.
 
     It is an instance of the layer's class, with its attributes: a forward may ask for either.
-    Where the kernels cannot run (a GPU, half precision, autocast) it builds the dense weight and PyTorch runs it.
+    Under autocast to bfloat16 maps are of that type, as PyTorch's layers make them.
+    Where the kernels cannot run (a GPU, half precision) it builds the dense weight and PyTorch runs it.
     """
 
     values: nn.Parameter
@@ -214,20 +215,34 @@ class NormCall:
 Pair = tuple[SparseLayer | None, NormCall | None]  # a shortcut has neither
 
 
+def type_of_maps(x: torch.dtype) -> torch.dtype | None:
+    """The type of a layer's output for an input of this type: its own, bfloat16 under autocast; None: unknown to us."""
+    if not torch.is_autocast_enabled("cpu"):
+        return x if x in DTYPES else None
+    ours = torch.get_autocast_dtype("cpu") == torch.bfloat16 and x in (torch.float32, torch.bfloat16)
+    return torch.bfloat16 if ours else None
+
+
+def type_of_weights(maps: torch.dtype) -> torch.dtype:
+    """The type of parameters and sums beside maps of this type."""
+    return torch.float32 if maps == torch.bfloat16 else maps
+
+
 def usable(links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor]) -> int:
     """How many numbers the largest map has, 0 where the kernels cannot run.
 
-    They run where all is on the CPU and of one type, single or double, without autocast, and where shapes fit.
+    They run where all is on the CPU, of one type, single or double, or single under autocast, and where shapes fit.
     """
-    tensors = list(inputs)
+    parameters: list[Tensor] = []
     for layer, norm in modules:
-        tensors += [] if layer is None else [t for t in layer.held() if t is not None]
-        tensors += [] if norm is None else norm.tensors()
-    dtype = inputs[0].dtype
+        parameters += [] if layer is None else [t for t in layer.held() if t is not None]
+        parameters += [] if norm is None else norm.tensors()
+    maps = type_of_maps(inputs[0].dtype)
     fits = (
-        dtype in DTYPES
-        and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        maps is not None
+        and all(type_of_maps(x.dtype) is maps for x in inputs)
+        and all(p.dtype is type_of_weights(maps) for p in parameters)
+        and all(t.is_cpu and t.layout is torch.strided for t in (*inputs, *parameters))
         and not transformed()
     )
     return _largest(links, modules, [tuple(x.shape) for x in inputs]) if fits else 0
@@ -269,20 +284,24 @@ def refuse_tracing() -> None:
 
 
 def run_chain(
-    links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool, numbers: int | None = None
-) -> tuple[Tensor, ...]:
+    links: Links, modules: Sequence[Pair], inputs: Sequence[Tensor], pool: BufferPool,
+    numbers: int | None = None, maps: torch.dtype | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Run the units of `links`, whose layers and norms are `modules`; by PyTorch where the kernels cannot.
 
-    `numbers` is what `usable` says, where that is known.
+    `numbers` is what `usable` says and `maps` what `type_of_maps` does, where those are known.
     """
     numbers = usable(links, modules, inputs) if numbers is None else numbers
+    maps = type_of_maps(inputs[0].dtype) if maps is None else maps
     parameters: list[Tensor | None] = []
     for layer, norm in modules:
         parameters += (None, None) if layer is None else layer.held()
         parameters += (None, None) if norm is None else (norm.weight, norm.bias)
     if not numbers:
         return _by_torch(links, modules, inputs, parameters)
-    result: tuple[Tensor, ...] = _ChainFunction.apply(links, modules, pool, numbers, len(inputs), *inputs, *parameters)
+    result: tuple[Tensor, ...] = _ChainFunction.apply(
+        links, modules, pool, (numbers, maps), len(inputs), *inputs, *parameters
+    )
     return result
 
 
@@ -308,18 +327,20 @@ def _by_torch(
 class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, links: Links, modules: Sequence[Pair], pool: BufferPool, numbers: int, n: int, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, links: Links, modules: Sequence[Pair], pool: BufferPool, sizes: tuple[int, torch.dtype], n: int,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        numbers, maps = sizes
         inputs, parameters = tensors[:n], tensors[n:]
         first = inputs[0]
         assert first is not None
         ctx.shapes = [None if x is None else x.shape for x in inputs]
+        ctx.types = [None if x is None else x.dtype for x in inputs]
         flat = isinstance(modules[0][0], SparseLinear)
         values = [_value(x, flat) for x in inputs if x is not None]
         batch = first.numel() // values[0].size
         area, width = max((v.area, v.width) for v in values)
-        dtype = np.float32 if first.dtype == torch.float32 else np.float64
-        run = Runner(batch, block_size(batch, area, width, numbers), numbers, dtype, pool)
+        run = Runner(batch, block_size(batch, area, width, numbers), numbers, maps, pool)
         arrays = [None if p is None else p.detach().contiguous().numpy() for p in parameters]
         weights = [Weights(*arrays[i : i + 4]) for i in range(0, len(arrays), 4)]
         ctx.weights = weights
@@ -376,7 +397,7 @@ class _ChainFunction(torch.autograd.Function):
         result: list[Tensor | None] = []
         for v in range(ctx.n):
             dx = back.input_gradient(v) if asked[v] else None
-            result.append(None if dx is None else run.block_out(dx, passed.values[v], ctx.shapes[v]))
+            result.append(None if dx is None else run.block_out(dx, passed.values[v], ctx.shapes[v]).to(ctx.types[v]))
         result += [None if g is None else torch.from_numpy(g) for own in grads for g in own]
         if release:
             ctx.passed = None
@@ -408,7 +429,8 @@ def _differentiable(
         own = [None if t is None else t.view_as(t) for t in tensors]
         own = [t.requires_grad_() if t is not None and a else t for t, a in zip(own, asked, strict=True)]
         inputs = [t for t in own[: ctx.n] if t is not None]
-        ys = _by_torch(ctx.passed.links, ctx.modules, inputs, own[ctx.n :])
+        with torch.autocast("cpu", torch.bfloat16, enabled=ctx.passed.run.kept == torch.bfloat16):
+            ys = _by_torch(ctx.passed.links, ctx.modules, inputs, own[ctx.n :])
         pairs = [(y, dy) for y, dy in zip(ys, outputs, strict=True) if dy is not None]
         wrt = [t for t, a in zip(own, asked, strict=True) if a and t is not None]
         if not pairs:

@@ -18,13 +18,14 @@ from gemminer.sparse.memory import BufferPool
 from gemminer.sparse.training.calls import called, may_change
 from gemminer.sparse.training.deferred import Deferred, Node, become, computed, memory_of, suspended, tensors_in
 from gemminer.sparse.training.modules import (
-    DTYPES,
     NormCall,
     SparseLayer,
     SparseLinear,
     deferring,
     run_chain,
     transformed,
+    type_of_maps,
+    type_of_weights,
 )
 from gemminer.sparse.training.plan import Chain, Step, Task, tasks_of
 
@@ -51,7 +52,7 @@ class Recorder(TorchFunctionMode):
         self.parts: list[Node] = []  # of `nodes`
         self.deferred: list[Deferred] = []
         self.inside: list[Deferred] = []  # from before: within a unit, so that they have no result
-        self.mode = (True, False)  # gradients, inference
+        self.mode = (True, False, False)  # gradients, inference, autocast
         self.moving: set[int] = set()  # statistics that what was put off will move, by id
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,18 +79,19 @@ class Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():  # or to read a tensor's type would be a call, which this mode sees
             own, dtype = _facts(x)
             held = layer.held()
-            shape = layer.out_shape(own) if self._can(x) and _usual(held, dtype) else None
-            if shape is not None and 0 not in shape and 0 not in own:
+            maps = type_of_maps(dtype) if self._can(x) else None
+            shape = layer.out_shape(own) if maps and _usual(held, type_of_weights(maps)) else None
+            if maps and shape is not None and 0 not in shape and 0 not in own:
                 flat = isinstance(layer, SparseLinear)
                 batch = flat, shape[:-1] if flat else shape[:1]
-                return self._put_off(Node("layer", (self._operand(x),), shape, dtype, layer=layer, batch=batch))
+                return self._put_off(Node("layer", (self._operand(x),), shape, maps, layer=layer, batch=batch))
         return layer.now(computed(x))
 
     def norm(self, x: Deferred, call: NormCall) -> Tensor | None:
         """A norm's output; None, as of all below, if it cannot be put off."""
         node, tensors = x.node, call.tensors()  # `_can` may compute x
         shape, dtype = node.shape, node.dtype
-        if not self._can(x) or len(shape) not in (2, 4) or not _usual(tensors, dtype):
+        if not self._can(x) or len(shape) not in (2, 4) or not _usual(tensors, type_of_weights(dtype)):
             return None
         if len(shape) == 4 and isinstance(node.layer, SparseLinear):  # its channels are the last
             return None
@@ -139,15 +141,14 @@ class Recorder(TorchFunctionMode):
         return self._put_off(Node("pad", (self._operand(x),), (n, before + c + after, h, w), x.dtype, (before, after)))
 
     def _can(self, x: Tensor) -> bool:
-        """Whether an operation on x can be put off: never under autocast, a transform, or hooks on saved tensors."""
+        """Whether an operation on x can be put off: never under a transform, or hooks on saved tensors."""
         if isinstance(x, Deferred):
-            if x.recorder is not self:
-                return False
-        elif not _plain(x) or x.dtype not in DTYPES:
+            ours, dtype = x.recorder is self, x.node.dtype
+        else:
+            ours, dtype = _plain(x), x.dtype
+        if not ours or type_of_maps(dtype) is None or transformed() or _saved_hooks() or deferring.recorder is not self:
             return False
-        if torch.is_autocast_enabled("cpu") or transformed() or _saved_hooks() or deferring.recorder is not self:
-            return False
-        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         if mode != self.mode:
             self.flush()
             self.mode = mode
@@ -276,13 +277,14 @@ class Recorder(TorchFunctionMode):
         ]
         inputs = [values[r] for r in chain.inputs]
         sizes = [math.prod(nodes[i].shape) for i in chain.layers if i is not None]
-        outputs = run_chain(chain.links, pairs, inputs, self.pool, max([*sizes, *(x.numel() for x in inputs)]))
+        maps = next(nodes[i].dtype for i in chain.layers if i is not None)
+        outputs = run_chain(chain.links, pairs, inputs, self.pool, max([*sizes, *(x.numel() for x in inputs)]), maps)
         values.update(zip(chain.outputs, outputs, strict=True))
 
     @contextlib.contextmanager
     def _as_recorded(self) -> Iterator[None]:
-        """Whatever the modes are now, compute in those of the calls; and put nothing off."""
-        grad, inference = self.mode
+        """Whatever the modes are now, compute in those of the calls, with types chosen already; and put nothing off."""
+        grad, inference, _ = self.mode
         now = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         if now == (grad, inference, False) and not _saved_hooks():
             with torch._C.DisableTorchFunction(), suspended():

@@ -9,6 +9,10 @@ For one tile of a row, and all kept weights j of one filter in one go,
 at one load and one multiply-add a weight and vector. A plain Numba loop would keep its sums in memory and check for
 overlap at each call. A vector is 64 bytes: one AVX-512 register, and LLVM splits it where registers are shorter.
 
+Sums are float32 or float64. Arrays of 16-bit integers hold the bits of bfloat16, which NumPy does not know: `get`,
+`put`, `move` and `stream` read and write them as float32. They take an array and a place, since a slice of an array
+counts its owners up and down, which takes as long as a short row and, from two threads, longer.
+
 Numba's cache looks at the file of the function it compiles only; `kernels.py` has it look at this one too.
 """
 
@@ -134,12 +138,16 @@ def _copy(past_caches: bool) -> Callable[..., Any]:
         signature = types.void(source, i64, out, i64)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = signature.args[0]
-            vector = ir.VectorType(context.get_value_type(kind.dtype), _lanes(kind.dtype))
+            kinds = signature.args[0].dtype, signature.args[2].dtype
+            lanes = min(map(_lanes, kinds))
+            was, becomes = (ir.VectorType(context.get_value_type(kind), lanes) for kind in kinds)
             source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 2))
-            address = builder.bitcast(builder.gep(out, [args[3]]), vector.as_pointer())
-            value = _load(builder, source, args[1], vector)
-            store = builder.store(value, address, align=VECTOR_BYTES if past_caches else 4)
+            address = builder.bitcast(builder.gep(out, [args[3]]), becomes.as_pointer())
+            value = _load(builder, source, args[1], was)
+            if kinds[0] != kinds[1]:
+                value = _narrow(builder, value) if kinds[1] is types.uint16 else _widen(builder, value)
+            bytes_ = lanes * kinds[1].bitwidth // 8
+            store = builder.store(value, address, align=bytes_ if past_caches else kinds[1].bitwidth // 8)
             if past_caches:
                 store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
             return context.get_dummy_value()
@@ -147,6 +155,56 @@ def _copy(past_caches: bool) -> Callable[..., Any]:
         return signature, generate
 
     return copy
+
+
+def _like(kind: Any, scalar: ir.Type) -> ir.Type:
+    """A type of LLVM, as a vector where `kind` is one."""
+    return ir.VectorType(scalar, kind.count) if isinstance(kind, ir.VectorType) else scalar
+
+
+def _bits(kind: Any, number: int) -> ir.Constant:
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def _widen(builder: Any, bits: Any) -> Any:
+    """Numbers of float32 from the bits of bfloat16, which are its upper half."""
+    whole = _like(bits.type, ir.IntType(32))
+    return builder.bitcast(builder.shl(builder.zext(bits, whole), _bits(whole, 16)), _like(whole, ir.FloatType()))
+
+
+def _narrow(builder: Any, number: Any) -> Any:
+    """The bits of bfloat16 nearest to numbers of float32, of two as near those that end in 0; NaN stays NaN."""
+    whole, half = _like(number.type, ir.IntType(32)), _like(number.type, ir.IntType(16))
+    bits = builder.bitcast(number, whole)
+    last = builder.and_(builder.lshr(bits, _bits(whole, 16)), _bits(whole, 1))
+    rounded = builder.lshr(builder.add(builder.add(bits, last), _bits(whole, 0x7FFF)), _bits(whole, 16))
+    nan = builder.fcmp_unordered("uno", number, number)
+    return builder.select(nan, _bits(half, 0x7FC0), builder.trunc(rounded, half))
+
+
+@intrinsic
+def get(typing: Any, array: Any, i: Any) -> Any:
+    """array[i]; of 16 bits, which are bfloat16's, as float32."""
+    half = array.dtype is types.uint16
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(builder.gep(_pointer(context, builder, signature.args[0], args[0]), [args[1]]))
+        return _widen(builder, value) if half else value
+
+    return (types.float32 if half else array.dtype)(array, types.int64), generate
+
+
+@intrinsic
+def put(typing: Any, array: Any, i: Any, value: Any) -> Any:
+    """array[i] = value; in 16 bits as bfloat16."""
+    half = array.dtype is types.uint16
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _narrow(builder, args[2]) if half else args[2]
+        builder.store(value, builder.gep(_pointer(context, builder, signature.args[0], args[0]), [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.float32 if half else array.dtype), generate
 
 
 @intrinsic
@@ -160,7 +218,8 @@ def take(typing: Any, counter: Any) -> Any:
     return types.int64(counter), generate
 
 
-# out[to:] = source[at:], one vector; `stream` goes straight to memory, and `out + to` must be aligned to a vector.
+# out[to:] = source[at:], as many as are a vector of the wider type; either may be bfloat16. `stream` goes straight to
+# memory, and `out + to` must be aligned to what it stores.
 move, stream = _copy(False), _copy(True)
 sum_8, sum_4, sum_2, sum_1 = (_sum_tile(n) for n in (8, 4, 2, 1))
 gather_8, gather_4, gather_2, gather_1 = (_gather_tile(n) for n in (8, 4, 2, 1))

@@ -19,7 +19,7 @@ from tests.sparse.training.helpers import ticket_for
 def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(crossover, "_crossover", lambda kind: calls.append(kind) or 0.1)
+    monkeypatch.setattr(crossover, "_crossover", lambda kind, precision: calls.append(precision) or 0.1)
     crossover.crossovers.cache_clear()
     try:
         model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
@@ -32,8 +32,11 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
         crossover.crossovers.cache_clear()
         assert crossover.crossovers(torch.get_num_threads()) == expected
         assert len(calls) == len(expected)  # the second time from the file
+        assert crossover.crossovers(torch.get_num_threads(), "bf16") == expected
+        assert calls == ["fp32"] * len(expected) + ["bf16"] * len(expected)  # a file of its own
         for damaged in ("{", '{"conv 16": 0.1}', "[]"):
-            next(tmp_path.rglob("crossover-*.json")).write_text(damaged)
+            for path in tmp_path.rglob("crossover-*.json"):
+                path.write_text(damaged)
             crossover.crossovers.cache_clear()
             assert crossover.crossovers(torch.get_num_threads()) == expected
     finally:
@@ -44,7 +47,7 @@ def test_auto_takes_the_cheaper_of_the_two(tmp_path: Path, monkeypatch: pytest.M
 def test_a_depthwise_layer_goes_with_those_around_it(
     monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
 ) -> None:
-    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
+    monkeypatch.setattr(crossover, "crossovers", lambda *asked: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
     found = [m for m in sparsify(model, ticket_for(model, density)).modules() if hasattr(m, "groups")]
     assert [(isinstance(m, SparseConv2d), is_held(m)) for m in found] == 3 * [(sparse, not sparse)]
@@ -54,7 +57,7 @@ def test_a_depthwise_layer_goes_with_those_around_it(
 def test_a_small_linear_layer_goes_with_the_large_ones(
     monkeypatch: pytest.MonkeyPatch, density: float, sparse: bool
 ) -> None:
-    monkeypatch.setattr(crossover, "crossovers", lambda threads: dict.fromkeys(crossover._PROBES, 0.5))
+    monkeypatch.setattr(crossover, "crossovers", lambda *asked: dict.fromkeys(crossover._PROBES, 0.5))
     model = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
     found = sparsify(model, ticket_for(model, density)).modules()
     assert [is_held(m) for m in found if isinstance(m, SparseLinear) or is_held(m)] == 2 * [not sparse]
@@ -65,4 +68,4 @@ def test_a_small_linear_layer_goes_with_the_large_ones(
 
 
 def test_a_crossover_is_a_density() -> None:
-    assert 0 <= crossover._crossover("conv 64") <= 1
+    assert all(0 <= crossover._crossover("conv 64", precision) <= 1 for precision in ("fp32", "bf16"))

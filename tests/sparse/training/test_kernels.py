@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gemminer import models
+from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import kernels, vectors
 from gemminer.sparse.training.convert import sparsify
 from tests.sparse.training.helpers import compare, noise, ticket_for
@@ -88,8 +89,96 @@ def test_large_maps_bypass_the_caches_and_stay_equal() -> None:
     model = models.build("resnet20", image_size=32).double()
     ticket = ticket_for(model, 0.05)
     x = noise(17, 3, 32, 32)  # a full block and a ragged one; the first maps have 278,528 numbers
-    assert kernels.LARGE < 17 * 16 * 32 * 32
+    assert kernels.LARGE < 8 * 17 * 16 * 32 * 32
     compare(model, sparsify(model, ticket, engine="sparse"), ticket, x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Numbers of bfloat16 in double precision."""
+    return x.bfloat16().double()
+
+
+def _half_a_place(ours: Tensor, exact: Tensor) -> None:
+    """Equal but for rounding to bfloat16, and for what float32 loses in a sum."""
+    assert ((ours.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5 * exact.abs().max()).all()
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_in_bfloat16_only_what_is_stored_is_rounded(data: st.DataObject) -> None:
+    """Outputs and input gradients to the nearest place, weight gradients not at all."""
+    draw = data.draw
+    kernel, stride = draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 1, 2]))
+    groups = draw(st.integers(1, 2))
+    height, width, batch = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 5, 16, 37]))
+    padding = draw(st.integers(0, kernel - 1))
+    assume(min(height, width) + 2 * padding >= kernel)
+    channels = 2 * groups
+    layer: nn.Module = nn.Conv2d(
+        channels, draw(st.integers(1, 3)) * groups, kernel, stride, padding, groups=groups, bias=False
+    )
+    if draw(st.booleans()):
+        layer = nn.Linear(channels, 5, bias=False)
+    model = nn.Sequential(layer)
+    ticket = ticket_for(model, draw(st.sampled_from([0.05, 0.3, 1.0])), draw(st.integers(0, 99)))
+    shape = (batch, channels) if isinstance(layer, nn.Linear) else (batch, channels, height, width)
+    x = noise(*shape, dtype=torch.float32)
+    if draw(st.booleans()):
+        x = x.bfloat16()
+    exact = copy.deepcopy(model).double()
+    theirs, ours = _exact(x).requires_grad_(), x.clone().requires_grad_()
+    sparse = sparsify(model, ticket, engine="sparse")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sparse(ours)
+    assert out.dtype is torch.bfloat16
+    y = exact(theirs)
+    _half_a_place(out, y)
+    dy = noise(*y.shape, seed=5).bfloat16()
+    y.backward(dy.double())
+    out.backward(dy)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert ours.grad.dtype is x.dtype
+    _half_a_place(ours.grad, theirs.grad)
+    values = next(p for name, p in sparse.named_parameters() if name.endswith("values"))
+    kept = exact[0].weight.grad[ticket.masks["0.weight"]]  # type: ignore[index, union-attr]
+    assert values.grad is not None
+    assert values.grad.dtype is torch.float32
+    assert (values.grad - kept).abs().max() <= 1e-5 * max(1e-3, float(kept.abs().max())) * batch
+
+
+def test_a_network_in_bfloat16_is_no_further_from_the_exact_one_than_pytorchs() -> None:
+    net = models.build("resnet20", image_size=16, width=0.5)
+    errors = [_errors_in_bfloat16(net, seed) for seed in range(5)]
+    for which in range(2):  # outputs, weight gradients
+        assert np.median([ours[which] / theirs[which] for ours, theirs in errors]) < 1.5
+
+
+def _errors_in_bfloat16(model: nn.Module, seed: int) -> list[tuple[float, float]]:
+    """Relative errors of outputs and of weight gradients: of the engine, of PyTorch under autocast."""
+    model = copy.deepcopy(model)
+    ticket = ticket_for(model, 0.1, seed)
+    x = noise(33, 3, 16, 16, seed=seed, dtype=torch.float32)
+    exact = _step(copy.deepcopy(model).double(), x.double(), ticket)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [_step(net, x, ticket) for net in (sparsify(model, ticket, engine="sparse"), model)]
+    return [
+        (float((y - exact[0]).norm() / exact[0].norm()), float((g - exact[1]).norm() / exact[1].norm()))
+        for y, g in found
+    ]
+
+
+def _step(net: nn.Module, x: Tensor, ticket: Ticket) -> tuple[Tensor, Tensor]:
+    """Outputs and the gradient of all kept weights."""
+    y = net(x)
+    y.float().square().mean().backward() if x.dtype == torch.float32 else y.square().mean().backward()
+    named = {name.removeprefix("net."): p.grad for name, p in net.named_parameters()}
+    found = []
+    for name, mask in ticket.masks.items():
+        values = named.get(name.removesuffix("weight") + "values")
+        whole = named.get(name)
+        found.append(values if values is not None else whole[mask])  # type: ignore[index]
+    return y.detach().double(), torch.cat([g.double() for g in found if g is not None])
 
 
 def test_nan_stays_nan() -> None:
