@@ -19,8 +19,9 @@ from gemminer.reporting.calls import draw_page, told_of
 from gemminer.runs import called
 from gemminer.runs.checks import CheckResult, check_names
 from gemminer.runs.experiment import BATCH_SIZE, require_test
+from gemminer.runs.keywords import of_comparison, of_method, of_training, takes
 from gemminer.runs.recipe import DEFAULT_CHECKS
-from gemminer.runs.settings import draw_of, resolve
+from gemminer.runs.settings import check_length, draw_of, resolve
 from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
 from gemminer.training.losses import Loss, Metric, Step, cross_entropy
 from gemminer.training.ranks import Distributed
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gemminer.runs.grid import Grid
 
 
+@takes("gemminer.mine", of_method)
 def mine(
     model: nn.Module,
     train_data: Any,
@@ -121,10 +123,7 @@ def mine(
     """
     seed, density = numbers.seed_of(seed), numbers.fraction("density is the fraction of weights kept", density)
     row = methods.get(method)
-    if not row.trains and (epochs is not None or budget is not None):
-        raise UsageError(f"the method {method!r} has no epochs to set")
-    if not row.trains and accumulate != 1:
-        raise UsageError(f"the method {method!r} takes no optimiser steps to accumulate for: leave accumulate out")
+    check_length(row, epochs, budget, accumulate)
     with told_of(monitor, progress) as told:
         experiment = called.experiment_of(
             model,
@@ -155,6 +154,7 @@ def mine(
         return ticket
 
 
+@takes("gemminer.train", of_training)
 def train(
     model: nn.Module,
     ticket: Ticket | str | Path,
@@ -244,6 +244,7 @@ def train(
         return TrainResult(**result)
 
 
+@takes("gemminer.check", of_training)
 def check(
     model: nn.Module,
     ticket: Ticket | str | Path,
@@ -309,8 +310,7 @@ def check(
     'not decided'
     """
     seeds = numbers.whole("seeds", seeds, least=1)
-    names = check_names(names)
-    ticket = Ticket.given(ticket)
+    names, ticket = check_names(names), Ticket.given(ticket)
     with told_of(monitor, progress) as told:
         experiment = called.for_ticket(
             ticket,
@@ -337,6 +337,7 @@ def check(
         return result
 
 
+@takes("gemminer.compare", of_comparison)
 def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Outcome:
     """Run every cell of a comparison that is not finished yet, then write its tables and its page in the folder `out`.
 
@@ -367,8 +368,7 @@ def compare(asked: Grid | Mapping[str, Any], out: str | Path, **how: Any) -> Out
     tables.write(outcome.out, outcome.cells, outcome.records, outcome.failures)
     if outcome.records:
         # All of them: the page names those that failed or are missing.
-        folders = [outcome.folder(cell) for cell in outcome.cells]
-        report(folders, outcome.out / "report.html", table_files=tables.PAGE_FILES)
+        report([outcome.folder(cell) for cell in outcome.cells], folder / "report.html", table_files=tables.PAGE_FILES)
     return outcome
 
 

@@ -194,7 +194,7 @@ def test_a_search_goes_on_from_its_checkpoint(pair: Pair, tmp_path: Path, monkey
         ({"density": 1.1}, "density is the fraction of weights kept"),
         ({"density": 1e-9}, "keeps none of 324 weights"),
         ({"method": "gemminer"}, "unknown method 'gemminer'; did you mean 'gem-miner'"),
-        ({"rigde": 1}, "unknown option of gem-miner 'rigde'; did you mean 'ridge'"),
+        ({"rigde": 1}, "unknown argument of gemminer.mine with gem-miner 'rigde'; did you mean 'ridge'"),
         ({"ridge": "big"}, "ridge: .* not 'big'"),
         ({"ridge": -1.0}, "lambda .ridge. must be 0 or more"),
         ({"epochs": 4, "freeze_every": 4}, "leave no time to freeze"),
@@ -285,7 +285,7 @@ def test_the_cost_of_a_training_by_hand(pair: Pair) -> None:
     ("fields", "text"),
     [
         ({"lr": -1.0}, "lr, the learning rate"),
-        ({"learning_rate": 1.0}, "unknown option of training 'learning_rate'"),
+        ({"learning_rate": 1.0}, "unknown argument of gemminer.train 'learning_rate'; did you mean 'lr'"),
         ({"optimiser": "lion"}, "optimiser: .* not 'lion'|unknown optimiser"),
         ({"nesterov": True, "optimiser": "adam"}, "nesterov needs optimiser sgd"),
         ({"model": nn.Linear(6, 3)}, "this ticket is of another model"),

@@ -337,7 +337,7 @@ BAD: dict[str, tuple[str, str]] = {
     "recipe file that is not there": ("mine --recipe {tmp}/none.toml", "cannot read the recipe"),
     "recipe file that is no TOML": ("mine --recipe {tmp}/bad.toml", "not valid TOML"),
     "recipe file that is no JSON": ("mine --recipe {tmp}/bad.json", "not valid JSON"),
-    "recipe file with an unknown field": ("mine --recipe {tmp}/field.json", "has no field 'densty'"),
+    "recipe file with an unknown field": ("mine --recipe {tmp}/field.json", "'densty'; did you mean 'density'?"),
     "recipe file that is a list": ("mine --recipe {tmp}/list.json", "must hold fields by name"),
     "inspect without a ticket": ("inspect", "ticket"),
     "ticket that is not there": ("inspect {tmp}/none.safetensors", "there is no ticket file"),

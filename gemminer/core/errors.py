@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from gemminer.core.spelling import nearest, relation
 
 
 class GemminerError(Exception):
@@ -25,16 +26,29 @@ class Stopped(GemminerError):
     """The person stopped the work (Ctrl-C). Its text says what was done and how to go on."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in a list, naming the nearest known one.
+MANY = 20  # names that a sentence lists beside a suggestion; more would hide it
+
+
+def unknown(kind: str, name: object, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> UsageError:
+    """The error for a name that is not in a list, naming the one that was meant if that can be told.
+
+    Args:
+        elsewhere: names that stand in another place -> how they are written there; suggested, not listed.
 
     >>> str(unknown("method", "snp", ["snip", "grasp"]))
     "unknown method 'snp'; did you mean 'snip'? Known: grasp, snip"
+    >>> str(unknown("argument", "sparsity", ["density"]))
+    "unknown argument 'sparsity'; did you mean 'density' (density = 1 - sparsity)? Known: density"
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}? Known: " if near else "; known: "
-    return UsageError(f"unknown {kind} {str(name)!r}{hint}{', '.join(known)}")
+    given, known, elsewhere = str(name), sorted(known), dict(elsewhere or {})
+    text = f"unknown {kind} {given!r}"
+    near = nearest(given, [*known, *(other for other in elsewhere if other not in known)])
+    if near is None:
+        return UsageError(f"{text}; known: {', '.join(known)}")
+    how = repr(near) if near in known else elsewhere[near]
+    how += f" ({of})" if (of := relation(given, near)) else ""
+    listed = f" Known: {', '.join(known)}" if len(known) <= MANY else ""
+    return UsageError(f"{text}; did you mean {how}?{listed}")
 
 
 def in_words(error: BaseException) -> str:

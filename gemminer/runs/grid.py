@@ -127,9 +127,7 @@ def make(fields: Mapping[str, Any], where: str = "comparison") -> Grid:
     if PARTS in fields:
         first, *others = (make(part, where) for part in parts_of(fields))
         return dataclasses.replace(first, others=tuple(others))
-    for name in fields:
-        if name not in Recipe.model_fields:
-            raise unknown(f"field of the {where}", name, Recipe.model_fields)
+    recipes.require_fields(fields, f"the {where}")
     axes = {name: _values(name, fields.get(name, Recipe.model_fields[name].default)) for name in AXES}
     by_method = fields.get("options", {})
     methods = {parse(label)[0] for label in axes["method"]}

@@ -9,6 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -274,18 +275,25 @@ def budget_of(text: str) -> tuple[float | None, float | None]:
 
 def make(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain fields; raises UsageError with one sentence that names the field at fault."""
+    require_fields(fields, where)
     try:
         return Recipe(**fields)
     except ValidationError as error:
         raise UsageError(explain(error, where)) from None
 
 
+def require_fields(fields: Mapping[str, Any], where: str = "recipe") -> None:
+    """Raise UsageError for a name that is no field of a recipe, naming the one that was meant, or where it stands."""
+    for name in fields:
+        if name not in Recipe.model_fields:
+            keywords = import_module("gemminer.runs.keywords")  # now: recipes import nothing heavy
+            raise unknown(f"field of {where}", name, Recipe.model_fields, keywords.inside(fields.get("method")))
+
+
 def explain(error: ValidationError, where: str) -> str:
     """The first complaint of pydantic as a sentence."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or where
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where} has no field {name!r}"
     if name == "density" and first["type"] != "float_parsing":
         return f"density is the fraction of weights kept, above 0 and at most 1; {first['input']} is not"
     if first["type"] == "value_error":

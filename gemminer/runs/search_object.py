@@ -23,6 +23,7 @@ from gemminer.core.selection import target
 from gemminer.core.ticket import Ticket
 from gemminer.methods.registry import Driven
 from gemminer.runs import provenance
+from gemminer.runs.keywords import of_method, takes
 from gemminer.runs.settings import draw_of, options_of
 from gemminer.runs.typed import MineOptions
 
@@ -70,6 +71,7 @@ class Search:
     24
     """
 
+    @takes("gemminer.Search", of_method)
     def __init__(
         self,
         model: nn.Module,

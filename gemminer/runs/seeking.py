@@ -33,6 +33,7 @@ from gemminer.runs.called import experiment_of
 from gemminer.runs.execute import asked_fields, prepare
 from gemminer.runs.experiment import BATCH_SIZE, Experiment, require_test
 from gemminer.runs.folder import FILES, INSIDE, Folder
+from gemminer.runs.keywords import takes
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.recording import record_of
 from gemminer.runs.settings import Resolved, draw_of, resolve
@@ -74,6 +75,7 @@ class Way:
         return draw_of(self.initialiser, methods.get(self.method), density, self.seed)
 
 
+@takes("gemminer.smallest", lambda _: ("", SmallestOptions.__annotations__))
 def smallest(
     model: nn.Module,
     train_data: Any,

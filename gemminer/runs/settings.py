@@ -21,12 +21,16 @@ from gemminer.training.settings import Settings
 T = TypeVar("T")
 
 
-def options_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
-    """A dataclass of settings from plain fields; raises UsageError with one sentence that names the field at fault."""
-    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+def options_of(kind: type[T], fields: Mapping[str, Any], where: str, elsewhere: Mapping[str, str] | None = None) -> T:
+    """A dataclass of settings from plain fields; raises UsageError with one sentence that names the field at fault.
+
+    Args:
+        elsewhere: names that stand in another place, as `unknown` takes them.
+    """
+    known = _names(kind)
     for name in fields:
         if name not in known:
-            raise unknown(f"option of {where}", name, known)
+            raise unknown(f"option of {where}", name, known, elsewhere)
     types = {f.name: str(f.type) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     adapter = TypeAdapter(kind)
     try:
@@ -35,9 +39,21 @@ def options_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
         raise UsageError(explain(error, where)) from None
 
 
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
 def default_epochs(examples: int) -> int:
     """The default number of epochs: 40 on small data, fewer on larger (11 on 54,000 examples), at least 5."""
     return max(5, min(40, round(600_000 / max(1, examples))))
+
+
+def check_length(row: methods.Method, epochs: int | None, budget: str | None, accumulate: int) -> None:
+    """Raise UsageError where a method that takes no steps is given a number of them."""
+    if not row.trains and (epochs is not None or budget is not None):
+        raise UsageError(f"the method {row.name!r} has no epochs to set")
+    if not row.trains and accumulate != 1:
+        raise UsageError(f"the method {row.name!r} takes no optimiser steps to accumulate for: leave accumulate out")
 
 
 def device_of(name: str) -> torch.device:
@@ -105,9 +121,12 @@ def resolve(
     training = next(n for n in (train_epochs, epochs, usual) if n is not None)
     search = epochs if epochs is not None else usual if part is None else max(1, round(part * training))
     own = {"epochs": search, **(options or {})} if row.trains else dict(options or {})
+    beside = {name: f"{name!r}, beside options and train and not in them" for name in Recipe.model_fields}
+    of_train = {name: f"{name!r} of train" for name in _names(Settings)}
+    of_options = {name: f"{name!r} of options" for name in _names(row.options)}
     return Resolved(
-        options_of(row.options, own, method),
-        options_of(Settings, {"epochs": training, **(train or {})}, "training"),
+        options_of(row.options, own, method, of_train | beside),
+        options_of(Settings, {"epochs": training, **(train or {})}, "training", of_options | beside),
         seconds if row.trains else None,
     )
 

@@ -113,6 +113,18 @@ def test_a_module_that_optimises_by_hand_is_refused() -> None:
         fit(module, TicketCallback(mine={"density": 0.3}))
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"sparsity": 0.7}, r"'density' \(density = 1 - sparsity\)"),
+        ({"density": 0.3, "precison": "bf16"}, "'precision'"),
+    ],
+)
+def test_misspelt_arguments_name_what_was_meant(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        fit(TwoViews(), TicketCallback(mine=given))
+
+
 def test_after_a_search_that_fails_the_module_logs_again() -> None:
     class Broken(TwoViews):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -74,7 +74,7 @@ def test_copies_with_changes() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"densty": 0.1}, "recipe has no field 'densty'"),
+        ({"densty": 0.1}, "unknown field of recipe 'densty'; did you mean 'density'"),
         ({"density": 0}, "density is the fraction of weights kept, above 0 and at most 1; 0 is not"),
         ({"density": 1.5}, "density is the fraction of weights kept, above 0 and at most 1; 1.5 is not"),
         ({"density": float("nan")}, "density is the fraction of weights kept, .* nan is not"),
@@ -113,7 +113,7 @@ def test_recipes_from_files(tmp_path: Path) -> None:
         ("r.json", b"{", "not valid JSON"),
         ("r.json", b"[0.05]", "must hold fields by name"),
         ("r.json", b'"x"', "must hold fields by name"),
-        ("r.json", b'{"densty": 1}', "has no field 'densty'"),
+        ("r.json", b'{"densty": 1}', "'densty'; did you mean 'density'?"),
         ("r.toml", b"\xff\xfe", "cannot read the recipe"),
         ("r.toml", None, "cannot read the recipe .*: No such file or directory"),
         ("paper", None, "unknown recipe"),

@@ -1,0 +1,90 @@
+"""What the calls from Python take by keyword: a name that one does not take is refused before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from gemminer import methods
+from gemminer.core.errors import unknown
+from gemminer.training.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+METHOD = "gem-miner"  # where none is asked for
+_CALLS: dict[str, frozenset[str]] = {}  # the parameters that each call has of its own
+
+
+def takes(
+    name: str, options: Callable[[Mapping[str, Any]], tuple[str, Iterable[str]]]
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator of a call `name` that takes options by keyword beside its own parameters.
+
+    The call then raises UsageError for a keyword that is neither, naming the one that was meant out of all that it
+    takes, or of what other calls take: also where, of what it must have, it was given nothing by the right name.
+
+    Args:
+        options: the keywords that are given -> (whose options they may be besides, in words, and their names).
+    """
+
+    def decorated(call: Callable[P, T]) -> Callable[P, T]:
+        named = inspect.signature(call).parameters.values()
+        own = frozenset(p.name for p in named if p.kind is not p.VAR_KEYWORD) - {"self"}
+        _CALLS[name] = own
+
+        @functools.wraps(call)
+        def checked(*args: P.args, **given: P.kwargs) -> T:
+            if not given.keys() <= own:
+                whose, also = options(given)
+                known = {*own, *also}
+                for keyword in given:
+                    if keyword not in known:
+                        within = inside(given.get("method")) if "train" in known else {}
+                        raise unknown(f"argument of {name}{whose}", keyword, known, _others(name) | within)
+            return call(*args, **given)
+
+        return checked
+
+    return decorated
+
+
+def _others(name: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for call, own in _CALLS.items():
+        if call != name:
+            for parameter in own:
+                found.setdefault(parameter, f"{parameter!r} of {call}")
+    return found
+
+
+def inside(method: Any = None) -> dict[str, str]:
+    """The names inside train and options, of a recipe or of `smallest` -> how they are said in a sentence."""
+    row = methods.get(method if isinstance(method, str) and method in methods.names() else METHOD)
+    found = {field.name: f"{field.name!r} of train" for field in dataclasses.fields(Settings)}
+    for field in dataclasses.fields(row.options):
+        own = f"{field.name!r} of options"
+        found[field.name] = f"{found[field.name]}, or {own} for the search" if field.name in found else own
+    return found
+
+
+def of_method(given: Mapping[str, Any]) -> tuple[str, Iterable[str]]:
+    """The options of the method that is asked for."""
+    row = methods.get(given.get("method", METHOD))
+    return f" with {row.name}", [field.name for field in dataclasses.fields(row.options)]
+
+
+def of_training(given: Mapping[str, Any]) -> tuple[str, Iterable[str]]:
+    """The settings of a training."""
+    return "", [field.name for field in dataclasses.fields(Settings)]
+
+
+def of_comparison(given: Mapping[str, Any]) -> tuple[str, Iterable[str]]:
+    """How the cells of a comparison are run."""
+    from gemminer.runs import compare  # here, for what runs cells takes a tenth of a second to import
+
+    named = inspect.signature(compare.run_cells).parameters.values()
+    where = [field.name for field in dataclasses.fields(compare.Where)]
+    return "", [*(p.name for p in named if p.kind is p.KEYWORD_ONLY), *where]
