@@ -60,7 +60,7 @@ class LeftDense:
 def why(reason: str, names: Sequence[str]) -> str:
     """A reason in words, and the option that takes weights with these names in."""
     if reason == f"{_MADE}prune":
-        return "made by torch.nn.utils.prune: prune.remove it first"
+        return "made by torch.nn.utils.prune: prune.remove it first, or take Ticket.from_prune(model)"
     if reason.startswith(_MADE):
         return f"{reason} from other parameters: remove that first"
     patterns = [repr(name) for name in dict.fromkeys(names)]

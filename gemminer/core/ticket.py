@@ -33,6 +33,7 @@ from gemminer.core.left_dense import LeftDense, parsed
 from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import named_state
 from gemminer.core.overlap import Overlap, overlaps
+from gemminer.core.pruned import put_masks, read_pruned
 from gemminer.core.zeros import zero_pruned
 
 FORMAT = "gemminer.ticket/1"
@@ -259,6 +260,34 @@ class Ticket:
         """Raise UsageError, in one sentence, unless `model` has exactly the ticket's parameters and buffers."""
         self.fitted(model)
 
+    def to_prune(self, model: nn.Module) -> nn.Module:
+        """Write the ticket into `model`, pruned as `torch.nn.utils.prune` does it: `weight_orig * weight_mask`.
+
+        Afterwards `prune.is_pruned`, `prune.remove` and every other tool for such models know it; `weight_orig` has the
+        initial values of pruned weights too. Returns the same model. Raises UsageError as `apply` does.
+
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(3, 2))
+        >>> ticket = Ticket({"0.weight": torch.eye(2, 3).bool()}, net.state_dict())
+        >>> sorted(ticket.to_prune(net).state_dict())
+        ['0.bias', '0.weight_mask', '0.weight_orig']
+        >>> Ticket.from_prune(net) == ticket
+        True
+        """
+        put_masks(model, self._written(model).masks)
+        return model
+
+    @classmethod
+    def from_prune(cls, model: nn.Module) -> Ticket:
+        """The ticket of a model that `torch.nn.utils.prune` has pruned, which is left as it is.
+
+        It starts from the values that the model has now, those under the masks too (`weight_orig`), and fits the plain
+        model: one made anew, or this one after `prune.remove`. Weights without a mask stay dense. Raises UsageError
+        where nothing is pruned so.
+        """
+        masks, state, facts = read_pruned(model)
+        return cls(masks, state, facts)
+
     def save(self, path: str | Path, *, weights: bool = True) -> Path:
         """Write one safetensors file, atomically; a file that is there is replaced, whosever it is.
 
@@ -301,8 +330,12 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
-        """Read a ticket; raises GemminerError with one sentence on a missing, truncated, corrupt or foreign file."""
+        """Read a ticket's file, or `ticket.safetensors` in a folder.
+
+        Raises GemminerError with one sentence on a missing, truncated, corrupt or foreign file.
+        """
         path = as_path("a ticket's file", path)
+        path = path / "ticket.safetensors" if path.is_dir() else path
         try:
             return cls._load(path)
         except (OSError, SafetensorError) as error:

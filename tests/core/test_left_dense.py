@@ -32,7 +32,7 @@ def test_every_reason_says_what_to_do() -> None:
         "embedding": "embeddings=True prunes them",
         "tied to an embedding": "tied to an embedding; embeddings=True",
         "excluded": "excluded, as asked",
-        "made by prune": "made by torch.nn.utils.prune: prune.remove it first",
+        "made by prune": "made by torch.nn.utils.prune: prune.remove it first, or take Ticket.from_prune(model)",
         "made by orthogonal": "made by orthogonal from other parameters: remove that first",
     }
     for reason, text in words.items():

@@ -335,7 +335,7 @@ def test_files_that_are_no_tickets(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, foreign)
     for path, sentence in [
         (absent, f"there is no ticket file {absent}"),
-        (folder, f"there is no ticket file {folder}"),
+        (folder, f"there is no ticket file {folder / 'ticket.safetensors'}"),
         (text, f"{text} is not a ticket, or it is truncated"),
         (foreign, f"{foreign}: it is a safetensors file, but not a gemminer ticket"),
     ]:

@@ -177,3 +177,27 @@ def test_deepspeed_is_refused() -> None:
     callback = TicketTrainerCallback(drawn_ticket(bert(), 0.2))
     with pytest.raises(UsageError, match=r"sharded \(DeepSpeed\)"):
         callback.on_train_begin(SimpleNamespace(deepspeed="zero3.json"), None, None)
+
+
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_a_folder_holds_the_model_and_the_ticket_beside_each_other(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    model = make()
+    ticket = drawn_ticket(model, 0.2)
+    ticket.apply(model)
+    trainer(model, tmp_path / "out", TicketTrainerCallback(ticket)).train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folder = tmp_path / "gem"
+    model.save_pretrained(folder)  # type: ignore[operator]
+    ticket.save(folder / "ticket.safetensors")
+
+    again = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    found = gemminer.Ticket.load(folder)
+    assert found == ticket
+    assert moved(again, found) == 0
+    again.save_pretrained(folder)  # a second time, over the first: the ticket stays
+    assert gemminer.Ticket.load(folder) == ticket
+    with gemminer.hold(again, found) as held:
+        assert held.violations() == 0
