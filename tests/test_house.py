@@ -124,6 +124,19 @@ def test_written_once(what: str, pattern: str) -> None:
     assert len([p for p in FILES if re.search(pattern, p.read_text(encoding="utf-8"))]) == 1, what
 
 
+def test_a_sentence_has_a_cause_only_where_it_is_the_callers() -> None:
+    """`from None` or `from cause(error)`: what a library raised adds forty lines in front of our sentence."""
+    found = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and node.cause is not None:
+                text, raised = ast.unparse(node.cause), ast.unparse(node.exc) if node.exc else ""
+                if text != "None" and not text.startswith("cause(") and not raised.startswith("ImportError"):
+                    found.append(f"{name_of(path)}: {text}")
+    # A network's failure, in the words of its library; and the cause that the same error had already.
+    assert found == ["gemminer/runs/called.py: error.__cause__", "gemminer/training/ranks.py: error"]
+
+
 def test_generic_code_asks_rows_not_names() -> None:
     """Runs and doors know methods by their registry rows: no isinstance of options, no look for a field."""
     generic = [p for p in FILES if p.relative_to(ROOT).parts[0] in {"runs", "api.py", "cli.py"}]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from gemminer.core.spelling import nearest, relation
 
@@ -59,3 +62,17 @@ def in_words(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+# Where no code of the caller's own is: this package, Python's library, and what is installed beside it.
+_INSTALLED = (str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), "<frozen")
+
+
+def cause(error: BaseException) -> BaseException | None:
+    """The error where the caller's own code raised it or is on its way, else None: `raise ... from cause(error)`.
+
+    What PyTorch raised inside its own layers adds forty lines before our sentence, which says it already.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    own = any(not frame.f_code.co_filename.startswith(_INSTALLED) for frame, _ in frames)
+    return error if own else None

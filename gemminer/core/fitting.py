@@ -24,6 +24,7 @@ def require_module(model: object) -> None:
     """Raise UsageError unless it is a module: an instance, not its class."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}: make one of it" if isinstance(model, type) else f"a {type(model).__name__}"
+        what += ": pass its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise UsageError(f"model must be a torch.nn.Module, not {what}")
 
 
@@ -70,10 +71,46 @@ def matched(names: Iterable[str], model: nn.Module) -> dict[str, str]:
             if set(found.values()) == set(first.values()):
                 return found
     given = {first[id(tensors[n])] for n in names if n in tensors}
-    missing = [n for n in names if n not in tensors]
-    extra = [n for n in first.values() if n not in given]
-    text = f"it has no {missing[0]!r}" if missing else f"the ticket has no {extra[0]!r}"
-    raise UsageError(f"this ticket is of another model: {text} ({len(missing) + len(extra)} names differ)")
+    raise UsageError(_other_model(names, list(first.values()), [n for n in names if n not in tensors], given))
+
+
+def _other_model(ticket: list[str], model: list[str], missing: list[str], given: set[str]) -> str:
+    """Which of a ticket and a model has not what, and why that may be.
+
+    Args:
+        ticket: the ticket's names.
+        model: the model's.
+        missing: those of the ticket that the model has not.
+        given: those of the model that the ticket has.
+    """
+    extra = [name for name in model if name not in given]
+    halves = [f"the {here} has no {_some(names)}" for here, names in (("model", missing), ("ticket", extra)) if names]
+    text = f"this ticket is of another model: {'; '.join(halves)}"
+    if inside := _prefix(ticket, model):
+        return f"{text}: it fits what the model holds as {inside!r}, so pass model.get_submodule({inside!r})"
+    if outside := _prefix(model, ticket):
+        return f"{text}: it is of a model that holds one like this as {outside!r}, so pass that"
+    return text
+
+
+def _some(names: list[str]) -> str:
+    """Up to three names.
+
+    >>> _some(["a", "b"]), _some(["a", "b", "c", "d"])
+    ("'a', 'b'", "'a', 'b', 'c' and 1 more")
+    """
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _prefix(inner: list[str], outer: list[str]) -> str | None:
+    """The name of the module under which all inner names stand among the outer ones; None without one.
+
+    >>> _prefix(["0.weight"], ["net.0.weight", "step"])
+    'net'
+    """
+    among = set(outer)
+    starts = [name.removesuffix(inner[0]) for name in outer if name.endswith(f".{inner[0]}")] if inner else []
+    return next((start[:-1] for start in starts if all(start + name in among for name in inner)), None)
 
 
 def check_shapes(found: Mapping[str, str], initial: Shapes, tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemminer.core.errors import GemminerError, UsageError, in_words
+from gemminer.core.errors import GemminerError, UsageError, cause, in_words
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def imported(name: str, what: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         said = str(error) if isinstance(error, (ImportError, AttributeError)) and str(error) else failure(error)
-        raise UsageError(f"the {what} {name!r} cannot be imported: {said.splitlines()[0]}") from error
+        raise UsageError(f"the {what} {name!r} cannot be imported: {said.splitlines()[0]}") from cause(error)
 
 
 def failure(error: BaseException) -> str:

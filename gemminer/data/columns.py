@@ -112,7 +112,7 @@ def _tensor(name: str, values: list[Any], padding: int | None, size: int | None)
     try:
         rows = [value if isinstance(value, Tensor) else torch.from_numpy(_numbers(value)) for value in values]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the column {name!r} holds no numbers ({in_words(error)}): encode it first") from error
+        raise UsageError(f"the column {name!r} holds no numbers ({in_words(error)}): encode it first") from None
     if len({row.shape for row in rows}) == 1:
         return torch.stack(rows)
     if padding is not None and all(row.dim() == 1 for row in rows):

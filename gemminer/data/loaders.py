@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import operator
 import random
+import re
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
@@ -12,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from gemminer.core.errors import UsageError
 from gemminer.core.numbers import whole
@@ -132,7 +134,25 @@ class LoaderBatches:
                     batch = next(iterator)
                 except StopIteration:
                     return
+                except Exception as error:
+                    if why := _unbatched(error):
+                        raise UsageError(why) from None
+                    raise
             yield batch
+
+
+def _unbatched(error: Exception) -> str | None:
+    """What is said of rows that PyTorch cannot make a batch of; None where something else has failed.
+
+    What a worker of a loader raises has its traceback in its text, so both are read the same way.
+    """
+    text = "".join(traceback.format_exception(error))
+    if re.findall(r'^\s*File "(.+?)"', text, re.MULTILINE)[-1:] != [default_collate.__code__.co_filename]:
+        return None
+    return (
+        f"the rows of the data make no batch ({text.strip().splitlines()[-1]}): pass a DataLoader whose collate_fn "
+        "makes one, by padding for instance; that of a Hugging Face Trainer is trainer.get_train_dataloader()"
+    )
 
 
 class Whole:
@@ -242,12 +262,26 @@ def as_batches(
     plain = (Mapping, tuple, list, set, str, bytes, Tensor, np.ndarray)
     if hasattr(data, "__iter__") and not isinstance(data, plain):
         return LoaderBatches(data, seed, channels_last=channels_last)
-    hint = "; pass its .train or .test" if isinstance(data, Data) else ""
-    hint = "; give it a __len__" if isinstance(data, Dataset) else hint
     raise UsageError(
         "data must be a DataLoader, a Dataset, or a pair (inputs, targets) of tensors or NumPy arrays, "
-        f"not a {type(data).__name__}{hint}"
+        f"not a {type(data).__name__}{_instead(data)}"
     )
+
+
+def _instead(data: Any) -> str:
+    """What may be passed in place of something that is no data."""
+    if isinstance(data, Dataset):
+        return "; give it a __len__"
+    if isinstance(data, Data):
+        return "; pass its .train or .test"
+    if callable(getattr(data, "get_train_dataloader", None)):  # Hugging Face's
+        return "; pass trainer.get_train_dataloader()"
+    if hasattr(data, "fit_loop"):  # Lightning's
+        return (
+            "; pass the DataLoader or DataModule that it fits, with step= where the loss is the module's own, or give "
+            "the Trainer gemminer.integrations.lightning.TicketCallback(mine=dict(density=...))"
+        )
+    return ""
 
 
 def as_wholes(data: Any, *, batch_size: int = 128, seed: int = 0, shuffle: bool = True) -> Whole:

@@ -109,7 +109,7 @@ def _torchvision(request: Request, name: str, root: Path, **options: Any) -> Any
         done = "downloaded to" if request.download else "read from"
         raise GemminerError(
             f"{request.name} could not be {done} {root} ({reason}); delete what is there and fetch it again"
-        ) from error
+        ) from None
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _idx(path: Path, sizes: int) -> Tensor:
                 raise GemminerError(f"{path} {says}; delete it and fetch it again")
             data = bytearray(file.read(size + 1))  # what more there is tells of damage
     except (OSError, EOFError, zlib.error) as error:
-        raise GemminerError(f"{path} cannot be read ({error}); delete it and fetch it again") from error
+        raise GemminerError(f"{path} cannot be read ({error}); delete it and fetch it again") from None
     if len(data) != size:
         found = f"{len(data)} bytes of data" if len(data) < size else "more data"
         raise GemminerError(f"{path} is damaged: {found} where its header says {size}; delete it and fetch it again")
@@ -225,7 +225,7 @@ def _listing(folder: Path, leave_out: str = "") -> Listed:
     try:
         tree = ImageFolder(str(folder), allow_empty=True)
     except OSError as error:
-        raise GemminerError(f"{folder} cannot be read as CLASS/IMAGE files: {error}") from error
+        raise GemminerError(f"{folder} cannot be read as CLASS/IMAGE files: {error}") from None
     found = [
         (file, tree.classes[label])
         for file, label in tree.samples
@@ -242,10 +242,10 @@ def _decode(files: Sequence[str], size: int) -> Tensor:
 
     try:
         images = np.empty((len(files), 3, size, size), np.uint8)
-    except MemoryError as error:
+    except MemoryError:
         raise GemminerError(
             f"{len(files)} images of {size}x{size} pixels do not fit into memory: take fewer or smaller ones"
-        ) from error
+        ) from None
 
     def read(index: int) -> None:
         try:
@@ -253,7 +253,7 @@ def _decode(files: Sequence[str], size: int) -> Tensor:
                 square = ImageOps.fit(_colours(image), (size, size), method=Image.Resampling.BILINEAR)
         except Exception as error:  # any kind comes out of PIL for damaged files
             why = f" ({error})" if isinstance(error, GemminerError) else ""
-            raise GemminerError(f"the image {files[index]} cannot be read{why}: replace or delete it") from error
+            raise GemminerError(f"the image {files[index]} cannot be read{why}: replace or delete it") from None
         images[index] = np.asarray(square).transpose(2, 0, 1)
 
     # What PIL warns of (a damaged EXIF, many pixels) is no fault of what it reads, or is refused here.
@@ -344,7 +344,7 @@ def _tiny_imagenet(request: Request) -> Raw:
     try:
         rows = [line.split() for line in notes.read_text(errors="replace").splitlines() if line.strip()]
     except OSError as error:
-        raise GemminerError(f"{notes} cannot be read ({error.strerror})") from error
+        raise GemminerError(f"{notes} cannot be read ({error.strerror})") from None
     if not rows or any(len(row) < 2 for row in rows):
         raise GemminerError(f"{notes} is damaged: unzip tiny-imagenet-200.zip again")
     test = [(str(path / "val/images" / row[0]), row[1]) for row in rows]

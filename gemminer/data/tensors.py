@@ -49,5 +49,5 @@ def _as_tensor(array: Any) -> Tensor:
     try:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # its type is the model's business
-    except TypeError as error:
-        raise UsageError(f"an array of {array.dtype} is no data to train on: pass numbers") from error
+    except TypeError:
+        raise UsageError(f"an array of {array.dtype} is no data to train on: pass numbers") from None

@@ -48,8 +48,8 @@ def tensorboard(folder: str | Path) -> Tracker:
     """A monitor that writes an event file for TensorBoard into `folder`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise UsageError("tensorboard is not installed: pip install 'gemminer[trackers]'") from error
+    except ModuleNotFoundError:
+        raise UsageError("tensorboard is not installed: pip install 'gemminer[trackers]'") from None
     writer = SummaryWriter(folder)
 
     def log(numbers: dict[str, float], step: int) -> None:
@@ -70,8 +70,8 @@ def wandb(run: Any = None, **options: Any) -> Tracker:
     if own:
         try:
             import wandb as library
-        except ModuleNotFoundError as error:
-            raise UsageError("wandb is not installed: pip install 'gemminer[trackers]'") from error
+        except ModuleNotFoundError:
+            raise UsageError("wandb is not installed: pip install 'gemminer[trackers]'") from None
         run = library.init(**options)
     known: set[str] = set()
 

@@ -23,8 +23,8 @@ def installed(package: str) -> Any:
     """A package that is no dependency; raises UsageError where it is not installed."""
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{package} is not installed: pip install {package}") from error
+    except ModuleNotFoundError:
+        raise UsageError(f"{package} is not installed: pip install {package}") from None
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> None:
@@ -63,8 +63,8 @@ def timm_network(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]
         net: nn.Module = timm.create_model(name, **{**given, **options})
     except Exception as error:  # what a constructor, the network or a file raises
         if options.get("pretrained"):
-            raise _no_weights(f"timm:{name}", error) from error
-        raise refused(f"timm:{name}", error) from error
+            raise _no_weights(f"timm:{name}", error) from None
+        raise refused(f"timm:{name}", error) from None
     return net
 
 
@@ -102,7 +102,7 @@ def torchvision_network(name: str, sizes: Mapping[str, int], options: Mapping[st
             break
         except Exception as error:  # what a constructor raises
             if not (size and "unexpected keyword argument 'image_size'" in str(error)):
-                raise refused(full, error) from error
+                raise refused(full, error) from None
     stem = _widen(net, sizes["in_channels"])
     if pretrained:
         _load(net, library.get_model_weights(name), pretrained, stem, sizes["classes"])

@@ -48,9 +48,9 @@ def transformers_network(name: str, sizes: Mapping[str, int], options: Mapping[s
         else:  # a classifier of another size keeps its fresh draw
             net = auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True, trust_remote_code=False)
     except OSError as error:
-        raise _not_there(name, error) from error
+        raise _not_there(name, error) from None
     except Exception as error:  # what a configuration that cannot be raises
-        raise refused(f"hf:{name}", error) from error
+        raise refused(f"hf:{name}", error) from None
     return net.train()
 
 
@@ -78,9 +78,9 @@ def _configuration(
     except UsageError:
         raise
     except OSError as error:
-        raise _not_there(name, error) from error
+        raise _not_there(name, error) from None
     except Exception as error:  # a damaged file, or fields that cannot be
-        raise refused(f"hf:{name}", error) from error
+        raise refused(f"hf:{name}", error) from None
 
 
 def _task_of(config: Any, task: Any, name: str) -> str:

@@ -222,7 +222,7 @@ def from_options(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]
         except (RuntimeError, MemoryError, OverflowError) as error:
             if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
                 raise
-            raise UsageError(f"a {name} of this size does not fit into memory: choose smaller sizes") from error
+            raise UsageError(f"a {name} of this size does not fit into memory: choose smaller sizes") from None
 
 
 def has_weights(name: str, options: Mapping[str, Any]) -> bool:

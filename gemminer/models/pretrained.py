@@ -35,5 +35,5 @@ def load_pretrained(net: nn.Module, source: Any, fresh: Collection[str]) -> None
         raise GemminerError(
             f"cannot load the pretrained weights {source} ({reason}): leave pretrained out "
             f"or put a sound copy of {source.url} into {torch.hub.get_dir()}/checkpoints"
-        ) from error
+        ) from None
     net.load_state_dict(fits, strict=False)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, cause
 from gemminer.core.imports import failure, imported, others_code
 from gemminer.core.randomness import seed_globals
 from gemminer.models import collections, huggingface
@@ -113,7 +113,7 @@ def _own_network(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]
         except GemminerError:
             raise
         except (Exception, SystemExit) as error:  # whatever it raises
-            raise UsageError(f"{name} cannot be made: {failure(error)}") from error
+            raise UsageError(f"{name} cannot be made: {failure(error)}") from cause(error)
     if not isinstance(net, nn.Module):
         raise UsageError(f"{name} made a {type(net).__name__}, which is no torch.nn.Module")
     return net

@@ -131,7 +131,7 @@ def _one(found: Record, phases: run_charts.Phases, where: str, target: Path, tic
     try:
         page = _run_page(found, phases, _downloads(found, phases) | ({"ticket.safetensors": ticket} if ticket else {}))
     except _DAMAGE as error:
-        raise _damaged(where, error) from error
+        raise _damaged(where, error) from None
     return save(target, page)
 
 

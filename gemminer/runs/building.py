@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gemminer import data
 from gemminer.core import progress
-from gemminer.core.errors import UsageError
+from gemminer.core.errors import UsageError, cause
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
 from gemminer.core.names import named_parameters
@@ -83,7 +83,7 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             "output and labels was given; give step=, a function of the model and a batch that returns it"
         )
     how = "the model does not take" if task.step is None else "step fails on"
-    raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from failed
+    raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from cause(failed)
 
 
 def _by_step(task: Mapping[str, Any], metric: Any) -> bool:

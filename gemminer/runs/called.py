@@ -142,7 +142,7 @@ class Call:
                 trained.update(of_first(self.folder, lambda: load_weights(path)))
         except GemminerError as error:
             if trained:
-                raise type(error)(f"{error}; the trained weights are in the model") from error
+                raise type(error)(f"{error}; the trained weights are in the model") from error.__cause__
             raise
         finally:
             if trained:

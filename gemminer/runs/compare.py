@@ -304,8 +304,8 @@ def gathered(out: Path) -> Path:
     try:
         fields = read_json((out / "compare.json").read_text(encoding="utf-8"))
         asked, threads = make(fields["grid"]), int(fields["threads"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise GemminerError(f"{out} is not a comparison's folder: it has no usable compare.json") from error
+    except (OSError, ValueError, LookupError, TypeError):
+        raise GemminerError(f"{out} is not a comparison's folder: it has no usable compare.json") from None
     outcome = Outcome(out, asked.cells(), {})
     outcome.records |= {c.digest: r for c in outcome.cells if (r := finished(c, outcome.folder(c))) is not None}
     entries = {c.digest: outcome.entry(c) for c in outcome.cells if c.digest in outcome.records}

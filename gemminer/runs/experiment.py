@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gemminer import methods
 from gemminer.core import left_dense
 from gemminer.core.draw import Draw
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, cause
 from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import borrowed, gradients, named_state
 from gemminer.core.numbers import strings
@@ -259,7 +259,7 @@ class Experiment:
                 except GemminerError:
                     raise
                 except Exception as error:  # whatever a user's model raises
-                    raise GemminerError(f"the model fails in a training step: {reason(error)}") from error
+                    raise GemminerError(f"the model fails in a training step: {reason(error)}") from cause(error)
                 rule.after_step(0)
                 times.append(time.monotonic() - begun)
         epochs = int(seconds / (min(times) * self._batches(seconds / 10)))

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from gemminer.core.errors import GemminerError
+from gemminer.core.errors import GemminerError, cause
 from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import private_randomness
 from gemminer.training.feed import reason
@@ -38,7 +38,7 @@ def with_metric(task: Task, metric: Metric | None, *, measured: bool) -> Task:
             try:
                 output = task.forward(inputs)
             except Exception as error:  # whatever a user's model raises where gradients are recorded
-                raise GemminerError(f"the model fails in a training step: {reason(error)}") from error
+                raise GemminerError(f"the model fails in a training step: {reason(error)}") from cause(error)
             check_targets(task.loss, output, targets)
             task.loss_between(output, targets)
         if measured:

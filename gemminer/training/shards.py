@@ -77,9 +77,9 @@ def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
     try:
         return torch.cat(list(parts))
-    except RuntimeError as error:
+    except RuntimeError:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise GemminerError(f"the ranks' batches cannot be joined to one ({shapes}): pad them to one size") from error
+        raise GemminerError(f"the ranks' batches cannot be joined to one ({shapes}): pad them to one size") from None
 
 
 class Own:

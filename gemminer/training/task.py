@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.devices import at_hand
-from gemminer.core.errors import GemminerError
+from gemminer.core.errors import GemminerError, cause
 from gemminer.core.layout import Layout
 from gemminer.core.model_state import held_in_evaluation, train_mode
 from gemminer.core.progress import Monitor
@@ -300,7 +300,7 @@ class Task:
             with self._computing():
                 found = self.loss(output, self.place_targets(targets))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            raise self._misfit("loss", output, targets, error) from error
+            raise self._misfit("loss", output, targets, error) from cause(error)
         loss = as_loss(found, "loss" if self.step is None else "step")
         loss = loss if self.precision == "fp32" else in_float32(loss)
         # Where the labels are on a device, nothing waits for it: the mean of nothing is NaN, its gradient is 0.
@@ -319,8 +319,10 @@ class Task:
             raise
         except Exception as error:
             if self.step is not None:
-                raise GemminerError(f"the metric fails on a batch ({shapes(inputs)}): {reason(error)}") from error
-            raise self._misfit("metric", output, targets, error) from error
+                raise GemminerError(f"the metric fails on a batch ({shapes(inputs)}): {reason(error)}") from cause(
+                    error
+                )
+            raise self._misfit("metric", output, targets, error) from cause(error)
         return as_values(found)
 
     def _misfit(self, what: str, output: Any, targets: Any, error: Exception) -> GemminerError:

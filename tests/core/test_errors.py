@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,11 @@ def others() -> dict[str, Callable[[], Any]]:
     }
 
 
+def own(error: BaseException) -> bool:
+    """Whether code of this file is in what is shown of an error."""
+    return any(frame.filename == __file__ for frame in traceback.extract_tb(error.__traceback__))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_odd_arguments_work_or_end_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -271,6 +277,11 @@ def test_odd_arguments_work_or_end_in_one_sentence(tmp_path: Path, monkeypatch: 
         except GemminerError as error:
             if "\n" in str(error) or not str(error):
                 raw.append(f"{name}: more than a sentence: {error}")
+            # No traceback of PyTorch's in front of the sentence; those of the caller's own code may stand there.
+            if error.__context__ is not None and not error.__suppress_context__:
+                raw.append(f"{name}: during handling of {error.__context__!r}")
+            if error.__cause__ is not None and not own(error.__cause__):
+                raw.append(f"{name}: from {error.__cause__!r}")
         except Exception as error:
             raw.append(f"{name}: {type(error).__name__}: {str(error)[:100]}")
     assert not raw, "\n".join(raw)
@@ -281,3 +292,20 @@ def test_a_name_that_is_not_known_names_the_nearest() -> None:
     for how, near in (({"lamda": 3}, "lambda|slack|lr|ridge|known"), ({"epoch": 3}, "did you mean 'epochs'")):
         with pytest.raises(UsageError, match=near):
             gemminer.mine(mlp(), PAIR, 0.2, **how)  # type: ignore[arg-type]
+
+
+def test_the_cause_is_shown_where_the_callers_own_code_is_in_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(9, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layer(x)
+
+    with pytest.raises(UsageError, match="the model does not take the training data's inputs") as caught:
+        gemminer.mine(Net(), PAIR, 0.2)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(UsageError, match="the model does not take the training data's inputs") as caught:
+        gemminer.mine(nn.Sequential(nn.Linear(9, 3)), PAIR, 0.2)
+    assert caught.value.__cause__ is None

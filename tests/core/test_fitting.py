@@ -108,8 +108,49 @@ def test_a_users_own_module_keeps_its_name() -> None:
     ticket = gemminer.mine(Own(), tiny_data(), 0.2, epochs=1)
     assert list(ticket.masks) == ["module.weight", "head.weight"]
     ticket.apply(nn.DataParallel(Own()))
-    with pytest.raises(UsageError, match=r"this ticket is of another model: it has no 'module.weight'"):
+    with pytest.raises(UsageError, match=r"another model: the model has no 'module.weight', 'module.bias', 'head"):
         ticket.apply(nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 3)))
+
+
+def test_a_ticket_of_another_model_says_which_has_not_what() -> None:
+    ticket = drawn_ticket(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), 0.5)
+    with pytest.raises(UsageError) as caught:
+        ticket.apply(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)))
+    assert str(caught.value) == (
+        "this ticket is of another model: the model has no '2.weight', '2.bias'; the ticket has no '1.weight', '1.bias'"
+    )
+    with pytest.raises(UsageError, match=r"the model has no '0.weight', '0.bias', '2.weight' and 1 more; the ticket"):
+        ticket.apply(Own())
+    bare = drawn_ticket(nn.Sequential(nn.Linear(6, 4)), 0.5)
+    with pytest.raises(UsageError, match=r"another model: the ticket has no '1.weight', '1.bias'$"):
+        bare.apply(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)))
+
+
+class Holds(nn.Module):
+    """A model as part of one's own, beside what that counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("seen", torch.zeros(()))
+
+
+def test_a_model_that_holds_the_tickets_is_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+    around = Holds(copy.deepcopy(model))
+    with pytest.raises(UsageError, match=r"the ticket has no .*: it fits what the model holds as 'model', so pass"):
+        drawn_ticket(model, 0.5).apply(around)
+    drawn_ticket(model, 0.5).apply(around.get_submodule("model"))
+    with pytest.raises(UsageError, match="it is of a model that holds one like this as 'model', so pass that"):
+        drawn_ticket(around, 0.5).apply(model)
+
+
+def test_an_object_that_holds_a_model_says_where() -> None:
+    class Trainer:
+        model = nn.Linear(6, 4)
+
+    with pytest.raises(UsageError, match=r"not a Trainer: pass its .model"):
+        gemminer.mine(Trainer(), tiny_data(), 0.5)  # type: ignore[arg-type]
 
 
 # --- ties ---------------------------------------------------------------------------------------------------------

@@ -234,6 +234,48 @@ class Unsized(Dataset[int]):
         return index
 
 
+class Rows(Dataset[Any]):
+    """Rows as they are."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+class Broken(Rows):
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("each element in list of batch should be of equal size")
+
+
+RAGGED: dict[str, Callable[[], Any]] = {
+    "pairs": lambda: Rows([(torch.zeros(n), 0) for n in (3, 5)]),
+    "dictionaries of tensors": lambda: [{"ids": torch.zeros(n), "labels": 0} for n in (3, 5)],
+    "dictionaries of lists": lambda: [{"ids": [1] * n, "labels": 0} for n in (3, 5)],
+    "no numbers": lambda: Rows([(torch.zeros(3), None)] * 2),
+    "a loader": lambda: DataLoader(Rows([(torch.zeros(n), 0) for n in (3, 5)]), batch_size=2),
+    "a loader's worker": lambda: DataLoader(Rows([(torch.zeros(n), 0) for n in (3, 5)]), batch_size=2, num_workers=1),
+}
+
+
+@pytest.mark.parametrize("kind", RAGGED)
+def test_rows_that_make_no_batch_are_refused_in_one_sentence(kind: str) -> None:
+    with pytest.raises(UsageError, match=r"collate_fn .*trainer.get_train_dataloader\(\)") as error:
+        list(as_batches(RAGGED[kind]()).epoch(0))
+    assert one_sentence(error)
+    assert error.value.__suppress_context__
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_data_set_raises_itself_is_left(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="each element in list"):
+        list(as_batches(DataLoader(Broken([1, 2]), batch_size=2, num_workers=workers)).epoch(0))
+
+
 X = torch.zeros(4, 2)
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "lengths": (lambda: as_batches((X, torch.zeros(3))), "4 inputs but 3 targets"),

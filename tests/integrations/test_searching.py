@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import pytorch_lightning
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -123,6 +124,14 @@ def test_a_module_that_optimises_by_hand_is_refused() -> None:
 def test_misspelt_arguments_name_what_was_meant(given: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         fit(TwoViews(), TicketCallback(mine=given))
+
+
+def test_a_trainer_is_no_data_and_its_sentence_says_what_is() -> None:
+    theirs: Any = object.__new__(transformers.Trainer)  # to make one takes accelerate and a model
+    with pytest.raises(UsageError, match=r"not a Trainer; pass trainer.get_train_dataloader\(\)"):
+        gemminer.mine(TwoViews(), theirs, 0.3)
+    with pytest.raises(UsageError, match=r"not a Trainer; pass the DataLoader .* with step= .*TicketCallback"):
+        gemminer.mine(TwoViews(), L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), 0.3)
 
 
 def test_after_a_search_that_fails_the_module_logs_again() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gemminer.core.errors import GemminerError, UsageError, unknown
+from gemminer.core.errors import GemminerError, UsageError, cause, unknown
 from gemminer.core.randomness import mixed, private_randomness, seed_globals
 from gemminer.core.selection import keep_highest, target
 from gemminer.data import examples_in
@@ -150,4 +150,4 @@ def twice_differentiable(method: str) -> Iterator[None]:
         except RuntimeError as error:
             if not any(sign in str(error) for sign in ("is not implemented", "differentiate twice")):
                 raise
-            raise GemminerError(f"{method} needs second derivatives, which this model lacks: {error}") from error
+            raise GemminerError(f"{method} needs second derivatives, which this model lacks: {error}") from cause(error)
