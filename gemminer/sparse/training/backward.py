@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gemminer.sparse.training import kernels as k
-from gemminer.sparse.training.chain import Forward, Norm, Unit, Value, Weights, between
+from gemminer.sparse.training.chain import Forward, Norm, Unit, Value, Weights, between, pooled
 from gemminer.sparse.training.patterns import Array
 from gemminer.sparse.training.vectors import VECTOR_BYTES
 
@@ -114,7 +114,7 @@ class Backward:
         v = self.done.links.inputs + u
         step, gradient = self.done.steps[u], self.gradients[v]
         if step.pattern is None:
-            self._shortcut(v, step.unit)
+            self._shortcut(v, step.unit) if step.unit.shortcut else self._pool(v, step.unit)
             return Weights(None, None, None, None)
         if gradient.g is None:
             if not gradient.parts:
@@ -132,15 +132,59 @@ class Backward:
         return grads
 
     def _shortcut(self, v: int, unit: Unit) -> None:
-        out, source, parts = self.done.values[v], self.done.values[unit.source], self.gradients[v].parts
+        out, source, dy = self.done.values[v], self.done.values[unit.source], self._arrived(v)
         dx = None
-        if parts and self.needs[unit.source]:
+        if dy is not None and self.needs[unit.source]:
             assert unit.shortcut is not None
             dx = self.run.empty(source)
-            sizes = between(self.run, source, out, unit.shortcut)
-            self.run.launch(k.shortcut, *sizes, dx, self.run.sum(parts), True)
-        self.gradients[v].parts = []
+            self.run.launch(k.shortcut, *between(self.run, source, out, unit.shortcut), dx, dy, True)
         self._add_gradient(unit.source, dx)
+
+    def _arrived(self, v: int) -> Array | None:
+        """The gradient of a value that was neither normed nor cut, from whatever has read it; None without one."""
+        gradient, self.gradients[v] = self.gradients[v], _Gradient()
+        if gradient.g is not None:
+            return gradient.g
+        return self.run.sum(gradient.parts) if gradient.parts else None
+
+    def _pool(self, v: int, unit: Unit) -> None:
+        run, pool, out, source = self.run, unit.pool, self.done.values[v], self.done.values[unit.source]
+        assert pool is not None
+        dy = self._arrived(v)
+        if dy is None or not self.needs[unit.source]:
+            self._add_gradient(unit.source, None)
+            return
+        todo, extra, stats, last = self._into(unit.source)
+        dx = run.empty(source)
+        z, y, scale, shift, mean, alive = self._value_arrays(source)
+        run.launch(
+            k.unpool,
+            *(*pooled(run, source, out, pool), dy, out.which, z, y, scale, shift, mean, alive),
+            *(todo, extra, dx, stats, run.work(source.width * run.block)),
+        )
+        self._put(unit.source, dx, stats, last)
+        if self.release:
+            out.y = out.which = None
+
+    def _into(self, v: int) -> tuple[int, Array, Array, bool]:
+        """What a kernel that writes a gradient of v is to do: its flags, what to add, and whether it is the last."""
+        todo, extra, stats = 0, self.run.no_map, self.run.no_stats
+        self.left[v] -= 1
+        last = self.left[v] == 0
+        if last:
+            todo, arrived = self._flags(v), self.gradients[v].parts
+            if arrived:
+                extra, todo = self.run.sum(arrived), todo | k.EXTRA
+            stats = np.zeros((self.run.blocks, self.done.values[v].channels, 2))
+        return todo, extra, stats, last
+
+    def _put(self, v: int, dx: Array, stats: Array, last: bool) -> None:
+        """Take what a kernel wrote: the whole gradient of v, or a part of it."""
+        if last and v >= self.done.links.inputs:
+            self._finished(v, dx, stats)
+        else:
+            parts = self.gradients[v].parts
+            self.gradients[v].parts = [dx] if last else [*parts, dx]
 
     def _layer(self, u: int) -> Weights:
         step, weight, weights_needed = self.done.steps[u], self.weights[u], self.weights_needed[u]
@@ -156,21 +200,16 @@ class Backward:
         assert weight.values is not None
         layout = pattern.layout(source.height, source.width)
         row = layout.at(run.batch, run.block)
-        self.left[step.unit.source] -= 1
-        last = self.left[step.unit.source] == 0
-        todo = k.NEED_W if weights_needed[0] and pattern.o.size else 0
-        arrived = self.gradients[step.unit.source]
-        extra, dx, stats = run.no_map, run.no_map, run.no_stats
+        todo, extra, dx, stats, last = 0, run.no_map, run.no_map, run.no_stats, False
         if self.needs[step.unit.source]:
+            todo, extra, stats, last = self._into(step.unit.source)
             todo |= k.NEED_X
             # dx takes the memory of z, which is in the cache and is read for the last time, each row before its dx.
             reuse = self.release and out.size == source.size
             dx = out.z if reuse and out.z is not None else run.empty(source)
-            if last:
-                todo |= self._flags(step.unit.source)
-                if arrived.parts:
-                    extra, todo = self.run.sum(arrived.parts), todo | k.EXTRA
-                stats = np.zeros((run.blocks, source.channels, 2))
+        else:
+            self.left[step.unit.source] -= 1
+        todo |= k.NEED_W if weights_needed[0] and pattern.o.size else 0
         z, y, scale, shift, mean, alive = self._value_arrays(source)
         read = k.IDENTITY if source.y is not None else k.RELU if source.relu else 0
         partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
@@ -186,10 +225,7 @@ class Backward:
             *(extra, dx, stats, partial, run.work(layout.back_work * run.block + sums)),
         )
         if todo & k.NEED_X:
-            if last and step.unit.source >= self.done.links.inputs:
-                self._finished(step.unit.source, dx, stats)
-            else:
-                arrived.parts = [dx] if last else [*arrived.parts, dx]
+            self._put(step.unit.source, dx, stats, last)
         return self._weight_gradients(out, step.norm, weight, weights_needed, partial, a, gradient)
 
     def _norm_gradient(

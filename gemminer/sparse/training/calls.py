@@ -98,6 +98,21 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Ten
     return input.recorder.pad(input, *pad[4:])  # type: ignore[no-any-return]
 
 
+def _pool(
+    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False,
+    return_indices: Any = False,
+) -> Tensor | None:  # fmt: skip
+    sizes = [_pair(x) for x in (kernel_size, kernel_size if stride in (None, (), []) else stride, padding, dilation)]
+    if not isinstance(input, Deferred) or None in sizes or sizes[3] != (1, 1) or ceil_mode or return_indices:
+        return None
+    return input.recorder.max_pool(input, *sizes[:3])  # type: ignore[no-any-return]
+
+
+def _pair(x: Any) -> tuple[int, int] | None:
+    pair = (x, x) if isinstance(x, int) else tuple(x) if isinstance(x, tuple | list) else ()
+    return pair if len(pair) == 2 and all(type(n) is int for n in pair) else None
+
+
 _RECORDED: dict[Any, Callable[..., Tensor | None]] = {
     F.batch_norm: _norm,
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
@@ -106,6 +121,7 @@ _RECORDED: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _add_),
     Tensor.__getitem__: _part,
     F.pad: _pad,
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _pool),
 }
 
 

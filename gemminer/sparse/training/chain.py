@@ -30,9 +30,21 @@ class Shortcut(NamedTuple):
     after: int
 
 
+class Pool(NamedTuple):
+    """The largest of each window of a map: sizes of window, stride and padding, rows first."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        (kh, kw), (sh, sw), (ph, pw) = self
+        return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
+
+
 @dataclass(frozen=True)
 class Unit:
-    """y = relu(norm(layer(source)) + residual), norm, residual and relu being optional; or y = shortcut(source).
+    """y = relu(norm(layer(source)) + residual), norm, residual and relu being optional; or a shortcut, or a pool.
 
     Values are numbered: the chain's inputs, then its units in order.
     """
@@ -41,6 +53,7 @@ class Unit:
     residual: int | None = None
     relu: bool = False
     shortcut: Shortcut | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,7 @@ class Value:
     shift: Array | None = None
     alive: Array | None = None
     whole: bool = True  # whether all channels are alive
+    which: Array | None = None  # of a pool: the place in its window that each number comes from
     mean: Array | None = None
     low: Array | None = None  # the mean, in the kernels' type
     invstd: Array | None = None
@@ -251,6 +265,12 @@ def between(run: Runner, source: Value, out: Value, shortcut: Shortcut) -> tuple
     return (*sizes, shortcut.stride, shortcut.before)
 
 
+def pooled(run: Runner, source: Value, out: Value, pool: Pool) -> tuple[int, ...]:
+    """The sizes that a pool's kernels take as arguments."""
+    maps = (source.channels, source.height, source.width, out.height, out.width)
+    return (run.batch, run.block, *maps, *pool.kernel, *pool.stride, *pool.padding)
+
+
 class Forward:
     """One forward pass and what its backward pass needs."""
 
@@ -304,7 +324,7 @@ class Forward:
     def _layer(self, step: Step, weight: Weights) -> None:
         run, pattern, source = self.run, step.pattern, self.values[step.unit.source]
         if pattern is None:
-            self._shortcut(step.unit)
+            self._shortcut(step.unit) if step.unit.shortcut else self._pool(step.unit)
             return
         layout = pattern.layout(source.height, source.width)
         row = layout.at(run.batch, run.block)
@@ -343,6 +363,18 @@ class Forward:
         out = Value(before + source.channels + after, height, width)
         out.y = self.run.empty(out)
         self.run.launch(k.shortcut, *between(self.run, source, out, unit.shortcut), source.y, out.y, False)
+        self.values.append(out)
+
+    def _pool(self, unit: Unit) -> None:
+        run, source, pool = self.run, self.values[unit.source], unit.pool
+        assert pool is not None
+        if self.kept[unit.source]:
+            self.materialise(unit.source)
+        out = Value(source.channels, *pool.out_size(source.height, source.width))
+        out.y, out.which = run.empty(out), run.pool.take((run.batch * out.size,), np.uint8)
+        args, flags = _source(source, self._residual(unit.source), run)
+        work = run.work((pool.kernel[0] * source.width + 1) * run.block)
+        run.launch(k.pool, *pooled(run, source, out, pool), *args, flags, out.y, out.which, work)
         self.values.append(out)
 
     def _normalise(self, out: Value, norm: Norm | None, weight: Weights, stats: Array) -> None:

@@ -644,3 +644,82 @@ def shortcut(t, next_block, n, nb, c_in, h, w, c_out, stride, before, full, smal
                             _move(full, at + x * stride * lanes, small, to + x * lanes, lanes)
                 elif not back:
                     _zero(small, to, to + ow * lanes)
+
+
+@_kernel
+def pool(
+    t, next_block, n, nb, channels, h, w, oh, ow, kh, kw, sh, sw, ph, pw,
+    z, res, scale, shift, alive, flags, out, which, work,
+):  # fmt: skip
+    """out = the largest of each window, NaN before all, and which = its place there: the first, as PyTorch's."""
+    blocks = (n + nb - 1) // nb
+    best = kh * w * nb
+    rows = work[t]
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
+        lanes = min(nb, n - b * nb)
+        from_, to = b * nb * channels * h * w, b * nb * channels * oh * ow
+        for r in range(oh):
+            top = r * sh - ph
+            first, last = max(0, top), min(h, top + kh)
+            for c in range(channels):
+                for y in range(first, last):
+                    at = from_ + (y * channels + c) * w * lanes
+                    _activate(z, res, at, c, scale, shift, alive, flags, rows, (y - first) * w * lanes, w * lanes)
+                for x in range(ow):
+                    left = x * sw - pw
+                    x0, x1 = max(0, left), min(w, left + kw)
+                    own = to + ((r * channels + c) * ow + x) * lanes
+                    code = np.uint8((first - top) * kw + x0 - left)
+                    for k in range(lanes):
+                        put(rows, best + k, get(rows, x0 * lanes + k))
+                        put(which, own + k, code)
+                    for y in range(first, last):
+                        for q in range(x0 + 1 if y == first else x0, x1):
+                            code = np.uint8((y - top) * kw + q - left)
+                            at = ((y - first) * w + q) * lanes
+                            for k in range(lanes):
+                                v, m = get(rows, at + k), get(rows, best + k)
+                                larger = v > m or v != v
+                                put(rows, best + k, v if larger else m)
+                                put(which, own + k, code if larger else get(which, own + k))
+                    _move(rows, best, out, own, lanes)
+
+
+@_kernel
+def unpool(
+    t, next_block, n, nb, channels, h, w, oh, ow, kh, kw, sh, sw, ph, pw,
+    dy, which, z, y, scale, shift, mean, alive, todo, extra, out, stats, work,
+):  # fmt: skip
+    """The gradient of what a pool has read, completed as `_finish` does."""
+    blocks = (n + nb - 1) // nb
+    row = work[t]
+    zero = work.dtype.type(0)
+    for _ in range(blocks):
+        b = take(next_block)
+        if b >= blocks:
+            break
+        lanes = min(nb, n - b * nb)
+        to, from_ = b * nb * channels * h * w, b * nb * channels * oh * ow
+        for r in range(h):
+            first, last = max(0, (r + ph - kh) // sh + 1), min(oh, (r + ph) // sh + 1)
+            for c in range(channels):
+                _zero(row, np.int64(0), w * lanes)
+                for p in range(first, last):
+                    for x in range(ow):
+                        own = from_ + ((p * channels + c) * ow + x) * lanes
+                        left = x * sw - pw
+                        for q in range(max(0, left), min(w, left + kw)):
+                            code, at = np.uint8((r + ph - p * sh) * kw + q - left), q * lanes
+                            for k in range(lanes):
+                                d = get(dy, own + k) if get(which, own + k) == code else zero
+                                put(row, at + k, get(row, at + k) + d)
+                at = to + (r * channels + c) * w * lanes
+                s1, s2 = _finish(
+                    row, np.int64(0), w * lanes, extra, z, y, at, scale[c], shift[c], mean[c], alive[c], todo, out
+                )  # fmt: skip
+                if todo & STATS:
+                    stats[b, c, 0] += s1
+                    stats[b, c, 1] += s2

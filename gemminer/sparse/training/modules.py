@@ -212,7 +212,7 @@ class NormCall:
         return F.batch_norm(x, *stats, weight, bias, self.training, self.momentum, self.eps)
 
 
-Pair = tuple[SparseLayer | None, NormCall | None]  # a shortcut has neither
+Pair = tuple[SparseLayer | None, NormCall | None]  # a shortcut and a pool have neither
 
 
 def type_of_maps(x: torch.dtype) -> torch.dtype | None:
@@ -256,8 +256,11 @@ def _largest(links: Links, modules: Sequence[Pair], shapes: list[tuple[int, ...]
         return 0
     for unit, (layer, norm) in zip(links.units, modules, strict=True):
         if layer is None:
-            assert unit.shortcut is not None
             n, c, h, w = shapes[unit.source]
+            if unit.pool:
+                shapes.append((n, c, *unit.pool.out_size(h, w)))
+                continue
+            assert unit.shortcut is not None
             s, before, after = unit.shortcut
             shapes.append((n, before + c + after, -(-h // s), -(-w // s)))
             continue
@@ -311,6 +314,9 @@ def _by_torch(
     values = list(inputs)
     for i, (unit, (layer, norm)) in enumerate(zip(links.units, modules, strict=True)):
         if layer is None:
+            if unit.pool:
+                values.append(F.max_pool2d(values[unit.source], *unit.pool))
+                continue
             assert unit.shortcut is not None
             s, before, after = unit.shortcut
             values.append(F.pad(values[unit.source][:, :, ::s, ::s], (0, 0, 0, 0, before, after)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gemminer.sparse.training.chain import Links, Shortcut, Unit
+from gemminer.sparse.training.chain import Links, Pool, Shortcut, Unit
 
 Ref = int  # an operation by its number, or a tensor that is there already: -1, -2, ...
 
@@ -14,8 +14,9 @@ Ref = int  # an operation by its number, or a tensor that is there already: -1, 
 class Step(NamedTuple):
     """An operation without its tensors: all that decides how it is run.
 
-    `kind` is layer, norm, add, relu, part (x[:, :, ::s, ::s]) or pad (channels before and after); `numbers` are s, or
-    the two counts of channels; `batch` says which of a layer's leading sizes are its batch, and whether it is linear.
+    `kind` is layer, norm, add, relu, pool, part (x[:, :, ::s, ::s]) or pad (channels before and after); `numbers` are a
+    pool's six sizes, s, or the two counts of channels; `batch` says which of a layer's leading sizes are its batch, and
+    whether it is linear.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class _Found:
     residual: Ref | None = None
     relu: bool = False
     shortcut: Shortcut | None = None
+    pool: Pool | None = None
 
     @property
     def value(self) -> int:
@@ -100,6 +102,9 @@ class _Plan:
             if step.kind == "layer":
                 unit = _Found(i, step.reads[0], [i], step.batch)
                 self._extend(unit, claimed)
+            elif step.kind == "pool":
+                kh, kw, sh, sw, ph, pw = step.numbers
+                unit = _Found(None, step.reads[0], [i], None, pool=Pool((kh, kw), (sh, sw), (ph, pw)))
             if unit is not None:
                 claimed |= set(unit.nodes)
                 units[unit.value] = unit
@@ -133,7 +138,7 @@ class _Plan:
         return _Found(None, self.steps[i].reads[0], [i, pad], None, shortcut=shortcut)
 
     def _unit(self, unit: _Found) -> None:
-        if unit.shortcut and not any(unit.source == other.value for other in self.current):
+        if unit.layer is None and not any(unit.source == other.value for other in self.current):
             for i in unit.nodes:
                 self._other(i)
             return
@@ -164,7 +169,7 @@ class _Plan:
         links = Links(
             len(inputs),
             tuple(
-                Unit(index[u.source], None if u.residual is None else index[u.residual], u.relu, u.shortcut)
+                Unit(index[u.source], None if u.residual is None else index[u.residual], u.relu, u.shortcut, u.pool)
                 for u in units
             ),
             tuple(index[i] for i in outputs),

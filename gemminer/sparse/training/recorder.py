@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gemminer.sparse.memory import BufferPool
 from gemminer.sparse.training.calls import called, may_change
+from gemminer.sparse.training.chain import Pool
 from gemminer.sparse.training.deferred import Deferred, Node, become, computed, memory_of, suspended, tensors_in
 from gemminer.sparse.training.modules import (
     NormCall,
@@ -123,6 +124,21 @@ class Recorder(TorchFunctionMode):
             return None
         node = Node("add", (self._operand(a), self._operand(b)), *facts)
         return self._put_off(node, a if in_place else None)
+
+    def max_pool(self, x: Deferred, *sizes: tuple[int, int]) -> Tensor | None:
+        """The largest of each window of these sizes: window, stride and padding."""
+        if not self._can(x) or len(x.node.shape) != 4:
+            return None
+        (n, c, h, w), dtype, pool = x.node.shape, x.node.dtype, Pool(*sizes)
+        ours = min(*pool.kernel, *pool.stride) > 0 and math.prod(pool.kernel) < 256
+        if not ours or any(not 0 <= p <= k // 2 for p, k in zip(pool.padding, pool.kernel, strict=True)):
+            return None
+        if min(pool.out_size(h, w)) < 1:
+            return None
+        shape = (n, c, *pool.out_size(h, w))
+        return self._put_off(
+            Node("pool", (self._operand(x),), shape, dtype, (*pool.kernel, *pool.stride, *pool.padding))
+        )
 
     def part(self, x: Deferred, step: int) -> Tensor | None:
         """x[:, :, ::step, ::step]."""
@@ -328,6 +344,8 @@ def _by_torch(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     if node.kind == "part":
         (s,) = node.numbers
         return inputs[0][:, :, ::s, ::s]
+    if node.kind == "pool":
+        return F.max_pool2d(inputs[0], node.numbers[:2], node.numbers[2:4], node.numbers[4:])
     before, after = node.numbers
     return F.pad(inputs[0], (0, 0, 0, 0, before, after))
 
