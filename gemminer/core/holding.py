@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters
 from gemminer.core.ticket import Ticket
-from gemminer.core.zeros import Held, Place
+from gemminer.core.zeros import Held, Place, held_in
 
 # What they keep of a weight stays zero while its gradient is; of any other optimiser it is zeroed after each step.
 _QUIET = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor"}
@@ -32,14 +34,15 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
     Args:
         model: what the ticket is of, maybe wrapped (DataParallel, `torch.compile`), or a module that holds it.
         ticket: a ticket, or boolean masks by parameter name.
-        optimisers: what moves the weights: of `torch.optim` or made like those, also as accelerate prepares them.
-            Without one, call `Hold.zero` after each step.
+        optimisers: what moves the weights: of `torch.optim` or made like those, also as accelerate prepares them. Any
+            other that moves them is held from its first step. Where none does, call `Hold.zero` after each step.
 
     Returns:
         A context manager that ends at the block's end; without `with`, it ends with `Hold.remove`.
 
     Raises:
-        UsageError: a ticket or an optimiser of another model, a model whose weights are sharded (FSDP), SparseAdam.
+        UsageError: a ticket or an optimiser of another model, a model whose weights are sharded (FSDP) or are held
+            at other masks already, SparseAdam.
 
     >>> import gemminer, torch
     >>> net = torch.nn.Linear(4, 2)
@@ -62,6 +65,7 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
         if all(id(p) not in own for group in optimiser.param_groups for p in group["params"]):
             raise UsageError("the optimiser moves no parameter of this model: was it made for another, or a copy?")
     places, masks = _masked(model, ticket)
+    _refuse_held(model, places, masks)
     return Hold(Held(places, masks), plain)
 
 
@@ -70,18 +74,22 @@ class Hold:
 
     Args:
         held: the weights and their masks.
-        optimisers: what moves the weights.
+        optimisers: what moves the weights, as far as it is known; others are met in their first step.
     """
 
     def __init__(self, held: Held, optimisers: Sequence[Optimizer]) -> None:
-        self._held, self._optimisers = held, optimisers
-        self._strange: set[int] = set()  # optimisers that have got a state from elsewhere, by id
-        self.zero()
+        self._held = held
+        held.owner = self
+        self._optimisers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._strange: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # with a state from before, or from elsewhere
         self._handles: list[Any] = []
         for optimiser in optimisers:
-            self._handles.append(optimiser.register_step_pre_hook(self._before_step))
-            self._handles.append(optimiser.register_step_post_hook(self._after_step))
-            self._handles.append(optimiser.register_load_state_dict_post_hook(self._strange_state))
+            self._join(optimiser)
+        self.zero()
+        met = weakref.WeakMethod(self._meet)  # all optimisers of the process keep it, and need not keep the model
+        every = register_optimizer_step_pre_hook(lambda optimiser, *_: (own := met()) and own(optimiser))
+        self._handles.append(every)
+        weakref.finalize(self, every.remove)
 
     def __enter__(self) -> Hold:
         return self
@@ -108,24 +116,41 @@ class Hold:
         pairs = zip(self._held.zeros.weights, self._held.masks, strict=True)
         return sum(int(weight.detach()[~mask.to(weight.device)].count_nonzero()) for weight, mask in pairs)
 
+    def _meet(self, optimiser: Optimizer) -> None:
+        """Before a step of any optimiser of the process: from here on it is held too if it moves a held weight."""
+        if optimiser not in self._optimisers and not self._held.paused:
+            moved = {id(p) for group in optimiser.param_groups for p in group["params"]}
+            if any(id(weight) in moved for weight in self._held.weights()):
+                inner = _plain(optimiser)
+                if inner not in self._optimisers:
+                    self._join(inner)  # its hooks run after this one, before the same step
+
+    def _join(self, optimiser: Optimizer) -> None:
+        self._optimisers.add(optimiser)
+        self._strange.add(optimiser)
+        self._handles.append(optimiser.register_step_pre_hook(self._before_step))
+        self._handles.append(optimiser.register_step_post_hook(self._after_step))
+        self._handles.append(optimiser.register_load_state_dict_post_hook(self._strange.add))
+
     def _before_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
         """For gradients that no backward pass has accumulated: averaged over processes, or written by hand."""
+        if self._held.paused:
+            return
         self._held.look()
         self._held.zeros.mask_gradients()
-        if id(optimiser) in self._strange:
+        if optimiser in self._strange:
             self._clean(optimiser)
 
     def _after_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._held.paused:
+            return
         self._held.zeros.mask_weights()
         if type(optimiser).__name__ not in _QUIET or not type(optimiser).__module__.startswith("torch.optim."):
             self._clean(optimiser)
 
-    def _strange_state(self, optimiser: Optimizer) -> None:
-        self._strange.add(id(optimiser))
-
     def _clean(self, optimiser: Optimizer) -> None:
         """Make zero what an optimiser remembers of pruned weights."""
-        self._strange.discard(id(optimiser))
+        self._strange.discard(optimiser)
         if isinstance(optimiser, LBFGS):
             self._forget(optimiser)
             return
@@ -173,6 +198,28 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
             raise UsageError(f"the mask of {name!r} must be boolean: it holds other numbers than 0 and 1")
     return [owners[id(named[name])] for name in masks], [mask.bool() for mask in masks.values()]
+
+
+def _refuse_held(model: nn.Module, places: Iterable[Place], masks: Iterable[Tensor]) -> None:
+    """Raise UsageError where another hold has other masks for the same weights: together they would keep what both do.
+
+    Args:
+        places: of the weights to be held.
+        masks: theirs.
+    """
+    own = {id(module._parameters[name]): mask for (module, name), mask in zip(places, masks, strict=True)}
+    for held in held_in(model):
+        for weight, mask in zip(held.weights(), held.masks, strict=True):
+            if id(weight) in own and not torch.equal(own[id(weight)].cpu(), mask.cpu()):
+                raise UsageError(
+                    "the model is held at other masks already: end that first with its `Hold.remove()` (of a "
+                    "callback: `callback.held.remove()`), or hold a copy of the model, which is free"
+                )
+
+
+def holds_of(model: nn.Module) -> list[Hold]:
+    """The holds of the model's weights that have not ended."""
+    return [held.owner for held in held_in(model) if isinstance(held.owner, Hold)]
 
 
 def refuse_sharded(by: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gemminer.core.attributes import attributes
 from gemminer.core.names import named_modules, named_tensors, unwrapped
+from gemminer.core.zeros import unheld
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
@@ -33,7 +34,7 @@ def borrowed(model: nn.Module, *, as_trained: bool = False) -> Iterator[nn.Modul
     """Restore `model` at the end: parameters, buffers, gradients, modes, flags and attributes, bit for bit.
 
     Inside, every parameter and buffer points at a copy, so the original memory is never written, whatever exception
-    or Ctrl-C ends the block.
+    or Ctrl-C ends the block. What holds the model (`gemminer.hold`) does not hold these copies.
 
     Args:
         as_trained: leave what passes write into other attributes.
@@ -47,7 +48,7 @@ def borrowed(model: nn.Module, *, as_trained: bool = False) -> Iterator[nn.Modul
             p.data, p.grad = p.data.clone(), None
         for module, name, b in buffers:
             module._buffers[name] = copies.setdefault(id(b), b.clone())
-        with contextlib.nullcontext() if as_trained else attributes(model):
+        with unheld(model), contextlib.nullcontext() if as_trained else attributes(model):
             yield model
     finally:
         for p, data, grad, requires_grad in parameters:

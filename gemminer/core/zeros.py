@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gemminer.core.errors import UsageError
 
 Place = tuple[nn.Module, str]  # a module and its own parameter's name
 
@@ -67,7 +70,8 @@ class Held:
     """Parameters of modules that are held at their masks from now to `release`, whichever tensors they become.
 
     The pruned weights are made zero at once, and whenever a module of theirs loads another state. Their gradients are
-    made zero before they are accumulated, so those that `torch.autograd.grad` returns are too.
+    made zero before they are accumulated, so those that `torch.autograd.grad` returns are too. It lives as long as the
+    modules, whoever keeps it, and so does its `owner`.
 
     Args:
         places: where the weights are; a weight that is replaced there is held as well, once `look` has seen it.
@@ -76,24 +80,39 @@ class Held:
 
     def __init__(self, places: Sequence[Place], masks: Sequence[Tensor]) -> None:
         self.places, self.masks, self.zeros = places, masks, Zeros([])
+        self.owner: object = None  # a hold of somebody's; None for what the sparse engine holds of its own network
+        self.paused = False  # `unheld`
         self._hooks: list[tuple[Tensor, Any] | None] = [None] * len(places)  # on the gradients
+        self._handles: list[Any] = []  # of the hooks on the modules
         self._released = False
         self.zero()
-        modules = dict.fromkeys(module for module, _ in places)
-        self._handles = [module.register_load_state_dict_post_hook(_Loaded(self)) for module in modules]
+        self._attach()
+        _ACTIVE.add(self)
+
+    def weights(self) -> list[Any]:
+        """What is at the places now."""
+        return [module._parameters.get(name) for module, name in self.places]
 
     def zero(self) -> None:
         """Make the pruned weights zero, and their gradients."""
+        if self.paused:
+            return
         self.look()
         self.zeros.mask_gradients()
         self.zeros.mask_weights()
 
     def look(self) -> None:
         """Look for the weights anew: `to` may have moved them, or put others in their place; some may be unfrozen."""
-        weights: list[Any] = [module._parameters[name] for module, name in self.places]
+        weights = self.weights()
+        for (module, name), weight in zip(self.places, weights, strict=True):
+            if weight is None:
+                raise UsageError(
+                    f"the {name!r} of a {type(module).__name__} is held, and is no parameter any more, as where it is "
+                    "pruned or parametrised: end the hold before with `Hold.remove()`"
+                )
         if not self.zeros.fit(weights):
             self.zeros = Zeros(zip(weights, self.masks, strict=True))
-        for i, weight in enumerate([] if self._released else weights):
+        for i, weight in enumerate([] if self._released or self.paused else weights):
             hook = self._hooks[i]
             if weight.requires_grad and (hook is None or hook[0] is not weight):
                 self._hooks[i] = (weight, weight.register_hook(lambda gradient, i=i: self._masked(gradient, i)))
@@ -108,20 +127,62 @@ class Held:
 
     def release(self) -> None:
         """End it: weights may move again. A second call does nothing."""
+        self._detach()
+        self._released = True
+        _ACTIVE.discard(self)
+
+    def pause(self) -> None:
+        """Hold nothing until `resume`, before which the weights are put back as they were."""
+        self.paused = True
+        self._detach()
+
+    def resume(self) -> None:
+        self.paused = False
+        if not self._released:
+            self._attach()
+
+    def _attach(self) -> None:
+        modules = dict.fromkeys(module for module, _ in self.places)
+        self._handles = [module.register_load_state_dict_post_hook(_Loaded(self)) for module in modules]
+        self.look()
+
+    def _detach(self) -> None:
         for handle in (*self._handles, *(hook[1] for hook in self._hooks if hook)):
             handle.remove()
-        self._handles, self._hooks, self._released = [], [None] * len(self.places), True
+        self._handles, self._hooks = [], [None] * len(self.places)
+
+
+_ACTIVE: weakref.WeakSet[Held] = weakref.WeakSet()
+
+
+def held_in(model: nn.Module) -> list[Held]:
+    """What holds weights of the model now."""
+    own = {id(p) for p in model.parameters()}
+    return [held for held in list(_ACTIVE) if any(id(weight) in own for weight in held.weights())]
+
+
+@contextlib.contextmanager
+def unheld(model: nn.Module) -> Iterator[None]:
+    """Let no owner hold the model inside, where its weights are another network's; they are put back before the end."""
+    paused = [held for held in held_in(model) if held.owner is not None and not held.paused]
+    for held in paused:
+        held.pause()
+    try:
+        yield
+    finally:
+        for held in paused:
+            held.resume()
 
 
 class _Loaded:
     """A hook on a module that was given another state; in a copy of the module, or in a file, it does nothing."""
 
     def __init__(self, owner: Held | None = None) -> None:
-        self._owner = None if owner is None else weakref.ref(owner)
+        self._owner = owner
 
     def __call__(self, module: nn.Module, keys: Any) -> None:
-        if self._owner is not None and (owner := self._owner()) is not None:
-            owner.zero()
+        if self._owner is not None:
+            self._owner.zero()
 
     def __deepcopy__(self, memo: Any) -> _Loaded:
         return _Loaded()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 from torch import nn
 from torch.optim import Optimizer
 
 from gemminer.core.errors import UsageError
-from gemminer.core.holding import Hold, hold, holder
+from gemminer.core.holding import Hold, hold, holder, holds_of
 from gemminer.core.ticket import Ticket
+
+_HOLDS: weakref.WeakKeyDictionary[Hold, str] = weakref.WeakKeyDictionary()  # by callbacks, and the ticket's digest
 
 
 class Course:
@@ -36,10 +39,19 @@ class Course:
             self.ticket.apply(holder(model, self.ticket))
         self._begun = model
 
+    def succeed(self, model: nn.Module) -> set[str]:
+        """End what a callback's training that was interrupted still holds of the model; the digests of its tickets."""
+        ended = {held: _HOLDS[held] for held in holds_of(model) if held in _HOLDS}
+        for held in ended:
+            held.remove()
+        return set(ended.values())
+
     def hold(self, model: nn.Module, *optimisers: Optimizer) -> None:
         """Hold the model until `release`."""
+        self.release()
         assert self.ticket is not None
         self.held = hold(model, self.ticket, *optimisers)
+        _HOLDS[self.held] = self.ticket.digest
 
     def release(self) -> None:
         """End what holds the model, if anything does; `held` still counts."""

@@ -14,7 +14,7 @@ from gemminer.core.errors import UsageError
 from gemminer.core.holding import refuse_sharded
 from gemminer.core.ticket import Ticket
 from gemminer.integrations.course import Course
-from gemminer.integrations.searching import mined
+from gemminer.integrations.searching import arguments, mined
 
 # One program under two names, often both installed, and a Trainer knows the callbacks of its own name.
 _BASES: list[type] = []
@@ -30,24 +30,24 @@ class TicketCallback(Course, *_BASES):  # type: ignore[misc]
     """Trains a ticket in a Lightning Trainer: `Trainer(callbacks=[TicketCallback(ticket)])`.
 
     As `fit` begins the ticket is written into the module, or into the one module inside that it is of, unless a
-    checkpoint was restored or this callback has trained that module before; then it is held as by `gemminer.hold`.
+    checkpoint was restored or this callback has trained that module last; then it is held as by `gemminer.hold`.
 
     Args:
         ticket: a ticket, or its file.
         mine: instead of it, arguments of `gemminer.mine`, which then searches as `fit` begins, on all ranks of the
             Trainer together and on its training data, with the module's `training_step` unless a loss or step is among
-            them. A checkpoint holds what was found: to resume searches no more.
+            them, and anew for another module. A checkpoint holds what was found: to resume searches no more.
 
     Raises:
-        UsageError: a ticket of another module, a checkpoint of another ticket, a search of a module that
-            optimises by hand, a strategy that shards weights (FSDP, DeepSpeed).
+        UsageError: what are no arguments of `gemminer.mine`, a ticket of another module, a checkpoint of another
+            ticket, a search of a module that optimises by hand, a strategy that shards weights (FSDP, DeepSpeed).
     """
 
     def __init__(self, ticket: Ticket | str | Path | None = None, *, mine: Mapping[str, Any] | None = None) -> None:
         if (ticket is None) == (mine is None):
             raise UsageError("pass either a ticket or mine=dict(density=...)")
         super().__init__(ticket)
-        self.mine = mine
+        self.mine = None if mine is None else arguments(mine)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"digest": self.ticket and self.ticket.digest, "begun": self._begun is not None, "asked": self._asked()}
@@ -70,6 +70,11 @@ class TicketCallback(Course, *_BASES):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         refuse_sharded({kind.__name__ for kind in type(trainer.strategy).__mro__} & _SHARDING)
+        if stage == "fit":  # before a checkpoint is restored
+            self.succeed(pl_module)
+            if self._begun is not pl_module:
+                self._begun = None
+                self.ticket = self.ticket if self.mine is None else None
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         if self.ticket is None:
@@ -83,4 +88,7 @@ class TicketCallback(Course, *_BASES):  # type: ignore[misc]
         self.release()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        self.release()
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         self.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemminer import api
-from gemminer.core.errors import UsageError
+from gemminer import api, methods
+from gemminer.core import numbers
+from gemminer.core.errors import UsageError, unknown
 from gemminer.core.ticket import Ticket
 from gemminer.training.losses import Step
+
+
+def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `gemminer.mine` by name, without a model and data; raises UsageError for what it would not take.
+
+    >>> arguments({"density": 0.05, "epochs": 5})
+    {'density': 0.05, 'epochs': 5}
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"mine must be arguments of gemminer.mine, as in mine=dict(density=0.05), not {numbers.shown(given)}"
+        )
+    parameters = inspect.signature(api.mine).parameters.values()
+    row = methods.get(given.get("method", "gem-miner"))
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} | {f.name for f in dataclasses.fields(row.options)}
+    for name in given:
+        if name not in known | {"density"}:
+            raise unknown("argument of gemminer.mine", name, known | {"density"})
+    if "density" not in given:
+        raise UsageError("mine has no density, the fraction of weights kept: give one, as in mine=dict(density=0.05)")
+    numbers.fraction("density is the fraction of weights kept", given["density"])
+    return dict(given)
 
 
 def mined(trainer: Any, module: Any, options: Mapping[str, Any]) -> Ticket:

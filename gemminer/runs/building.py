@@ -14,7 +14,7 @@ from gemminer.core import progress
 from gemminer.core.errors import UsageError, cause
 from gemminer.core.fitting import require_numbers
 from gemminer.core.model_state import borrowed, gradients, modes_note, named_state
-from gemminer.core.names import named_parameters
+from gemminer.core.names import named_parameters, unwrapped
 from gemminer.core.numbers import shown, whole
 from gemminer.core.progress import Monitor, Silent
 from gemminer.core.randomness import private_randomness
@@ -82,6 +82,13 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             f"there is no loss for the {what} data ({shapes(first[0])}): the model's output has none, and no loss of "
             "output and labels was given; give step=, a function of the model and a batch that returns it"
         )
+    kind = type(unwrapped(task.model)).__name__
+    if task.step is None and isinstance(failed, NotImplementedError) and f"Module [{kind}] is missing" in str(failed):
+        raise UsageError(
+            f"{kind} has no forward, so there is no output for a loss: give step=, a function of the model and a batch "
+            "that returns the loss; a Lightning module is searched with its own training_step by "
+            "TicketCallback(mine=dict(density=...))"
+        ) from failed
     how = "the model does not take" if task.step is None else "step fails on"
     raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from cause(failed)
 

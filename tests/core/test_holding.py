@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.optim.optimizer import _global_optimizer_pre_hooks as EVERY
 from torch.optim.swa_utils import AveragedModel
 
 import gemminer
@@ -93,17 +97,21 @@ def remembered(model: nn.Module, ticket: Ticket, optimiser: torch.optim.Optimize
     return count
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["given", "met"])
 @pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
-def test_zeros_stay_zero_with_every_optimiser(make: Make) -> None:
-    """Begun with a state from before, and with one that is loaded in the middle; both of a dense training."""
+def test_zeros_stay_zero_with_every_optimiser(make: Make, given: bool) -> None:
+    """Begun with a state from before, and with one that is loaded in the middle; both of a dense training.
+
+    An optimiser that hold was not given is met in its first step.
+    """
     model, ticket = model_and_ticket()
     optimiser = make(list(model.parameters()))
     run(model, optimiser)
     dense, dense_state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimiser.state_dict())
     before = [p.clone() for p in model.parameters()]
-    with hold(model, ticket, optimiser) as held:
+    with hold(model, ticket, *([optimiser] if given else [])) as held:
         assert held.violations() == 0
-        assert remembered(model, ticket, optimiser) == 0
+        assert remembered(model, ticket, optimiser) == 0 or not given
         run(model, optimiser)
         assert held.violations() == 0
         assert remembered(model, ticket, optimiser) == 0
@@ -116,6 +124,7 @@ def test_zeros_stay_zero_with_every_optimiser(make: Make) -> None:
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     run(model, optimiser)
     assert held.violations() > 0  # it has ended
+    assert not any(map(len, (optimiser._optimizer_step_pre_hooks, optimiser._optimizer_step_post_hooks, EVERY)))
 
 
 def test_without_it_they_move() -> None:
@@ -259,13 +268,23 @@ def test_copies_and_files_of_a_held_model_are_free() -> None:
         assert held.violations() == 0
 
 
-def test_a_hold_that_nobody_keeps_lives_on() -> None:
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_hold_that_nobody_keeps_lives_as_long_as_the_model(given: bool, frozen: bool) -> None:
     model, ticket = model_and_ticket()
+    model.requires_grad_(not frozen)
     optimiser = OPTIMISERS["AdamW"](list(model.parameters()))
-    hold(model, ticket, optimiser)
+    hold(model, ticket, *([optimiser] if given else []))
+    gc.collect()
+    model.requires_grad_(True)
     run(model, optimiser)
-    assert hold(model, ticket).violations() == 0
     assert model[0].weight.count_nonzero() <= ticket.masks["0.weight"].sum()  # type: ignore[index, union-attr, operator]
+    assert len(EVERY) == 1
+    before = weakref.ref(model)
+    del model, optimiser
+    gc.collect()
+    assert before() is None
+    assert len(EVERY) == 0
 
 
 class FSDPModule(nn.Module):
@@ -317,3 +336,80 @@ def test_an_optimiser_of_another_model_is_refused() -> None:
         hold(copy.deepcopy(model), ticket, OPTIMISERS["Adam"](list(model.parameters())))
     with pytest.raises(UsageError, match="must be boolean"):
         hold(model, {"0.weight": torch.full((16, 6), 0.5)})
+
+
+def test_any_optimiser_that_moves_held_weights_is_held() -> None:
+    """One that was made anew in the middle, one inside an optimiser that wraps it, one among several."""
+
+    class Wrapping(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            super().__init__([p for group in optimizer.param_groups for p in group["params"]], {})
+            self.optimizer = optimizer
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.optimizer.step()
+
+    model, ticket = model_and_ticket()
+    other = tiny_net(1)
+    with hold(model, ticket, OPTIMISERS["AdamW"](list(model.parameters()))) as held:
+        run(model, inner := OPTIMISERS["Adam"](list(model.parameters())))
+        assert held.violations() == remembered(model, ticket, inner) == 0
+        run(model, Wrapping(inner), 5)
+        assert len(inner._optimizer_step_pre_hooks) == 1
+        assert held.violations() == remembered(model, ticket, inner) == 0
+        run(other, stranger := OPTIMISERS["Adam"](list(other.parameters())))
+        assert len(stranger._optimizer_step_pre_hooks) == 0
+        assert int(other[0].weight.count_nonzero()) == 96  # type: ignore[arg-type]
+
+
+def test_another_ticket_is_refused_while_one_is_held_and_the_same_is_not() -> None:
+    """Both together would keep what both do."""
+    model, ticket = model_and_ticket()
+    other = model_and_ticket(1)[1]
+    optimiser = OPTIMISERS["AdamW"](list(model.parameters()))
+    first = hold(model, ticket, optimiser)
+    before = copy.deepcopy(model.state_dict())
+    for inside in (other, {"0.weight": other.masks["0.weight"]}):
+        with pytest.raises(UsageError, match=r"held at other masks already: end that first with its `Hold\.remove"):
+            hold(nn.DataParallel(model), inside, optimiser)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert len(optimiser._optimizer_step_pre_hooks) == 1
+    with hold(model, ticket, optimiser) as again, hold(model, {"3.weight": ticket.masks["3.weight"]}):
+        run(model, optimiser)
+    run(model, optimiser)
+    assert first.violations() == again.violations() == 0
+    free = copy.deepcopy(model)
+    hold(free, other).remove()
+    first.remove()
+    other.apply(model)
+    with hold(model, other, optimiser) as second:
+        run(model, optimiser)
+        assert second.violations() == 0
+        assert first.violations() > 50
+    kept = other.masks["0.weight"] & ~ticket.masks["0.weight"]
+    assert int(model[0].weight[kept].count_nonzero()) == int(kept.sum())  # type: ignore[index, union-attr, operator]
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_a_search_and_a_training_of_the_package_are_free_of_what_holds_the_model(engine: str) -> None:
+    """They borrow the model: what they find is that of a model that nobody holds, which is held again afterwards."""
+    model, ticket = model_and_ticket()
+    free, optimiser = copy.deepcopy(model), OPTIMISERS["AdamW"](list(model.parameters()))
+    with hold(model, ticket, optimiser) as held:
+        found = gemminer.mine(model, tiny_data(), 0.2, epochs=2, engine=engine)
+        assert held.violations() == 0
+        assert found == gemminer.mine(free, tiny_data(), 0.2, epochs=2, engine=engine)
+        for net in (model, free):
+            gemminer.train(net, found, tiny_data(), epochs=2, engine=engine)
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in free.state_dict().items())
+        assert held.violations() > 0  # it holds what was trained: another ticket
+        run(model, optimiser, 1)
+        assert held.violations() == 0
+
+
+def test_a_held_weight_that_is_pruned_by_another_tool_is_named() -> None:
+    model, ticket = model_and_ticket()
+    with hold(model, ticket) as held:
+        prune.random_unstructured(model[0], "weight", 0.5)  # type: ignore[index]
+        with pytest.raises(UsageError, match="the 'weight' of a Linear is held, and is no parameter any more"):
+            held.zero()

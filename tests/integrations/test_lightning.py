@@ -224,15 +224,86 @@ def test_a_module_that_builds_itself_late_and_fits_again_goes_on() -> None:
     assert torch.equal(other.net[0].weight, ticket.initial["0.weight"] * ticket.masks["0.weight"])  # type: ignore[index]
 
 
-def test_an_exception_releases() -> None:
+@pytest.mark.parametrize(("error", "ends"), [(RuntimeError, RuntimeError), (KeyboardInterrupt, SystemExit)])
+def test_an_exception_releases_and_another_ticket_may_follow(error: Any, ends: Any) -> None:
     class Stop(Module):
         def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            raise RuntimeError("stop")
+            if stop:
+                raise error("stop")
+            return super().training_step(batch, index)
 
-    module = Stop()
-    with pytest.raises(RuntimeError, match="stop"):
+    module, stop = Stop(), True
+    with pytest.raises(ends):
         trainer(TicketCallback(drawn_ticket(tiny_net(3)))).fit(module, loader())
     assert not any(p._backward_hooks for p in module.parameters())
+    stop = False
+    trainer(TicketCallback(second := drawn_ticket(tiny_net(3), 0.2, seed=1))).fit(module, loader())
+    assert whole(module.net, second)
+
+
+def whole(net: nn.Module, ticket: gemminer.Ticket) -> bool:
+    """Whether the weights that are not zero are those that the ticket keeps."""
+    return all(torch.equal(net.get_parameter(n) != 0, mask) for n, mask in ticket.masks.items())
+
+
+def test_what_an_interrupted_training_holds_ends_before_a_checkpoint_is_restored(tmp_path: Path) -> None:
+    first, second = drawn_ticket(tiny_net(3), 0.2), drawn_ticket(tiny_net(3), 0.2, seed=1)
+    begun = trainer(TicketCallback(second))
+    begun.fit(Module(), loader())
+    begun.save_checkpoint(tmp_path / "second.ckpt")
+    module = Module()
+    TicketCallback(first).hold(module)  # as where nothing told the callback of the end
+    trainer(TicketCallback(second), max_epochs=3).fit(module, loader(), ckpt_path=tmp_path / "second.ckpt")
+    assert whole(module.net, second)
+
+
+def test_a_second_module_is_searched_anew_and_the_same_one_goes_on() -> None:
+    searched = []
+
+    class Told(gemminer.core.progress.Monitor):
+        def begin(self, phase: str, start: int, stop: int) -> None:
+            searched.append(phase)
+
+    callback = TicketCallback(mine={"density": 0.3, "epochs": 1, "monitor": Told(), "initialiser": "keep"})
+    first, second = Module(), Module()
+    with torch.no_grad():
+        for p in second.parameters():
+            p.mul_(1 + torch.rand_like(p))
+    for count, module in enumerate((first, second), 1):
+        expected = gemminer.mine(module, loader(), 0.3, epochs=1, initialiser="keep")
+        trainer(callback).fit(module, loader())
+        assert callback.ticket == expected
+        assert whole(module, expected)
+        trainer(callback).fit(module, loader())
+        assert len(searched) == count
+        assert callback.ticket == expected
+
+
+def test_a_rate_is_sought_for_a_second_module_too(tmp_path: Path) -> None:
+    """Lightning restores its checkpoint of before that search, when the callback has not begun this module."""
+    callback = TicketCallback(mine={"density": 0.3, "epochs": 1})
+    for _ in range(2):
+        finder = L.pytorch.callbacks.LearningRateFinder(num_training_steps=8, update_attr=True)
+        trainer(finder, callback, folder=tmp_path, max_epochs=1).fit(module := Module(), loader())
+        assert callback.ticket is not None
+        assert whole(module, callback.ticket)
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (0.05, r"arguments of gemminer.mine, as in mine=dict\(density=0.05\), not 0.05"),
+        ({}, "mine has no density"),
+        ({"densty": 0.05}, "unknown argument of gemminer.mine 'densty'; did you mean 'density'"),
+        ({"density": 5}, "above 0 and at most 1; 5 is not"),
+        ({"density": 0.1, "method": "gem-minr"}, "did you mean 'gem-miner'"),
+        ({"density": 0.1, "model": 1}, "unknown argument of gemminer.mine 'model'"),
+        ({"density": 0.1, "method": "snip", "slack": 0.1}, "unknown argument of gemminer.mine 'slack'"),
+    ],
+)
+def test_what_is_no_argument_of_mine_is_refused_before_there_is_a_trainer(mine: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        TicketCallback(mine=mine)
 
 
 def test_lightnings_search_for_a_rate_leaves_the_ticket(tmp_path: Path) -> None:

@@ -153,3 +153,25 @@ def test_strategies_that_shard_are_refused(library: Any, name: str) -> None:
     trainer = SimpleNamespace(strategy=kind.__new__(kind))  # a CPU makes no such Trainer
     with pytest.raises(UsageError, match=rf"weights are sharded \({name}\), so .*DistributedDataParallel"):
         TicketCallback(mine={"density": 0.3}).setup(trainer, TwoViews(), "fit")
+
+
+def test_a_module_without_a_forward_is_told_of_its_own_training_step() -> None:
+    class Bare(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(6, 3)
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(list(zip(*tiny_data(), strict=True)), batch_size=16)
+
+    for module in (Bare(), nn.ModuleList([nn.Linear(6, 3)])):
+        with pytest.raises(UsageError, match=r"has no forward.*give step=, .*TicketCallback\(mine=dict\(density"):
+            gemminer.mine(module, Data(), 0.3, epochs=1)
+    assert gemminer.mine(
+        Bare(),
+        Data(),
+        0.3,
+        epochs=1,
+        step=lambda model, batch: nn.functional.cross_entropy(model.net(batch[0]), batch[1]),
+    )

@@ -149,6 +149,62 @@ def test_a_second_training_goes_on_and_one_after_an_exception_is_held_once(tmp_p
     assert not any(p._backward_hooks for p in model.parameters())
 
 
+@pytest.mark.parametrize("new", ["a Trainer", "a callback"])
+def test_another_ticket_may_follow_a_training_that_was_interrupted(new: str, tmp_path: Path) -> None:
+    """Ctrl-C in a Trainer tells no callback, so the first ticket is still held when the second's training begins."""
+
+    class Stop(TicketTrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            raise KeyboardInterrupt
+
+    model = bert()
+    first, second = (drawn_ticket(model, 0.2, seed=seed) for seed in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        (run := trainer(model, tmp_path, Stop(first))).train()
+    following = TicketTrainerCallback(second)
+    if new == "a Trainer":
+        run = trainer(model, tmp_path, following)
+    else:
+        run.remove_callback(Stop)
+        run.add_callback(following)
+    run.train()
+    assert following.held is not None
+    assert following.held.violations() == 0
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name] != 0, mask) for name, mask in second.masks.items())
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_a_checkpoint_that_an_interrupted_training_of_another_ticket_spoilt_is_refused_once(tmp_path: Path) -> None:
+    model, each = bert(), {"save_strategy": "epoch", "num_train_epochs": 2}
+    first, second = (drawn_ticket(model, 0.2, seed=seed) for seed in range(2))
+    trainer(model, tmp_path, TicketTrainerCallback(second), **each).train()
+    TicketTrainerCallback(first).hold(model)
+    run = trainer(model, tmp_path, TicketTrainerCallback(second), **each)
+    with pytest.raises(UsageError, match="that hold has ended: call train again"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name] != 0, mask) for name, mask in second.masks.items())
+
+
+def test_callbacks_of_two_tickets_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    both = [TicketTrainerCallback(drawn_ticket(model, 0.2, seed=seed)) for seed in range(2)]
+    with pytest.raises(UsageError, match=r"callbacks of two tickets: take one away with trainer.remove_callback"):
+        trainer(model, tmp_path, *both).train()
+
+
+def test_a_model_that_is_held_at_another_ticket_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    first, second = (drawn_ticket(model, 0.2, seed=seed) for seed in range(2))
+    with (
+        gemminer.hold(model, first),
+        pytest.raises(UsageError, match=r"held at other masks already: end that first with its `Hold.remove\(\)`"),
+    ):
+        trainer(model, tmp_path, TicketTrainerCallback(second)).train()
+
+
 def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch of sentences of several lengths, as a collator with a tokeniser makes one."""
     ids = nn.utils.rnn.pad_sequence(

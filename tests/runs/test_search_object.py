@@ -15,7 +15,7 @@ import gemminer
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
 from gemminer.runs.search_object import Search
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import drawn_ticket, tiny_data, tiny_net
 
 EPOCHS, SEED, DENSITY = 4, 3, 0.2
 KINDS: dict[str, dict[str, Any]] = {
@@ -204,3 +204,22 @@ def test_the_state_of_another_search_is_refused() -> None:
             another.load_state_dict(state)
         with pytest.raises(UsageError, match="not the state of a gemminer search"):
             another.load_state_dict({"model": 1})
+
+
+def test_a_search_of_a_held_model_is_that_of_a_free_one() -> None:
+    """Its weights are the search's until it ends; then they are held again."""
+    model, found = net(), []
+    ticket = drawn_ticket(model, 0.3)
+    for holds in (False, True):
+        held = gemminer.hold(model, ticket) if holds else None
+        search, optimiser = made("gem-miner", model)
+        for x, y in passes():
+            step(model, search, optimiser, x, y, 1)
+        found.append(search.finish())
+        if held is not None:
+            assert held.violations() == 0
+            nn.functional.cross_entropy(model(whole_data()[0]), whole_data()[1]).backward()
+            gradient = model.get_parameter("0.weight").grad
+            assert gradient is not None
+            assert int(gradient[~ticket.masks["0.weight"]].count_nonzero()) == 0
+    assert all(torch.equal(found[1].masks[name], mask) for name, mask in found[0].masks.items())

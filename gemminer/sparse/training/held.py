@@ -63,6 +63,8 @@ def hold_own(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Hold the module's own parameters of these names at their masks; it stays the same object."""
     if not is_held(module):
         module.__class__ = _class_of(type(module))
+    elif (before := module.__dict__.get("_held")) is not None:
+        before.release()
     module._held = Held([(module, name) for name in masks], list(masks.values()))  # type: ignore[assignment]
 
 

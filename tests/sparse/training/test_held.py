@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gemminer.core.model_state import borrowed
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training.convert import converted, densify, sparsify
 from gemminer.sparse.training.held import is_held
 from gemminer.training.engine import write_back
+from tests.helpers import drawn_ticket
 
 
 class Experts(nn.Module):
@@ -182,3 +184,24 @@ def test_a_gradient_that_others_share_is_not_masked_for_them(kind: type[nn.Modul
     (own, delta), (theirs, full) = ([m.body.weight.grad, m.delta.grad] for m in (net, model))  # type: ignore[union-attr]
     assert torch.allclose(delta, full)  # type: ignore[arg-type]
     assert torch.allclose(own, theirs * mask)  # type: ignore[arg-type, operator]
+
+
+def test_the_network_stays_held_while_it_is_borrowed_and_is_held_at_its_last_ticket_alone() -> None:
+    """As the trials of learning rates borrow it; and a network made of another ticket's keeps no more of that."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Unflatten(1, (2, 3)), nn.ConvTranspose1d(2, 3, 2), nn.Flatten(1))
+    first, second = (drawn_ticket(model, 0.4, seed=seed) for seed in range(2))
+    net, mask = sparsify(sparsify(model, first), second), second.masks["1.weight"]
+    x = torch.randn(8, 6)
+
+    def moved() -> Tensor:
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (net(x) - 1).square().sum().backward()
+            optimiser.step()
+        return net.get_parameter("1.weight") != 0
+
+    with borrowed(net):
+        assert torch.equal(moved(), mask)
+    assert torch.equal(moved(), mask)
