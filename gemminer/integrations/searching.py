@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemminer import api, methods
+from gemminer import api
 from gemminer.core import numbers
-from gemminer.core.errors import UsageError, unknown
+from gemminer.core.errors import UsageError
 from gemminer.core.ticket import Ticket
+from gemminer.runs.keywords import of_method, require_taken
 from gemminer.training.losses import Step
 
 
@@ -29,12 +29,10 @@ def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"mine must be arguments of gemminer.mine, as in mine=dict(density=0.05), not {numbers.shown(given)}"
         )
-    parameters = inspect.signature(api.mine).parameters.values()
-    row = methods.get(given.get("method", "gem-miner"))
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} | {f.name for f in dataclasses.fields(row.options)}
-    for name in given:
-        if name not in known | {"density"}:
-            raise unknown("argument of gemminer.mine", name, known | {"density"})
+    of_method(given)  # raises for a method that is not known
+    require_taken("gemminer.mine", given, of_method)
+    for name in sorted(given.keys() & {"model", "train_data"}):
+        raise UsageError(f"mine takes no {name}: what is searched is what the Trainer fits, on its training data")
     if "density" not in given:
         raise UsageError("mine has no density, the fraction of weights kept: give one, as in mine=dict(density=0.05)")
     numbers.fraction("density is the fraction of weights kept", given["density"])

@@ -88,7 +88,7 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             f"{kind} has no forward, so there is no output for a loss: give step=, a function of the model and a batch "
             "that returns the loss; a Lightning module is searched with its own training_step by "
             "TicketCallback(mine=dict(density=...))"
-        ) from failed
+        ) from cause(failed)
     how = "the model does not take" if task.step is None else "step fails on"
     raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from cause(failed)
 

@@ -15,12 +15,11 @@ from gemminer.training.settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 METHOD = "gem-miner"  # where none is asked for
+Options = Callable[[Mapping[str, Any]], tuple[str, Iterable[str]]]
 _CALLS: dict[str, frozenset[str]] = {}  # the parameters that each call has of its own
 
 
-def takes(
-    name: str, options: Callable[[Mapping[str, Any]], tuple[str, Iterable[str]]]
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def takes(name: str, options: Options) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorator of a call `name` that takes options by keyword beside its own parameters.
 
     The call then raises UsageError for a keyword that is neither, naming the one that was meant out of all that it
@@ -37,18 +36,23 @@ def takes(
 
         @functools.wraps(call)
         def checked(*args: P.args, **given: P.kwargs) -> T:
-            if not given.keys() <= own:
-                whose, also = options(given)
-                known = {*own, *also}
-                for keyword in given:
-                    if keyword not in known:
-                        within = inside(given.get("method")) if "train" in known else {}
-                        raise unknown(f"argument of {name}{whose}", keyword, known, _others(name) | within)
+            require_taken(name, given, options)
             return call(*args, **given)
 
         return checked
 
     return decorated
+
+
+def require_taken(name: str, given: Mapping[str, Any], options: Options) -> None:
+    """Raise UsageError for a keyword that is neither a parameter of the call `name` nor one of these options."""
+    if not given.keys() <= _CALLS[name]:
+        whose, also = options(given)
+        known = {*_CALLS[name], *also}
+        for keyword in given:
+            if keyword not in known:
+                within = inside(given.get("method")) if "train" in known else {}
+                raise unknown(f"argument of {name}{whose}", keyword, known, _others(name) | within)
 
 
 def _others(name: str) -> dict[str, str]:

@@ -294,11 +294,11 @@ def test_a_rate_is_sought_for_a_second_module_too(tmp_path: Path) -> None:
     [
         (0.05, r"arguments of gemminer.mine, as in mine=dict\(density=0.05\), not 0.05"),
         ({}, "mine has no density"),
-        ({"densty": 0.05}, "unknown argument of gemminer.mine 'densty'; did you mean 'density'"),
+        ({"densty": 0.05}, "unknown argument of gemminer.mine with gem-miner 'densty'; did you mean 'density'"),
         ({"density": 5}, "above 0 and at most 1; 5 is not"),
         ({"density": 0.1, "method": "gem-minr"}, "did you mean 'gem-miner'"),
-        ({"density": 0.1, "model": 1}, "unknown argument of gemminer.mine 'model'"),
-        ({"density": 0.1, "method": "snip", "slack": 0.1}, "unknown argument of gemminer.mine 'slack'"),
+        ({"density": 0.1, "model": 1}, "mine takes no model: what is searched"),
+        ({"density": 0.1, "method": "snip", "slack": 0.1}, "unknown argument of gemminer.mine with snip 'slack'"),
     ],
 )
 def test_what_is_no_argument_of_mine_is_refused_before_there_is_a_trainer(mine: Any, said: str) -> None:
