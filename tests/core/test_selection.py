@@ -116,3 +116,17 @@ def test_the_kth_highest_is_that_of_a_sort(data: st.DataObject) -> None:
         mask = None if among is None else torch.tensor(among)
         assert float(kth_highest(torch.tensor(values), mask, count, 0.5)) == expected
         assert float(kth_highest(torch.tensor(values).as_subclass(Elsewhere), mask, count, 0.5)) == expected
+
+
+@pytest.mark.parametrize("surplus", [1, 40, 3000, 60_000])
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+def test_the_kth_highest_of_many_is_that_of_a_sort(surplus: int, order: str) -> None:
+    """Also where a sample of every so many scores says nothing about the others."""
+    values = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
+    if order != "random":
+        values = values.sort(descending=order == "descending").values
+    values[::32] = 0.75
+    reached = values[values >= 0.5].sort().values
+    among = torch.ones(values.numel(), dtype=torch.bool)
+    for mask in (None, among):
+        assert kth_highest(values, mask, reached.numel() - surplus, 0.5) == reached[surplus]
