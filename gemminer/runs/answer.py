@@ -182,6 +182,10 @@ class Smallest(BaseModel):
         more = f" ± {deviation(found.std or 0.0, self.metric)}" if len(found.values) > 1 else ""
         return f"{value(found.mean, self.metric)}{more}"
 
+    def __repr__(self) -> str:
+        what = f", density {percent(self.density)}" if self.density else ""
+        return f"Smallest({self.verdict}{what})"
+
     def __str__(self) -> str:
         return "\n".join([self.sentence, self.evidence, *aligned([HEAD, *self.rows()])])
 

@@ -208,12 +208,17 @@ class CheckResult:
     checks: dict[str, Check]
     metric: str = "accuracy"
 
+    def __repr__(self) -> str:
+        each = "".join(f", {name}: {c.verdict}" for name, c in self.checks.items())
+        return f"Verdict({self.verdict}{each})"
+
     def __str__(self) -> str:
         by = "" if self.metric == "accuracy" else f", by {self.metric}"
         lines = [f"{self.verdict}: training from the ticket against training from what is left of it{by}"]
+        width = max(map(len, self.checks), default=0)
         for name, c in self.checks.items():
             lines.append(
-                f"  {name:<8} {c.mean:.4f} +- {c.std:.4f}  ticket better by {c.difference:+.4f}"
+                f"  {name:<{width}}  {c.mean:.4f} +- {c.std:.4f}  ticket better by {c.difference:+.4f}"
                 f" +- {c.difference_std:.4f}  (n={c.n})  {c.verdict}"
             )
         return "\n".join(lines)

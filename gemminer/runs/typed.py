@@ -97,6 +97,8 @@ class Cost(TypedDict):
 class TrainResult(Mapping[str, Any]):
     """What a training came to; a mapping too, so that `result["test"]`, `dict(result)` and `**result` work.
 
+    Printed, it is a few lines.
+
     Args:
         test: the metric on the test data, None without any.
         classes: the metric by class, where there is one class index and one value for each test example.
@@ -136,10 +138,35 @@ class TrainResult(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(_NAMES)
 
+    def __repr__(self) -> str:
+        return f"TrainResult(test={self.test}, validation={self.validation}, epochs={self.cost['epochs']:g})"
+
+    def __str__(self) -> str:
+        cost, rate = self.cost, self.rate
+        rows = {
+            "test": _four(self.test),
+            "by class": _four(*(self.classes or ())[:MOST]) + (" ..." if len(self.classes or ()) > MOST else ""),
+            "validation": _four(self.validation),
+            "training": f"{cost['epochs']:g} epochs, {cost['seconds']:.3g} s",
+            "FLOPs": f"{cost['flops_sparse']:.3g} of the weights kept, {cost['flops_dense']:.3g} of all",
+            "rate": f"lr {rate['lr']:.3g}" + (f", found in {rate['steps']} steps" if rate.get("steps") else ""),
+        }
+        if rate.get("max_norm") is not None:
+            rows["rate"] += f"; gradients at most {rate['max_norm']:.3g} long"
+        return "\n".join(f"{name:<10}  {text}" for name, text in rows.items() if text)
+
     def __eq__(self, other: object) -> bool:
         return dict(self.items()) == dict(other.items()) if isinstance(other, Mapping) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # as a dictionary
+
+
+MOST = 10  # classes that are printed
+
+
+def _four(*values: float | None) -> str:
+    """Numbers side by side, four digits each; nothing where there is only None."""
+    return "" if values == (None,) else "  ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
 _NAMES = tuple(field.name for field in fields(TrainResult))

@@ -20,7 +20,7 @@ from gemminer.reporting.page import report, write
 from gemminer.runs import checks as registry
 from gemminer.runs.record import Record
 from tests.reporting.fakes import fake_checks, fake_layers, fake_record, make_run
-from tests.reporting.grids import put
+from tests.reporting.grids import cell, dense, put
 from tests.reporting.reader import HOSTILE, Page
 
 
@@ -332,3 +332,25 @@ def test_a_check_that_is_registered_is_told_of(tmp_path: Path, monkeypatch: pyte
     runs = [make_run(tmp_path / str(seed), checks=checks, seed=seed, metrics=False) for seed in (0, 1)]
     for path in (write(runs[0]), report(runs)):
         assert "half of the kept weights gone" in Page(path).text
+
+
+def test_a_dense_network_is_spoken_of_where_one_was_trained(tmp_path: Path, grid: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Thick: the ticket; dashed: the dense network." in Page(write(run)).text
+    file = tmp_path / "metrics.jsonl"
+    rows = [row for row in file.read_text().splitlines(keepends=True) if '"dense' not in row]
+    file.write_text("".join(rows))
+    text = Page(write(run)).text
+    assert "Thick: the ticket." in text
+    assert "dashed" not in text.split("Thick: the ticket")[1].split("Sanity checks")[0]
+
+
+def test_the_page_of_many_speaks_of_a_dense_network_where_there_is_one(tmp_path: Path) -> None:
+    sparse = [put(tmp_path / name, cell("snip", 1, seed)) for seed, name in enumerate(("a", "b"))]
+    for run in sparse:
+        record = json.loads((run / "record.json").read_text())
+        record["accuracy"]["dense"] = None
+        (run / "record.json").write_text(json.dumps(record))
+    assert "Dashed: the dense network" not in Page(report(sparse, tmp_path / "without.html")).text
+    both = [*sparse, put(tmp_path / "dense", dense(0))]
+    assert "Dashed: the dense network" in Page(report(both, tmp_path / "with.html")).text

@@ -64,6 +64,7 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str) -> None:
 
 
 def test_texts_have_every_density() -> None:
+    assert len(repr(found())) < 80
     lines = str(found()).splitlines()
     assert lines[0] == "It does."
     assert lines[-1].split() == [

@@ -40,7 +40,8 @@ def test_a_type_checker_finds_what_cannot_be(tmp_path: Path) -> None:
     file = tmp_path / "snippet.py"
     file.write_text(SNIPPET)
     config = tmp_path / "mypy.ini"
-    needed = "gemminer,gemminer.api,gemminer.core.model_state,gemminer.core.randomness,gemminer.runs.typed"
+    own = ("api", "core.model_state", "core.randomness", "runs.keywords", "runs.typed")
+    needed = ",".join(["gemminer", *(f"gemminer.{module}" for module in own)])
     config.write_text(f"[mypy]\nfollow_imports = skip\n[mypy-{needed}]\nfollow_imports = silent\n")
     out, _, _ = api.run([str(file), "--config-file", str(config), "--cache-dir", str(tmp_path / "cache")])
     wrong = {int(line.split(":")[1]) for line in out.splitlines() if ": error:" in line}
@@ -84,3 +85,25 @@ def test_a_result_is_frozen_and_still_a_mapping(pair: Pair) -> None:
         result["tset"]  # type: ignore[call-overload]
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.test = 1.0  # type: ignore[misc]
+
+
+def test_a_result_is_printed_in_a_few_aligned_lines() -> None:
+    cost: typing.Any = {"epochs": 2, "seconds": 0.0361, "flops_dense": 147456.0, "flops_sparse": 29184.0}
+    found = {"lr": 0.1, "max_norm": 1.1, "steps": 20, "seconds": 0.02, "tried": [[0.1, 0.57]]}
+    result = TrainResult(0.65625, [0.85, None], 0.5, cost, found)
+    assert repr(result) == "TrainResult(test=0.65625, validation=0.5, epochs=2)"
+    assert str(result).splitlines() == [
+        "test        0.6562",
+        "by class    0.8500  -",
+        "validation  0.5000",
+        "training    2 epochs, 0.0361 s",
+        "FLOPs       2.92e+04 of the weights kept, 1.47e+05 of all",
+        "rate        lr 0.1, found in 20 steps; gradients at most 1.1 long",
+    ]
+    given = {"lr": 0.5, "max_norm": None, "steps": 0, "seconds": 0.0, "tried": []}
+    assert [line.split()[0] for line in str(TrainResult(None, None, None, cost, given)).splitlines()] == [
+        *("training", "FLOPs", "rate")
+    ]
+    many = str(TrainResult(0.5, [0.5] * 1000, None, cost, given))
+    assert max(map(len, many.splitlines())) < 100
+    assert "..." in many
