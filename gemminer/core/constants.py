@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gemminer.core.folding import foldable, folded, settled
 from gemminer.core.tracing import Call, Ref, Trace
 
 ELEMENTWISE = {
@@ -85,7 +87,8 @@ class Constants:
     def _results(self, call: Call) -> list[Tensor | None]:
         """The constants of what a call gives; None where nothing of it is one."""
         rule = _RULES.get(call.name)
-        if not call.outputs or not any(index in self.values for index in call.inputs):
+        given = any(index in self.values for index in call.inputs)
+        if not call.outputs or not (given or call.name == "pad"):  # a border of zeros is constant beside what varies
             return [None] * len(call.outputs)
         found: Any = None
         if structural(call):
@@ -168,6 +171,22 @@ def always_inside(call: Call, kernel: torch.Size) -> Tensor:
     return inside
 
 
+class Taps:
+    """The weights of a convolution that are not zero, as entries of a sum (`folding`), groups counted in.
+
+    Args:
+        call: the convolution.
+        weight: (out, in of a group, kernel ...).
+    """
+
+    def __init__(self, call: Call, weight: Tensor) -> None:
+        self.row, inner, *place = (weight != 0).nonzero().numpy().T
+        self.value = weight.numpy()[self.row, inner, *place]
+        self.inside = always_inside(call, weight.shape[2:]).numpy()[tuple(place)]
+        group = self.row // max(1, len(weight) // call.argument(6, "groups", 1))
+        self.channel = inner + group * weight.shape[1]
+
+
 def _several(value: Any, count: int) -> tuple[int, ...]:
     if isinstance(value, str):  # "same" pads; "valid" does not
         return (0,) * count if value == "valid" else (10**6,) * count
@@ -183,17 +202,12 @@ def _convolution(c: Constants, call: Call) -> Tensor | None:
         or weight.dim() != len(c.trace.shapes[x.index])
     ):
         return None
-    given = c.channels(x.index, 1)
-    border = ~always_inside(call, weight.shape[2:])
-    nonzero, groups = weight != 0, call.argument(6, "groups", 1)
-    reads = nonzero.flatten(2).any(2), (nonzero & border).flatten(2).any(2)  # (out, in of a group) each
-    rows = given.view(groups, 1, -1).expand(groups, len(weight) // groups, -1).reshape(len(weight), -1)
-    bad = reads[0] & rows.isnan() | reads[1] & (rows.nan_to_num(nan=0.0) != 0)
-    result = (weight.flatten(2).sum(2) * rows.nan_to_num(nan=0.0)).sum(1)
-    if isinstance(bias, Ref):
-        result = result + c[bias.index]
-    result = result.masked_fill(bad.any(1), math.nan)
-    return _over(result, c.trace.shapes[call.outputs[0]])
+    taps = Taps(call, weight)
+    constant = c.channels(x.index, 1).numpy()[taps.channel]
+    start = c[bias.index].numpy() if isinstance(bias, Ref) else np.zeros(len(weight))
+    fixed = foldable(constant, taps.inside)
+    result = settled(folded(start, taps.row, taps.value, constant, fixed), taps.row[~fixed])
+    return _over(torch.from_numpy(result), c.trace.shapes[call.outputs[0]])
 
 
 def _over(channels: Tensor, shape: torch.Size) -> Tensor:

@@ -16,9 +16,10 @@ from gemminer.core.constants import (
     REDUCTIONS,
     SAME,
     Constants,
-    always_inside,
+    Taps,
     structural,
 )
+from gemminer.core.folding import foldable, read
 from gemminer.core.tracing import Call, Ref, Trace
 
 
@@ -129,8 +130,7 @@ def _softmax(n: Needs, call: Call, wanted: Tensor) -> None:
 
 
 def _reading(n: Needs, index: int, axis: int, rows: Tensor, held: Tensor) -> None:
-    """A layer reads these channels; what is no single constant of them, and what is `held`, must be there."""
-    given = n.constants.channels(index, axis)
+    """A layer reads these channels; what is `held` of them must be there, as no bias takes it in."""
     shape = [1] * len(n.trace.shapes[index])
     shape[axis] = -1
 
@@ -138,7 +138,7 @@ def _reading(n: Needs, index: int, axis: int, rows: Tensor, held: Tensor) -> Non
         return channels.view(shape).expand(n.trace.shapes[index])
 
     n.add(index, whole(rows))
-    n.hold(index, whole(rows & given.isnan() | held & (given.nan_to_num(nan=0.0) != 0)))
+    n.hold(index, whole(held))
 
 
 def _convolution(n: Needs, call: Call, wanted: Tensor) -> None:
@@ -148,14 +148,16 @@ def _convolution(n: Needs, call: Call, wanted: Tensor) -> None:
             n.hold(index, torch.ones(n.trace.shapes[index], dtype=torch.bool))
         return
     rows = wanted.movedim(1, 0).flatten(1).any(1)
-    nonzero = (weight != 0) & rows.view(-1, *[1] * (weight.dim() - 1))
-    border = ~always_inside(call, weight.shape[2:])
-    groups = call.argument(6, "groups", 1)
-
-    def inputs(taps: Tensor) -> Tensor:
-        return taps.flatten(2).any(2).view(groups, -1, weight.shape[1]).any(1).flatten()
-
-    _reading(n, x.index, 1, inputs(nonzero), inputs(nonzero & border))
+    taps, wanted_rows, count = Taps(call, weight), rows.numpy(), n.trace.shapes[x.index][1]
+    constant = n.constants.channels(x.index, 1).numpy()[taps.channel]
+    left = ~foldable(constant, taps.inside)
+    _reading(
+        n,
+        x.index,
+        1,
+        torch.from_numpy(read(taps.row, taps.channel, wanted_rows, count)),
+        torch.from_numpy(read(taps.row[left], taps.channel[left], wanted_rows, count)),
+    )
 
 
 def _linear(n: Needs, call: Call, wanted: Tensor) -> None:
@@ -165,8 +167,8 @@ def _linear(n: Needs, call: Call, wanted: Tensor) -> None:
             n.hold(index, torch.ones(n.trace.shapes[index], dtype=torch.bool))
         return
     rows = wanted.flatten(0, -2).any(0)
-    columns = (weight[rows] != 0).any(0)
-    _reading(n, x.index, len(n.trace.shapes[x.index]) - 1, columns, torch.zeros_like(columns))
+    columns, axis = (weight[rows] != 0).any(0), len(n.trace.shapes[x.index]) - 1
+    _reading(n, x.index, axis, columns, columns & n.constants.channels(x.index, axis).isnan())
 
 
 def _matmul(n: Needs, call: Call, wanted: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 constant    all that a unit reads is zero or constant: forwards, through every call (`constants`)
 not read    no result depends on it: backwards (`needs`)
+            both by the rule of sums that `sparse.compile` goes by as well (`folding`)
 bundles     channels that meet in sums, norms and concatenations, and go together or not at all (`bundles`)
 """
 
@@ -12,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gemminer.core.bundles import Bundles
-from gemminer.core.constants import Constants, always_inside
+from gemminer.core.constants import Constants, Taps
+from gemminer.core.folding import foldable, read
 from gemminer.core.needs import Needs
 from gemminer.core.tracing import Call, Trace, traced
 
@@ -53,11 +57,12 @@ class Units:
 
     def foldable(self, weight: Tensor) -> Tensor:
         """(inputs,): constants that a bias can hold, whatever the border."""
-        known = ~self.given.isnan()
-        if weight.dim() > 2:
-            border = (weight != 0) & ~always_inside(self.call, weight.shape[2:])
-            known &= (self.given == 0) | ~border.flatten(2).any(2).any(0)
-        return known
+        if weight.dim() == 2:
+            return ~self.given.isnan()
+        taps = Taps(self.call, weight)
+        left = ~foldable(self.given.numpy()[taps.channel], taps.inside)
+        held = read(taps.row[left], taps.channel[left], np.ones(len(weight), np.bool_), len(self.given))
+        return ~self.given.isnan() & ~torch.from_numpy(held)
 
 
 class Structure:

@@ -89,6 +89,24 @@ def test_attention_is_a_mean_of_values() -> None:
     assert torch.isclose(found.layers["out"].given[0], net.v.bias[0].double())
 
 
+def test_channels_of_a_zero_padded_shortcut_are_zero_beside_what_varies() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.a(x) + F.pad(x[:, :2], (1, 1))))  # type: ignore[no-any-return]
+
+    net = Padded()
+    zeroed(net.a, 0, 1)
+    with torch.no_grad():
+        net.a.bias.fill_(0.5)
+    given = looked_at(net, torch.randn(2, 3)).layers["head"].given
+    assert given[0] == 0.5
+    assert given[1:].isnan().all()
+
+
 def test_without_bundles_nothing_goes_between_layers() -> None:
     net = Residual()
     zeroed(net.a, 0)

@@ -5,6 +5,10 @@ fuse      a Sum without a clamp that one other Sum reads in place, each channel 
 fold      a row without entries is a constant: it goes into the bias of those that read it, unless some of what
           they read is padding (there it is zero); a row that only copies a channel is that channel;
 compact   rows that nothing reads are dropped, and with them what only they read, back to the input.
+
+What a sum of constants comes to and what it reads is decided in `core.folding`, for `gemminer.compact` too. The rest
+is not shared: here a network is sums and pools of one image size, batch norms are gone and channels have copies, while
+`compact` keeps the model's own layers, for every size and for training, and knows attention and layer norms.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from gemminer.core.folding import foldable, folded, read, settled
 from gemminer.sparse.inference.layout import Array, Entries, Operation, Pool, Shape, Sum
 
 
@@ -136,14 +141,14 @@ def _fold_pool(op: Pool, value: int, known: list[_Channels], whole: bool) -> tup
 
 
 def _fold_sum(op: Sum, known: list[_Channels], shapes: list[Shape]) -> Sum:
-    bias, entries = op.bias.copy(), []
+    bias, entries = op.bias, []
     for e in op.entries:
         constant = known[e.source].constant[e.channel]
         inside = np.ones(len(e), bool)
         for d, size, steps, stride in zip((e.dy, e.dx), shapes[e.source][1:], op.shape[1:], e.stride, strict=True):
             inside &= (d >= 0) & ((steps - 1) * stride + d < size)
-        fixed = ~np.isnan(constant) & (inside | (constant == 0))
-        np.add.at(bias, e.row[fixed], e.value[fixed] * constant[fixed])
+        fixed = foldable(constant, inside)
+        bias = folded(bias, e.row, e.value, constant, fixed)
         e = e.take(~fixed)
         source, channel = known[e.source].source[e.channel], known[e.source].channel[e.channel]
         for s in np.unique(source):
@@ -155,8 +160,9 @@ def _fold_sum(op: Sum, known: list[_Channels], shapes: list[Shape]) -> Sum:
 def _facts(op: Sum, value: int, known: list[_Channels], shapes: list[Shape]) -> _Channels:
     """Constant rows, and rows that copy a channel."""
     facts = _unknown(value, op.shape[0], op.low, op.high)
-    count = sum((np.bincount(e.row, minlength=op.shape[0]) for e in op.entries), np.zeros(op.shape[0], np.int64))
-    facts.constant[count == 0] = np.clip(op.bias[count == 0], op.low, op.high)
+    rows = np.concatenate([np.zeros(0, np.int64), *(e.row for e in op.entries)])
+    count = np.bincount(rows, minlength=op.shape[0])
+    facts.constant = np.clip(settled(op.bias, rows), op.low, op.high)
     for e in op.entries:
         source = known[e.source]
         if (
@@ -180,7 +186,7 @@ def _compacted(operations: list[Operation], inputs: Shape) -> list[Operation]:
             live[op.source][op.channel[rows]] = True
         else:
             for e in op.entries:
-                live[e.source][e.channel[rows[e.row]]] = True
+                live[e.source] |= read(e.row, e.channel, rows, len(live[e.source]))
     live[0][:] = True  # the caller gives the whole input
     number = np.cumsum([True, *(rows.any() for rows in live[1:])]) - 1
     place = [np.cumsum(rows) - 1 for rows in live]
