@@ -141,6 +141,8 @@ def build(
     by_step = _by_step(task, metric)
     batched = data.as_wholes if by_step else data.as_batches
     progress.checked(task.get("monitor", Monitor()))
+    if ranks is not None and not ranks.first:
+        task["monitor"] = Silent()
     if torch.get_default_device().type == "meta":
         raise UsageError(
             "new tensors are made on the meta device, which holds no numbers: torch.set_default_device('cpu')"
@@ -168,8 +170,6 @@ def build(
     if ranks is not None:
         ranks.take_over(named_state(model).values())
         made = dataclasses.replace(made, train=sharded(batches, ranks), ranks=ranks)
-        if not ranks.first:
-            made = dataclasses.replace(made, monitor=Silent())
     products = {name: p for name, p in named_parameters(model).items() if p.dim() > 1}
     experiment = Experiment(made, tested, Settings(), cost.count(made, products), seed, classes)
     if made.feed.floats:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gemminer.core.errors import GemminerError, cause
 from gemminer.core.model_state import borrowed
 from gemminer.core.randomness import private_randomness
 from gemminer.training.feed import reason
-from gemminer.training.losses import Metric, accuracy, check_targets, metric_for, metric_name
+from gemminer.training.losses import Metric, NegativeLoss, accuracy, check_targets, metric_for, metric_name, one_shape
 from gemminer.training.task import Task
 
 
@@ -40,9 +43,28 @@ def with_metric(task: Task, metric: Metric | None, *, measured: bool) -> Task:
             except Exception as error:  # whatever a user's model raises where gradients are recorded
                 raise GemminerError(f"the model fails in a training step: {reason(error)}") from cause(error)
             check_targets(task.loss, output, targets)
-            task.loss_between(output, targets)
+            _say_broadcast(task, "loss", output, targets, lambda given: task.loss_between(output, given))
         if measured:
             with torch.no_grad():
                 task.model.eval()
-                task.metric_of(inputs, targets)
+                _say_broadcast(task, "metric", output, targets, lambda given: task.metric_of(inputs, given))
     return task
+
+
+def _say_broadcast(task: Task, what: str, output: Any, targets: Any, measure: Callable[[Any], Tensor]) -> None:
+    """Try what measures targets, and say so where it sets each output against every target, as broadcasting does.
+
+    It does where its value is another once the targets have the output's shape.
+    """
+    value = measure(targets)
+    if (how := one_shape(output, targets)) is None or (isinstance(task.metric, NegativeLoss) and what == "metric"):
+        return
+    try:
+        same = measure(targets.reshape(output.shape))
+    except GemminerError:  # it takes these shapes alone
+        return
+    if not torch.allclose(value.double().mean(), same.double().mean()):
+        task.note(
+            f"warning: the {what} broadcasts outputs of shape {tuple(output.shape)} and targets of shape "
+            f"{tuple(targets.shape)}, so that each output is measured against every target: give {how}"
+        )

@@ -129,6 +129,27 @@ def check_targets(loss: Loss, output: Any, target: Any) -> None:
     )
 
 
+def one_shape(output: Any, target: Any) -> str | None:
+    """How an output and targets of as many numbers get one shape, where a loss would broadcast the two to more.
+
+    Outputs (N, 1) minus targets (N,) are (N, N): each output against every target. None for all others.
+
+    >>> one_shape(torch.zeros(8, 1), torch.zeros(8)), one_shape(torch.zeros(8), torch.zeros(8))
+    ("targets.unsqueeze(-1), or the model's output.squeeze(-1)", None)
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.numel() != target.numel():
+        return None
+    try:
+        together = torch.broadcast_shapes(output.shape, target.shape)
+    except RuntimeError:
+        return None
+    if together.numel() == output.numel():
+        return None
+    if target.dim() < output.dim():
+        return "targets.unsqueeze(-1), or the model's output.squeeze(-1)"
+    return "targets.squeeze(-1), or the model's output.unsqueeze(-1)"
+
+
 # --- what they return ------------------------------------------------------------------------------------------
 
 

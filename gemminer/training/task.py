@@ -29,6 +29,7 @@ from gemminer.training.losses import (
     as_values,
     cross_entropy,
     ignored_label,
+    one_shape,
     output_loss,
     returned,
 )
@@ -329,6 +330,8 @@ class Task:
         shapes = f"output {_shape(output)}, targets {_shape(targets)}"
         said = str(error) if str(error) else type(error).__name__
         hint = "; give a loss and a metric that read output.logits" if hasattr(output, "logits") else ""
+        if isinstance(targets, Tensor) and targets.is_floating_point() and (how := one_shape(output, targets)):
+            hint = f"; give {how}"
         return GemminerError(f"the {what} does not fit the model and data ({shapes}): {said}{hint}")
 
 
