@@ -327,14 +327,26 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if interrupts.stopped() and not isinstance(error, Stopped):  # what a Ctrl-C was turned into on its way
             return _complain(Stopped(interrupts.AGAIN))
-        return _complain(error)
+        return _complain(error, together=_together(sys.argv[1:] if argv is None else argv))
     if code == 130:  # typer gives Ctrl-C back as this code
         return _complain(Stopped(interrupts.AGAIN))
     return code if isinstance(code, int) else 0
 
 
-def _complain(error: Exception) -> int:
-    """One sentence for an error of the caller's or the disk's; any other is ours, and raised again."""
+def _together(argv: list[str]) -> bool:
+    """Whether several processes, as torchrun has started, work together by this command line: all see one error.
+
+    A rank in the environment alone says nothing: a cluster's jobs have one, whatever is typed in them.
+    """
+    return "--distributed" in argv and os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def _complain(error: Exception, together: bool = False) -> int:
+    """One sentence for an error of the caller's or the disk's; any other is ours, and raised again.
+
+    Args:
+        together: whether the first of several processes says what is wrong with what all were asked.
+    """
     if isinstance(error, OSError):
         text = f"{error.filename}: {reason(error)}" if error.filename else f"cannot write: {reason(error)}"
     elif isinstance(error, GemminerError):
@@ -346,8 +358,8 @@ def _complain(error: Exception) -> int:
             return 2
     else:
         raise error
-    if isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0":
-        return 2  # the first of the processes that torchrun has started says it
+    if isinstance(error, UsageError) and together and os.environ.get("RANK", "0") != "0":
+        return 2  # the first of the processes says it
     with contextlib.suppress(OSError):  # a stderr that takes nothing is no reason for another code
         ERR.print(f"gemminer: {text}", markup=False, soft_wrap=True)
     return interrupts.code() if isinstance(error, Stopped) else 2

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.errors import GemminerError, UsageError, in_words
 
 T = TypeVar("T")
 Distributed: TypeAlias = "bool | dist.ProcessGroup | None"
@@ -167,7 +167,12 @@ def ranks_of(distributed: Distributed) -> Ranks | None:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            try:
+                dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            except ValueError as error:  # the environment lacks a name
+                raise UsageError(
+                    f"the {launched()} processes cannot find each other ({in_words(error)}): start them with torchrun"
+                ) from None
         return Ranks()
     if not isinstance(distributed, dist.ProcessGroup):
         raise UsageError(f"distributed is True, False or a process group, not {distributed!r}")

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import gemminer
 from gemminer import methods
-from gemminer.core.errors import GemminerError
+from gemminer.cli import main
+from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.ticket import Ticket
 from gemminer.runs import record
 from tests.helpers import drawn_ticket, tiny_data, tiny_net
@@ -258,3 +259,30 @@ def test_data_that_each_rank_has_a_part_of_is_not_divided_again(both: list[dict[
         for name, epochs in (("gem-miner", {"epochs": 2}), ("snip", {}), ("grasp", {}))
     }
     assert " ".join(sorted(tickets)) == both[0]["own parts"]
+
+
+def test_processes_that_nobody_has_told_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UsageError, match=r"the 2 processes cannot find each other .*MASTER_ADDR.*start them with"):
+        gemminer.mine(tiny_net(), TRAIN, 0.2, distributed=True)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "flag", "said"),
+    [
+        ("3", "", "", True),  # a cluster's job has a rank, whatever is typed in it
+        ("3", "1", "--distributed", True),
+        ("3", "8", "", True),
+        ("0", "8", "--distributed", True),
+        ("3", "8", "--distributed", False),
+    ],
+)
+def test_the_command_line_is_silent_only_where_another_rank_says_it(
+    rank: str, world: str, flag: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert main(["mine", "--model", "lenet-300-100", "--density", "2", *flag.split()]) == 2
+    assert ("density is the fraction" in capsys.readouterr().err) == said
