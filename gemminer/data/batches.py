@@ -7,6 +7,7 @@ was drawn before, in any process. The seed orders and augments; splits and norma
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,16 @@ class Batches(Protocol):
 
     def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
         """The (inputs, targets) of epoch `index`; the same (seed, index) gives bit-identical batches."""
+
+
+def every(stream: Iterator[Any], rank: int, world: int) -> Iterator[Any]:
+    """Every `world`-th batch from number `rank` on: rank's batch of each step, None of a last step that has none.
+
+    >>> [list(every(iter("abc"), rank, 2)) for rank in range(2)]
+    [['a', 'c'], ['b', None]]
+    """
+    while group := list(itertools.islice(stream, world)):
+        yield group[rank] if rank < len(group) else None
 
 
 def examples_in(inputs: Any, targets: Any) -> int:
@@ -111,11 +122,24 @@ class TensorBatches:
         return math.ceil(self.examples / self.batch_size)
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._taken(index, 0, 1)
+
+    def part(self, index: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """`every` batch of the epoch; those of other ranks are not made, unless the augmentation draws numbers."""
+        if self.augment is not None:
+            yield from every(self.epoch(index), rank, world)
+            return
+        yield from self._taken(index, rank, world)
+        if rank >= (len(self) % world or world):
+            yield None
+
+    def _taken(self, index: int, first: int, by: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from number `first` on, each `by`-th."""
         generator = torch.Generator().manual_seed(derive(self.seed, operator.index(index)))
         count = len(self.inputs)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         orders = order.to(self.inputs.device), order.to(self.targets.device)  # once: no batch waits for a copy
-        for start in range(0, self.examples, self.batch_size):
+        for start in range(first * self.batch_size, self.examples, by * self.batch_size):
             end = min(start + self.batch_size, self.examples)
             inputs = self.inputs.index_select(0, orders[0][start:end])
             if self.normalise is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 import random
 import re
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from gemminer.core.errors import UsageError
 from gemminer.core.numbers import whole
 from gemminer.core.randomness import derive
-from gemminer.data.batches import Batches, Data, TensorBatches, examples_in, laid_out
+from gemminer.data.batches import Batches, Data, TensorBatches, every, examples_in, laid_out
+from gemminer.data.rewired import Watch, can_be_rewired, rewired
 from gemminer.data.tensors import as_tensors, is_map_style
 
 ENDLESS = 1_000_000  # batches after which a stream without a length is taken to have no end
@@ -80,6 +82,7 @@ class LoaderBatches:
             kind = type(loader).__name__
             raise UsageError(f"a {kind} cannot be iterated anew each epoch: pass a DataLoader")
         self.loader, self.seed, self.channels_last = loader, whole("seed", seed), channels_last
+        self._draws: bool | None = None  # whether random numbers are needed to make a batch, or might be
         if _length(loader) == 0:
             raise UsageError("the loader gives no batch: no data, or fewer than one batch with drop_last")
 
@@ -111,16 +114,58 @@ class LoaderBatches:
         return steps, examples
 
     def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
-        for inputs, targets in map(_pair, self.whole(index)):
-            yield laid_out(inputs, self.channels_last), targets
+        return map(self._laid_out, self.whole(index))
+
+    def part(self, index: int, rank: int, world: int) -> Iterator[tuple[Any, Any] | None]:
+        """`every` batch of the epoch, as `whole_part` reads them."""
+        return (batch if batch is None else self._laid_out(batch) for batch in self.whole_part(index, rank, world))
+
+    def _laid_out(self, batch: Any) -> tuple[Any, Any]:
+        inputs, targets = _pair(batch)
+        return laid_out(inputs, self.channels_last), targets
 
     def whole(self, index: int) -> Iterator[Any]:
         """The batches of epoch `index` as the loader gives them."""
-        loader = self.loader
+        return self._read(self.loader, index)
+
+    def whole_part(self, index: int, rank: int, world: int) -> Iterator[Any]:
+        """`every` batch as the loader gives it, bit for bit; of a map-style data set no others are loaded.
+
+        But where a batch is made with random numbers, it depends on those before it: then, and of what is no map-style
+        data set of a DataLoader, all are loaded.
+        """
+        count = 0
+        if self._draws is None:
+            self._draws = not can_be_rewired(self.loader)
+        if not self._draws:
+            watch = Watch(self.loader, rank, world)
+            loader = rewired(self.loader, watch, watch, worker_init_fn=watch.in_worker)
+            for drew, batch in self._read(loader, index):
+                if drew:
+                    self._draws = True
+                    break
+                yield batch
+                count += 1
+            else:
+                if count * world < watch.batches:  # a last step in which others have one
+                    yield None
+                return
+        yield from itertools.islice(every(self.whole(index), rank, world), count, None)
+
+    def rows(self, indices: list[int]) -> list[Any] | None:
+        """These rows of a map-style data set, in a process that the loader's would be in; None of what has none."""
+        if not can_be_rewired(self.loader):
+            return None
+        workers = min(1, self.loader.num_workers)
+        loader = rewired(self.loader, [indices], list, num_workers=workers, pin_memory=False)
+        return cast(list[Any], next(self._read(loader, 0)))
+
+    def _read(self, loader: Any, index: int) -> Iterator[Any]:
+        """The batches of the epoch from this loader, or one like it, in random streams of their own."""
         if getattr(loader, "persistent_workers", False):
             loader = copy.copy(loader)
             loader._iterator = None
-        parts = _parts(loader)
+        parts = [loader if part is self.loader else part for part in _parts(self.loader)]
         generators = [getattr(part, "generator", None) for part in parts]
         streams = _Streams(self.seed, operator.index(index), generators)
         with streams:
@@ -177,6 +222,14 @@ class Whole:
         if isinstance(self.batches, LoaderBatches):
             return ((batch, _targets(batch)) for batch in self.batches.whole(index))
         return ((batch, batch[1]) for batch in self.batches.epoch(index))
+
+    def part(self, index: int, rank: int, world: int) -> Iterator[tuple[Any, Any] | None]:
+        if isinstance(self.batches, LoaderBatches):
+            batches = self.batches.whole_part(index, rank, world)
+            return (batch if batch is None else (batch, _targets(batch)) for batch in batches)
+        if isinstance(self.batches, TensorBatches):
+            return (batch and (batch, batch[1]) for batch in self.batches.part(index, rank, world))
+        return every(self.epoch(index), rank, world)
 
 
 def _parts(loader: Any) -> list[Any]:

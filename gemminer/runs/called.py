@@ -195,7 +195,8 @@ class Call:
         self._choose_engine()
         of = self.experiment.what_training(ticket)
         if self.experiment.test is not None:
-            measured = {name: of[name] for name in ("the metric", "the test data", "precision")}
+            names = ("the metric", "the test data", "rows of the test data", "precision")
+            measured = {name: of[name] for name in names if name in of}
             self._step("before", measured, lambda lent: {"test": lent.before(ticket)})
         return of
 

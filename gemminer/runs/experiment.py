@@ -166,7 +166,7 @@ class Experiment:
         with borrowed(self.task.model, as_trained=True) as model:
             ticket.fitted(model).apply(model)
             of = identity.of_training(self.task, ticket, self.settings, self.seed, 0, "")
-        return of | {"the metric": identity.called(self.task.metric), "the test data": identity.data_of(self.test)}
+        return of | {"the metric": identity.called(self.task.metric), **identity.data_of(self.test, "the test data")}
 
     def claimed(self, of: Callable[..., dict[str, str]], *what: Any) -> contextlib.AbstractContextManager[None]:
         """The task's checkpoint, if it has one, held as one of this.

@@ -13,7 +13,7 @@ from gemminer.core.errors import UsageError
 from gemminer.core.model_state import named_state
 from gemminer.core.ticket import Ticket
 from gemminer.data import Batches
-from gemminer.data.fingerprint import digest, fingerprint
+from gemminer.data.fingerprint import digest, fingerprint, some_rows
 from gemminer.training.checkpoint import difference
 from gemminer.training.shards import Own, Shard
 from gemminer.training.task import Task
@@ -58,7 +58,7 @@ def _of(task: Task, seed: int) -> dict[str, str]:
         "the phase": task.phase,
         "the seed": repr(int(seed)),
         "the model": f"{type(task.model).__name__} {digest(sorted(shapes.items()))}",
-        "the data": data_of(task.train),
+        **data_of(task.train),
         "the loss": called(task.loss),
         "the engine": task.engine,
         **own,
@@ -72,19 +72,21 @@ def _of(task: Task, seed: int) -> dict[str, str]:
     return {**found, "the model's first weights": digest(sorted(state.items()))}  # last: others say more
 
 
-def data_of(batches: Batches | None) -> str:
-    """Data: how much there is, and what it holds."""
+def data_of(batches: Batches | None, name: str = "the data") -> dict[str, str]:
+    """Data: how much there is and what it holds, and rows of a loader's data set, for its first batch is not all."""
     if batches is None:
-        return "none"
+        return {name: "none"}
     if isinstance(batches, Shard | Own):
         batches = batches.batches
-    return f"{batches.examples} examples in {len(batches)} batches, {fingerprint(batches)}"
+    found = {name: f"{batches.examples} examples in {len(batches)} batches, {fingerprint(batches)}"}
+    rows = some_rows(batches)
+    return found if rows is None else {**found, f"rows of {name}": rows}
 
 
 def same_call(calls: Sequence[Mapping[str, str]]) -> None:
     """Raise UsageError unless all ranks make the same call; their parts of the data may differ."""
     for rank, call in enumerate(calls):
-        if differs := difference(calls[0], call, {"the data"}):
+        if differs := difference(calls[0], call, {"the data", "rows of the data"}):
             raise UsageError(f"rank {rank} was called with other arguments ({differs} on rank 0): call all ranks alike")
 
 

@@ -203,8 +203,8 @@ class Seeking:
         of |= {"the call": MARK, "the density": f"{self.ladder[0]:g} to {self.ladder[-1]:g}"}
         of |= {"what may be lost": _shown(self.asked.within), "the size": _shown(self.asked.size)}
         of |= {f"{name} of the training": repr(v) for name, v in dataclasses.asdict(experiment.settings).items()}
-        of |= {"the validation data": identity.data_of(task.validation), "the metric": identity.called(task.metric)}
-        return of | {"the test data": identity.data_of(experiment.test)}
+        of |= identity.data_of(task.validation, "the validation data") | {"the metric": identity.called(task.metric)}
+        return of | identity.data_of(experiment.test, "the test data")
 
     # --- what is measured, each once ---
 

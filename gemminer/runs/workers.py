@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -25,6 +26,7 @@ from gemminer.core.errors import GemminerError, UsageError, unknown
 from gemminer.core.numbers import whole
 
 BACKENDS = ("local", "ray")
+CONNECT_SECONDS = 5.0  # in which a cluster's head must answer
 RETRIES = 3  # times that Ray begins a job anew whose process or machine is gone
 
 Tell = Callable[[Any], None]
@@ -267,6 +269,18 @@ class _OursAlone:
         return getattr(self._stdout, name)
 
 
+def _answers(address: str | None) -> None:
+    """Raise UsageError where nobody listens at HOST:PORT or ray://HOST:PORT: Ray itself waits for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # auto, local, and what only Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        why = str(error) or type(error).__name__
+        raise UsageError(f"nobody answers at {address} ({why}): give the address of a Ray cluster's head") from None
+
+
 def _ray(address: str | None) -> tuple[Any, bool]:
     """Ray, connected to a cluster, and whether it was not before; what it prints stays off stdout, for results."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what a future version does, and warns of
@@ -278,6 +292,7 @@ def _ray(address: str | None) -> tuple[Any, bool]:
         ) from None
     ours = not ray.is_initialized()
     if ours:
+        _answers(address or os.environ.get("RAY_ADDRESS"))
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")

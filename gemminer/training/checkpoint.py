@@ -20,6 +20,7 @@ from gemminer.core.ownership import is_there
 from gemminer.training.ranks import Ranks
 
 FORMAT = "gemminer.checkpoint/1"
+LATER = {f"rows of the {part}data" for part in ("", "validation ", "test ")}  # files of earlier versions say none
 
 
 def checkpoint_seconds() -> float:
@@ -144,11 +145,14 @@ class Checkpoint:
 def difference(ours: Mapping[str, str], theirs: Mapping[str, str], free: Collection[str] = ()) -> str:
     """The first name in which two calls differ, with both texts; "" if there is none but those that are `free`.
 
+    What an earlier version did not say of its call is not compared.
+
     >>> difference({"lr": "0.1"}, {"lr": "0.2"}), difference({"lr": "0.1"}, {"lr": "0.2"}, {"lr"})
     ('lr: 0.2 there, 0.1 here', '')
     """
     for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if name not in free and ours.get(name) != theirs.get(name):
+        unsaid = name in LATER and not (name in ours and name in theirs)
+        if name not in free and not unsaid and ours.get(name) != theirs.get(name):
             return f"{name}: {theirs.get(name, 'not set')} there, {ours.get(name, 'not set')} here"
     return ""
 

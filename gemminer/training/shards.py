@@ -13,6 +13,7 @@ from torch import Tensor
 from gemminer.core.errors import GemminerError
 from gemminer.core.randomness import mixed
 from gemminer.data import Batches, Whole
+from gemminer.data.batches import every
 from gemminer.data.fingerprint import fingerprint
 from gemminer.training.feed import mapped
 from gemminer.training.ranks import Ranks
@@ -42,9 +43,8 @@ class Shard:
         return self.batches.examples
 
     def epoch(self, index: int) -> Iterator[Any]:
-        stream = self.batches.epoch(index)
-        while group := list(itertools.islice(stream, self.world)):
-            yield group[self.rank] if self.rank < len(group) else None
+        part = getattr(self.batches, "part", None)  # loads no other rank's
+        return part(index, self.rank, self.world) if part else every(self.batches.epoch(index), self.rank, self.world)
 
 
 class Joined:

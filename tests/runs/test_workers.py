@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -101,17 +102,42 @@ def test_ray_runs_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fake.cancelled == 1
 
 
-def test_no_cluster_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = _Ray()
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The addresses of which Ray is asked, which has no cluster anywhere."""
+    fake, asked = _Ray(), list[str | None]()
 
-    def init(address: str, **more: Any) -> None:
+    def init(address: str | None, **more: Any) -> None:
+        asked.append(address)
         raise ConnectionError(f"nobody at {address}\nafter a while")
 
     monkeypatch.setattr(fake, "is_initialized", lambda: False)
     monkeypatch.setattr(fake, "init", init, raising=False)
     monkeypatch.setitem(sys.modules, "ray", fake)
-    with pytest.raises(UsageError, match=r"there is no Ray cluster at here:1: nobody at here:1$"):
-        next(run_all([1], work, 1, backend="ray:here:1"))
+    return asked
+
+
+def test_no_cluster_at_an_address(asked: list[str | None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for address in (f"127.0.0.1:{server.getsockname()[1]}", f"ray://127.0.0.1:{server.getsockname()[1]}"):
+            with pytest.raises(UsageError, match=f"there is no Ray cluster at {address}: nobody at {address}$"):
+                next(run_all([1], work, 1, backend=f"ray:{address}"))
+            assert asked.pop() == address
+    with pytest.raises(UsageError, match="there is no Ray cluster at auto"):
+        next(run_all([1], work, 1, backend="ray:auto"))
+
+
+def test_ray_does_not_wait_where_nobody_answers(asked: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an address where nothing listens Ray 2.60 waited 300 seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    for address in (closed, f"ray://{closed}", "nowhere.invalid:6379", "127.0.0.1:99999999"):
+        with pytest.raises(UsageError, match=r"nobody answers at .* \(.+\): give the address of a Ray cluster's head"):
+            next(run_all([1], work, 1, backend=f"ray:{address}"))
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    with pytest.raises(UsageError, match=f"nobody answers at {closed}"):
+        next(run_all([1], work, 1, backend="ray"))
+    assert asked == []
 
 
 def test_what_other_threads_print_is_not_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,14 @@ def loader(seed: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*tiny_data(seed=seed)), batch_size=128)
 
 
+def in_order(changed: int | None = None) -> DataLoader[Any]:
+    """Batches of 16 of 96 rows, one of which may be another."""
+    inputs, targets = tiny_data()
+    if changed is not None:
+        inputs[changed] += 1.0
+    return DataLoader(TensorDataset(inputs, targets), batch_size=16)
+
+
 Call = Callable[..., Any]
 Fields = dict[str, Any]  # a function stands for what it makes
 IMP = {"method": "imp", "rate": 0.5}
@@ -161,6 +169,7 @@ OTHERS: list[tuple[Call, Fields, Call, Fields, str]] = [
     (train, {}, train, {"loss": lambda: loss}, "the loss"),
     (train, {}, mine, {}, "the call"),
     (train, {"train_data": lambda: loader(0)}, train, {"train_data": lambda: loader(1)}, "the data"),
+    (train, {"train_data": in_order}, train, {"train_data": lambda: in_order(-1)}, "rows of the data"),
     (mine, {}, mine, {"density": 0.1}, "the density"),
     (mine, {}, mine, {"seed": 1}, "the seed"),
     (mine, {}, mine, {"model": lambda: tiny_net(1)}, "the model's first weights"),
@@ -200,6 +209,20 @@ def test_another_calls_checkpoint_is_refused_and_left_as_it_is(
     if text in ("the ticket", "the data", "the density", "rung"):  # and the call it is of goes on, to the same bits
         assert same(first(checkpoint=path, **own), first(**own))
         assert not path.exists()
+
+
+def test_a_file_of_a_version_that_looked_at_no_rows_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMINER_CHECKPOINT_SECONDS", "0")
+    path = tmp_path / "file"
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=path, monitor=Kill(), train_data=in_order())
+    state = torch.load(path)
+    del state["of"]["rows of the data"]
+    torch.save(state, path)
+    assert same(train(checkpoint=path, train_data=in_order()), train(train_data=in_order()))
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("call", [mine, train])
