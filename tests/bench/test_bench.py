@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from gemminer.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 FIELDS = {"bench", "model", "density", "batch", "baseline", "ratio", "low", "high", "runs", "device", "versions"}
 
@@ -60,3 +65,17 @@ def test_every_batch_size_asked_for_is_measured(capsys: pytest.CaptureFixture[st
 def test_what_cannot_be_measured(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_contestants_of_other_environments_take_turns() -> None:
+    """Another version's package, another Python; what does not start is named and left out."""
+    asked = ["ours", "dense:bf16", f"before=ours@{ROOT}", f"same=ours@{sys.executable}", "ours@/nowhere/python"]
+    sizes = ["--batch", "16", "--threads", "1", "--rounds", "2", "--steps", "2", "--dry"]
+    command = [sys.executable, "benchmarks/turns.py", "train", "lenet-300-100", *asked, *sizes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert [row[4] for row in rows] == ["ours", "dense:bf16", "before", "same"]
+    assert len({row[7] for row in rows if row[4] != "dense:bf16"}) == 1  # the same losses: the same network and ticket
+    assert all(float(row[5]) > 0 for row in rows)
+    assert "ours was left out: [Errno 2]" in done.stderr

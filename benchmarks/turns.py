@@ -1,0 +1,312 @@
+"""Contestants in processes of their own, in turns: other versions of gemminer, other engines in other environments.
+
+    python benchmarks/turns.py train resnet20 dense dense:bf16 before=ours@OLD ours ours:bf16
+    python benchmarks/turns.py infer vgg16 deepsparse@OTHER/bin/python onnxruntime ours --batch 1
+    python benchmarks/turns.py --draw
+
+A contestant is [LABEL=]KIND[:PRECISION][@WHERE]. KIND is ours, dense, and for `infer` onnxruntime and deepsparse
+(installed by hand for evaluation; its licence allows no more). WHERE is the Python that runs it, or a folder that holds
+another version's package `gemminer`. Network, weights and ticket are those of `gemminer.bench.networks`, the same for
+all. In each round every contestant makes as many calls as fill a quarter of a second, after one that is not counted;
+the ratio is the first contestant's time divided by each one's, the median over the rounds with its 10th and 90th
+percentile. A training says its loss after --steps equal steps too: a speed-up by another accuracy is none. Lines go to
+results/turns.jsonl, the table of --draw into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT, PAGE = ROOT / "results" / "turns.jsonl", ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- turns -->", "<!-- end of turns -->"
+SECONDS = 0.25
+
+Call = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A row of the table: who runs what, where and in which precision."""
+
+    label: str
+    kind: str
+    precision: str
+    where: str
+
+    @classmethod
+    def read(cls, text: str) -> Contestant:
+        named, _, rest = text.rpartition("=")
+        asked, _, where = rest.partition("@")
+        kind, _, precision = asked.partition(":")
+        return cls(named or asked, kind, precision or "fp32", where)
+
+    def start(self, what: str, args: argparse.Namespace, onnx: str) -> subprocess.Popen[str]:
+        place, python, path = Path(self.where), sys.executable, str(ROOT)
+        if self.where and place.is_dir():
+            path = str(place.resolve())
+        elif self.where:
+            python = str(place.absolute())
+        own = [self.kind, self.precision, onnx, what, args.model, str(args.density), str(args.batch), str(args.steps)]
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(args.threads), "NM_DISABLE_ANALYTICS": "1"}
+        command = [python, str(Path(__file__).resolve()), "--worker", *own]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+
+# --- in the contestant's own Python ---------------------------------------------------------------------------------
+
+
+def worker(kind: str, precision: str, onnx: str, what: str, model: str, density: str, batch: str, steps: str) -> None:
+    """Say what there is to say, then the seconds of as many calls as each line of standard input asks for."""
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    if kind in ("onnxruntime", "deepsparse"):
+        call, facts = _engine(kind, onnx, int(batch), threads)
+    elif what == "train":
+        call, facts = _training(kind, precision, model, float(density), int(batch), int(steps), threads)
+    else:
+        call, facts = _inference(kind, precision, model, float(density), int(batch), threads)
+    for _ in range(3):
+        call()
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        for _ in range(int(line)):
+            call()
+        print((time.perf_counter() - begun) / int(line), flush=True)
+
+
+def _networks(kind: str, name: str, density: float, batch: int, threads: int) -> tuple[Any, Any, Any]:
+    """A network of `gemminer.bench`, as it is for dense training and holding kept weights for ours, and a batch."""
+    import torch
+
+    from gemminer.bench import networks
+    from gemminer.bench.steps import sparse_net
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    net = networks.build(name)
+    images, labels = networks.images_of(name, batch)
+    if kind == "ours":
+        return sparse_net(name, net, density), images, labels
+    if images.dim() == 4:
+        net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    return net, images, labels
+
+
+def _training(
+    kind: str, precision: str, name: str, density: float, batch: int, steps: int, threads: int
+) -> tuple[Call, dict[str, Any]]:
+    import torch
+
+    net, images, labels = _networks(kind, name, density, batch, threads)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=True)
+
+    def call() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = net(images)
+        loss = torch.nn.functional.cross_entropy(output.float(), labels)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return loss
+
+    losses = [float(call().detach()) for _ in range(steps)]
+    return call, {"torch": torch.__version__, "loss": losses[-1] if losses else None}
+
+
+def _inference(
+    kind: str, precision: str, name: str, density: float, batch: int, threads: int
+) -> tuple[Call, dict[str, Any]]:
+    import torch
+
+    from gemminer import sparse
+    from gemminer.bench import networks
+
+    torch.set_num_threads(threads)
+    net = networks.build(name).eval()
+    net = networks.ticket_of(name, net, density).apply(net)
+    images, _ = networks.images_of(name, batch)
+    if kind == "ours":
+        program, numbers = sparse.compile(net, images[:1]), images.numpy()
+        return lambda: program(numbers), {"torch": torch.__version__}
+    if images.dim() == 4:
+        net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def call() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return net(images)
+
+    return call, {"torch": torch.__version__}
+
+
+def _engine(kind: str, onnx: str, batch: int, threads: int) -> tuple[Call, dict[str, Any]]:
+    import numpy as np
+
+    images = np.load(Path(onnx).with_suffix(".npy"))
+    if kind == "deepsparse":
+        import deepsparse  # type: ignore[import-not-found]
+
+        engine = deepsparse.compile_model(onnx, batch_size=batch, num_cores=threads)
+        supported = getattr(engine, "fraction_of_supported_ops", None)
+        return lambda: engine.run([images]), {"deepsparse": deepsparse.__version__, "supported": supported}
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: images}), {"onnxruntime": onnxruntime.__version__}
+
+
+# --- the turns ------------------------------------------------------------------------------------------------------
+
+
+def onnx_of(args: argparse.Namespace, folder: str) -> str:
+    """The masked network as an old graph, which DeepSparse runs itself, and its batch beside it."""
+    import numpy as np
+    import torch
+
+    from gemminer.bench import networks
+
+    net = networks.build(args.model).eval()
+    net = networks.ticket_of(args.model, net, args.density).apply(net)
+    images, _ = networks.images_of(args.model, args.batch)
+    path = Path(folder) / "network.onnx"
+    torch.onnx.export(net, (images,), str(path), dynamo=False, opset_version=11)
+    np.save(path.with_suffix(".npy"), images.numpy())
+    return str(path)
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A line for each contestant."""
+    from gemminer.runs import environment
+
+    contestants = [Contestant.read(text) for text in args.contestants]
+    with tempfile.TemporaryDirectory() as folder:
+        engines = any(c.kind in ("onnxruntime", "deepsparse") for c in contestants)
+        onnx = onnx_of(args, folder) if engines else ""
+        running, facts = {}, {}
+        for c in contestants:  # one after the other: compiling beside others takes minutes
+            try:
+                process = c.start(args.what, args, onnx)
+            except OSError as error:
+                print(f"{c.label} was left out: {error}", file=sys.stderr)
+                continue
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            if not said:
+                print(f"{c.label} was left out: it ended with what is said above", file=sys.stderr)
+                continue
+            running[c], facts[c] = process, json.loads(said)
+        times = _turns(running, args.rounds)
+        for process in running.values():
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+    first = next(iter(times.values()))
+    hardware = environment.hardware("cpu", args.threads)
+    where = {"what": args.what, "model": args.model, "density": args.density, "batch": args.batch}
+    rows = []
+    for c, own in times.items():
+        ratios = sorted(a / b for a, b in zip(first, own, strict=True))
+        low, high = ratios[round(0.1 * (len(ratios) - 1))], ratios[round(0.9 * (len(ratios) - 1))]
+        row = {**where, "threads": args.threads, "contestant": c.label, "kind": c.kind, "precision": c.precision}
+        row |= {"ms": 1e3 * statistics.median(own), "against": next(iter(times)).label}
+        row |= {"ratio": statistics.median(ratios), "low": low, "high": high, "rounds": len(own)}
+        rows.append({**row, "steps": args.steps, **facts[c], "hardware": hardware, "date": time.strftime("%Y-%m-%d")})
+    return rows
+
+
+def _turns(running: dict[Contestant, subprocess.Popen[str]], rounds: int) -> dict[Contestant, list[float]]:
+    def ask(contestant: Contestant, calls: int) -> float:
+        process = running[contestant]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{calls}\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    calls = {c: max(1, round(SECONDS / ask(c, 1))) for c in running}
+    times: dict[Contestant, list[float]] = {c: [] for c in running}
+    order = list(running)
+    for i in range(rounds):
+        first = i % len(order)
+        for c in order[first:] + order[:first]:
+            ask(c, 1)  # fills the caches
+            times[c].append(ask(c, calls[c]))
+    return times
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a row for each contestant of each measurement."""
+    lines = ["| what | network | density | batch, threads | contestant | ms | times as fast as the first | loss |"]
+    lines.append("|---" * 8 + "|")
+    for r in rows:
+        loss = "" if r.get("loss") is None else f"{r['loss']:.4f} after {r['steps']}"
+        ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f}, n={r['rounds']})"
+        where = f"{r['what']} | {r['model']} | {100 * r['density']:g}% | {r['batch']}, {r['threads']}"
+        lines.append(f"| {where} | {r['contestant']} | {r['ms']:.3g} | {ratio} | {loss} |")
+    return "\n".join(lines)
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in OUT.read_text(encoding="utf-8").splitlines()] if OUT.exists() else []
+
+
+def draw() -> None:
+    from gemminer.core.files import save_text
+
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    save_text(PAGE, f"{before}{BEGIN}\n\n{table(read())}\n\n{END}{rest.partition(END)[2]}")
+
+
+def keep(rows: Sequence[dict[str, Any]]) -> None:
+    """Put a measurement in place of the one before of the same setting."""
+    from gemminer.core.files import save_text
+
+    def setting(r: dict[str, Any]) -> tuple[Any, ...]:
+        return r["what"], r["model"], r["density"], r["batch"], r["threads"]
+
+    others = [r for r in read() if setting(r) != setting(rows[0])]
+    save_text(OUT, "".join(json.dumps(r) + "\n" for r in sorted([*others, *rows], key=setting)))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:])
+        return
+    if sys.argv[1:] == ["--draw"]:
+        draw()
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "infer"])
+    parser.add_argument("model")
+    parser.add_argument("contestants", nargs="+", metavar="contestant")
+    parser.add_argument("--density", type=float, default=0.0144)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=0, help="train: say the loss after so many steps")
+    parser.add_argument("--dry", action="store_true", help="print only")
+    args = parser.parse_args()
+    rows = measure(args)
+    if not args.dry:
+        keep(rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
