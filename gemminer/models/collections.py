@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import warnings
@@ -13,6 +14,7 @@ from torch import nn
 
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.models.choices import ModelOption, refused, rows
+from gemminer.models.hub import cached_unless_answered
 from gemminer.models.pretrained import load_pretrained
 
 _SMALL = {"in_channels": 3, "classes": 10, "image_size": 224}
@@ -59,12 +61,13 @@ def timm_network(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]
     about = timm.models.get_pretrained_cfg(architecture)
     if about is not None and about.fixed_input_size:
         given["img_size"] = sizes["image_size"]
-    try:
-        net: nn.Module = timm.create_model(name, **{**given, **options})
-    except Exception as error:  # what a constructor, the network or a file raises
-        if options.get("pretrained"):
-            raise _no_weights(f"timm:{name}", error) from None
-        raise refused(f"timm:{name}", error) from None
+    with cached_unless_answered() if options.get("pretrained") else contextlib.nullcontext() as silent:
+        try:
+            net: nn.Module = timm.create_model(name, **{**given, **options})
+        except Exception as error:  # what a constructor, the network or a file raises
+            if options.get("pretrained"):
+                raise _no_weights(f"timm:{name}", error, silent) from None
+            raise refused(f"timm:{name}", error) from None
     return net
 
 
@@ -72,8 +75,9 @@ def timm_options(name: str) -> tuple[ModelOption, ...]:
     return options_of(lambda: timm_network(name, _SMALL, {}), "Begin with timm's weights, of the name's tag.")
 
 
-def _no_weights(name: str, error: Exception) -> GemminerError:
-    return GemminerError(f"cannot load the pretrained weights of {name} ({in_words(error)}): leave pretrained out")
+def _no_weights(name: str, error: Exception, silent: str | None) -> GemminerError:
+    why = in_words(error) + ("" if silent is None else f"; the hub of Hugging Face does not answer: {silent}")
+    return GemminerError(f"cannot load the pretrained weights of {name} ({why}): leave pretrained out")
 
 
 # --- torchvision -------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.models.choices import ModelOption, refused
 from gemminer.models.collections import installed
+from gemminer.models.hub import cached_unless_answered
 
 _TASKS = {"images": "AutoModelForImageClassification", "text": "AutoModelForSequenceClassification"}
 _FIELD = "A field of its configuration."
@@ -38,6 +40,13 @@ def transformers_network(name: str, sizes: Mapping[str, int], options: Mapping[s
     asked.pop("pretrained", None)
     if pretrained and name in kinds():
         raise UsageError(f"hf:{name} is a configuration and has no weights: name a folder of save_pretrained, or an id")
+    with _fetching(name):
+        return _network(transformers, name, sizes, asked, pretrained, task)
+
+
+def _network(
+    transformers: Any, name: str, sizes: Mapping[str, int], asked: Mapping[str, Any], pretrained: bool, task: Any
+) -> nn.Module:
     config = _configuration(transformers, name, asked, sizes, with_sizes=not pretrained)
     if sizes["classes"] != config.num_labels and "num_labels" not in asked:
         config.num_labels = sizes["classes"]
@@ -47,8 +56,8 @@ def transformers_network(name: str, sizes: Mapping[str, int], options: Mapping[s
             net: nn.Module = auto.from_config(config, trust_remote_code=False)
         else:  # a classifier of another size keeps its fresh draw
             net = auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True, trust_remote_code=False)
-    except OSError as error:
-        raise _not_there(name, error) from None
+    except OSError:
+        raise
     except Exception as error:  # what a configuration that cannot be raises
         raise refused(f"hf:{name}", error) from None
     return net.train()
@@ -77,8 +86,8 @@ def _configuration(
         return usual
     except UsageError:
         raise
-    except OSError as error:
-        raise _not_there(name, error) from None
+    except OSError:
+        raise
     except Exception as error:  # a damaged file, or fields that cannot be
         raise refused(f"hf:{name}", error) from None
 
@@ -96,20 +105,37 @@ def _task_of(config: Any, task: Any, name: str) -> str:
     return can[0]
 
 
-def _not_there(name: str, error: Exception) -> GemminerError:
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
+@contextlib.contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """Where a folder is read, or an id is fetched; raises GemminerError where nothing is there."""
+    here = name in kinds() or _is_path(name) or Path(name).exists()
+    with contextlib.nullcontext() if here else cached_unless_answered() as silent:
+        try:
+            yield
+        except OSError as error:
+            raise _not_there(name, error, silent) from None
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
+
+
+def _not_there(name: str, error: Exception, silent: str | None) -> GemminerError:
+    if _is_path(name) and not Path(name).exists():
         return GemminerError(f"cannot load hf:{name}: there is no such folder")
     if Path(name).exists():
         return GemminerError(f"cannot load hf:{name} ({in_words(error)}): name a folder that save_pretrained wrote")
+    why = in_words(error) if silent is None else f"it is not in the cache, and the hub does not answer: {silent}"
     return GemminerError(
-        f"cannot load hf:{name} ({in_words(error)}): name a folder that save_pretrained wrote, an id that is in the "
+        f"cannot load hf:{name} ({why}): name a folder that save_pretrained wrote, an id that is in the "
         "cache or can be fetched, or a kind as hf:vit, which fetches nothing"
     )
 
 
 def transformers_options(name: str) -> tuple[ModelOption, ...]:
     sizes = {"in_channels": 3, "classes": 10, "image_size": 32}
-    config = _configuration(installed("transformers"), name, {}, sizes, with_sizes=False)
+    with _fetching(name):
+        config = _configuration(installed("transformers"), name, {}, sizes, with_sizes=False)
     own = {key: value for key, value in config.to_dict().items() if isinstance(value, (bool, int, float))}
     fields = [ModelOption(k, v, _FIELD, (True, False) if isinstance(v, bool) else ()) for k, v in own.items()]
     task = ModelOption("task", None, "What is classified; not set, what it can.", tuple(_TASKS))
