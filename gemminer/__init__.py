@@ -64,8 +64,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: Numba takes half a second, Jinja and an answer's models a tenth."""
-    if name == "sparse":
-        return importlib.import_module("gemminer.sparse")
+    if name in ("export", "sparse"):
+        return importlib.import_module(f"gemminer.{name}")
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from gemminer.reporting import commands as listing_commands
 from gemminer.reporting.flags import (
     ERR,
     OUT,
+    Json,
     Place,
     RecipeFields,
     RecipeName,
@@ -57,6 +58,7 @@ ForMine = Annotated[dict[str, Any], RecipeFields("mine", Recipe.model_construct)
 ForSmallest = Annotated[dict[str, Any], RecipeFields("smallest", asked.sought)]
 ForTrain = Annotated[dict[str, Any], RecipeFields("train")]
 ForCheck = Annotated[dict[str, Any], RecipeFields("check")]
+ForExport = Annotated[dict[str, Any], RecipeFields("export")]
 ForCompare = Annotated[dict[str, Any], RecipeFields("compare", asked.compared)]
 
 
@@ -231,6 +233,39 @@ def check(
     else:
         OUT.print(check_table(rows))
         OUT.print(f"sanity checks: {verdict.verdict}")
+
+
+@app.command()
+@spread
+def export(
+    run: TicketFile,
+    *,
+    to: Annotated[str, typer.Option("--to", help="onnx, dense, compact or program.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file. [in the run's folder]")] = None,
+    given: ForExport,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="The one size of batch that onnx or compact takes. [any]")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="Version of ONNX's operators.")] = None,
+    no_compact: Annotated[bool, typer.Option("--no-compact", help="Leave dead filters and neurons in onnx.")] = False,
+    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of the data set's files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's trained network in a format that other programs read.
+
+    onnx: for ONNX Runtime. dense: a state dict for PyTorch, zeros included. compact: a smaller dense network, which
+    torch.export.load runs without its class. program: for gemminer.sparse. Network and data are those of the record
+    beside the ticket, if no flag says others.
+    """
+    from gemminer.runs.exporting import export_run
+
+    how = {name: value for name, value in (("batch", batch), ("opset", opset)) if value is not None}
+    how |= {"compact": False} if no_compact else {}
+    made = export_run(asked.of_ticket(run, given), asked.ticket_of(run), to, out, how, root=data_root)
+    if as_json:
+        print_json({"to": to, "out": str(made.path), **{n: getattr(made, n) for n in ("bytes", "difference", "note")}})
+    else:
+        OUT.print(str(made), markup=False, soft_wrap=True)
 
 
 # What a comparison writes beside its page.

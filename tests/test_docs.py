@@ -112,6 +112,7 @@ def test_commands_of_the_docs_are_understood(line: str, tmp_path: Path, monkeypa
     for name in ("run_recipe", "train_ticket", "check_ticket"):
         monkeypatch.setattr(f"gemminer.runs.execute.{name}", reached)
     monkeypatch.setattr("gemminer.runs.seeking.smallest_of", reached)
+    monkeypatch.setattr("gemminer.runs.exporting.export_run", reached)
     for name in ("compare", "draw"):
         monkeypatch.setattr(f"gemminer.api.{name}", reached)
     monkeypatch.setattr("gemminer.bench.run", reached)

@@ -50,8 +50,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 # --- the shape ---------------------------------------------------------------------------------------------------
 
 CHECKOUT = ROOT.parent
-ROOMS = {"core", "data", "models", "sparse", "training", "methods", "runs", "reporting", "bench", "integrations"}
-LOTS = {"export", "rows"}  # rooms that may be built; each has its sentence in docs/design.md
+ROOMS = {"core", "data", "export", "models", "sparse", "training", "methods", "runs", "reporting", "bench"}
+ROOMS |= {"integrations"}
+LOTS = {"rows"}  # rooms that may be built; each has its sentence in docs/design.md
 DOORS = {"__init__.py", "__main__.py", "api.py", "cli.py", "py.typed"}
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
@@ -152,7 +153,7 @@ def test_one_contract_of_nine_layers() -> None:
     assert [line for line in layers[0] if line != "__main__"][::-1] == [
         *(
             "core",
-            "data | models | sparse",
+            "data | export | models | sparse",
             "training",
             "methods",
             "runs",

@@ -119,7 +119,7 @@ def compact(
     if ticket is not None:
         hold(plain, ticket).remove()  # pruned weights are zero from here on
     plain.eval()
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments_of(example)
     wide = _Wide(plain, args, kwargs)
     structure = wide.structure(eval_only, bundles=True)
     trains_alike = not eval_only and _trains_alike(wide.model, structure, wide.args, wide.kwargs)
@@ -148,7 +148,7 @@ def _set_modes(small: nn.Module, model: nn.Module) -> None:
         module.training = training.get(name, model.training)
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """An example as arguments of the model, of two inputs: a batch norm needs them while training."""
     if isinstance(example, Mapping):
         args, kwargs = (), dict(example)

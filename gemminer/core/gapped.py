@@ -102,3 +102,28 @@ def give_gaps(module: nn.Module, reads: Tensor | None, constants: Tensor | None)
         places, filler = places.to(device), different.to(device, kind)
     module.register_buffer("places", places)
     module.register_buffer("filler", filler)
+
+
+def close_gaps(layer: Any, width: int) -> None:
+    """Make a `GappedLinear` a plain layer of all the features around it, where zeros cost less than selections do.
+
+    Args:
+        layer: whose weight is (computed, read); it becomes (given, width).
+        width: the features that it is given.
+    """
+    weight, bias = layer.weight.detach(), layer.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    if layer.reads is not None:
+        whole = weight.new_zeros(len(weight), width)
+        whole[:, layer.reads] = weight
+        weight = whole
+    if layer.places is not None:
+        filler = layer.filler.to(weight.dtype)
+        weight = torch.cat([weight, weight.new_zeros(len(filler), weight.shape[1])])[layer.places]
+        bias = torch.cat([bias, filler])[layer.places]
+    for name in ("reads", "places", "filler"):
+        delattr(layer, name)
+    del layer.axis
+    layer.__class__ = nn.Linear
+    layer.weight, layer.bias = (nn.Parameter(t, requires_grad=layer.weight.requires_grad) for t in (weight, bias))
+    layer.out_features, layer.in_features = weight.shape

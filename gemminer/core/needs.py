@@ -73,7 +73,11 @@ class Needs:
         self._held[index] = self._held.get(index, torch.zeros_like(held)) | held
 
     def _structural(self, call: Call, wanted: list[Tensor]) -> None:
-        """A call that moves numbers, run backwards: it is linear."""
+        """A call that moves numbers, run backwards: it is linear. One by whole numbers of the input may move any."""
+        if any(not self.trace.floats[i] and i not in self.constants.values for i in call.inputs):
+            for index in call.inputs:
+                self.add(index, torch.ones(self.trace.shapes[index], dtype=torch.bool))
+            return
         with torch.enable_grad():
             zeros = {
                 i: torch.zeros(self.trace.shapes[i], dtype=torch.float64, requires_grad=True)

@@ -1,12 +1,14 @@
 """Whose a file is: known by what stands in it, never by its name.
 
-What gemminer writes says so: `gemminer` in the metadata of tensors, a schema in JSON and archives, a page's title, the
-head of a table. Everything else, links included, is somebody's, and no command replaces or deletes it.
+What gemminer writes says so: `gemminer` in the metadata of tensors and ONNX files, a schema in JSON and archives, a
+file in an exported program, a page's title, the head of a table. Everything else, links included, is somebody's, and no
+command replaces or deletes it.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,8 @@ from gemminer.core.files import read_json
 _HEAD = 2**16  # bytes that are looked at
 _SCHEMA = re.compile(rb'"schema": ?"gemminer\.[a-z]+/\d+"')
 _TABLES = (b"cell,data,model,", b"data,model,density,method,", b"model,data,metric,method,", b"## Over seeds\n")
+NOTE = "gemminer.json"  # the file in the archive of an exported program that says what it is of
+VERSION = "gemminer_version"  # the first of the metadata that end an ONNX file
 _WORDS = b"Density is the fraction of weights kept."  # how the Markdown beside a page ends
 
 
@@ -44,6 +48,8 @@ def ours(path: Path) -> bool:
         return bool(_SCHEMA.search(_inflated(head)))
     if head[:15].lower() == b"<!doctype html>":
         return b"gemminer</title>" in head
+    if head.startswith(b"\x08") and VERSION.encode() in end:  # the first field of an ONNX file, and the last
+        return True
     return head.startswith(_TABLES) or _WORDS in end or _tensors(path, head)
 
 
@@ -69,9 +75,9 @@ def _inflated(head: bytes) -> bytes:
 
 
 def _tensors(path: Path, head: bytes) -> bool:
-    """Whether the file holds tensors with gemminer's facts in their metadata, or a checkpoint."""
+    """Whether the file holds tensors with gemminer's facts in their metadata, a checkpoint or a noted program."""
     if head.startswith(b"PK\x03\x04"):
-        return b"/data.pkl" in head
+        return b"/data.pkl" in head or _noted(path)
     size = int.from_bytes(head[:8], "little")
     try:
         if size > _HEAD:
@@ -83,6 +89,14 @@ def _tensors(path: Path, head: bytes) -> bool:
     except (OSError, ValueError, TypeError, KeyError):
         return False
     return isinstance(facts, dict) and "gemminer" in facts
+
+
+def _noted(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{NOTE}") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def refuse_foreign(paths: Iterable[Path], option: str = "--out") -> None:

@@ -124,7 +124,8 @@ class RecipeFields:
     """The flags of `Recipe`'s fields that a command takes; their value is the fields that were given, by name.
 
     Args:
-        command: "mine", "smallest", "train", "check" or "compare", where a field may be an axis of several values.
+        command: "mine", "smallest", "train", "check", "export", or "compare", where a field may be an axis of several
+            values.
         start: the recipe whose values hold where no flag is given; None where they are not known, as a record's.
     """
 

@@ -30,6 +30,7 @@ RUN = {"mine": "", "compare": ""}
 SMALLEST = {"smallest": ""}
 MINE = RUN | SMALLEST
 TICKET = {"train": "", "check": ""}
+TAKEN = MINE | TICKET | {"export": ""}  # by every command that needs the network
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,14 @@ class Recipe(BaseModel):
     )
     model: Annotated[
         str,
-        Flag(complete="gemminer.models", axis="networks; a,b or repeated", commands=MINE | TICKET),
+        Flag(complete="gemminer.models", axis="networks; a,b or repeated", commands=TAKEN),
     ] = Field(
         "resnet20",
         description="network (see 'gemminer models'), or timm:NAME, torchvision:NAME, hf:NAME, package.module:Net",
     )
     data: Annotated[
         str,
-        Flag(complete="gemminer.data", axis="data sets; a,b or repeated", commands=MINE | TICKET),
+        Flag(complete="gemminer.data", axis="data sets; a,b or repeated", commands=TAKEN),
     ] = Field("digits", description="data set (see 'gemminer data')")
     seed: Annotated[int, Flag(axis="seeds, as 0,1,2 or 0-2; or repeated", commands=MINE | TICKET)] = Field(
         0, ge=0, lt=2**63, description="seed of weights, scores, batches and checks"
@@ -142,7 +143,7 @@ class Recipe(BaseModel):
     initialiser: Annotated[str | None, Flag(unset="the method's own")] = Field(
         None, description="distribution of the initial weights"
     )
-    model_options: Annotated[dict[str, Any], Flag(name="--model-option", commands=MINE | TICKET)] = Field(
+    model_options: Annotated[dict[str, Any], Flag(name="--model-option", commands=TAKEN)] = Field(
         default_factory=dict, description="an option of the network (see 'gemminer models NAME'); repeatable"
     )
     options: Annotated[

@@ -411,14 +411,14 @@ class Seeking:
     def _ship(self, rung: int) -> tuple[dict[str, int], dict[str, str]]:
         """Write the files to ship; returns their sizes, and what could not be made, and why."""
         path, left_out = self.folder.path, dict[str, str]()
-        self.ticket(rung).save(path / "ticket.safetensors")
-        weights, task = self._weights(rung), self.chooser.task
+        weights, task, ticket = self._weights(rung), self.chooser.task, self.ticket(rung)
+        ticket.save(path / "ticket.safetensors")
         with borrowed(task.model) as model:
             shipping.place(task, weights)
-            save_weights(model, path / "trained.safetensors", self.ticket(rung))
+            save_weights(model, path / "trained.safetensors", ticket)
         for name, write in shipping.FORMATS.items():
             try:
-                write(task, weights, path / name)
+                write(task, weights, ticket, path / name)
             except UsageError as error:
                 left_out[name] = str(error)
                 (path / name).unlink(missing_ok=True)  # an answer of fewer seeds may have left one

@@ -1,4 +1,4 @@
-"""What is shipped of a trained ticket: a compiled program, its size and its latency.
+"""What is shipped of a trained ticket: a compiled program, its size and its latency; ONNX; a smaller dense network.
 
 A format is a row of `FORMATS`: its file's name, and a function that writes it or raises UsageError with the reason why
 it cannot. The ticket and the trained weights are there already.
@@ -18,6 +18,10 @@ from torch import Tensor
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError
 from gemminer.core.model_state import borrowed, named_state
+from gemminer.core.ticket import Ticket
+from gemminer.data import label_of
+from gemminer.export import Exported, onnx, pt2
+from gemminer.training.feed import mapped
 from gemminer.training.task import Task
 
 if TYPE_CHECKING:
@@ -72,9 +76,36 @@ def _example(task: Task) -> Tensor:
     return inputs[:1].detach().to("cpu", torch.float32)
 
 
-def _program(task: Task, weights: Mapping[str, Tensor], path: Path) -> None:
+def example_of(task: Task) -> Any:
+    """Inputs as the model takes them, by place or by name, without labels."""
+    inputs, _ = task.first_batch()
+    given, feed = task.feed.taken(inputs), task.feed
+    if feed.own_loss and (label := label_of(given)) is not None:
+        given = {name: part for name, part in given.items() if name != label}
+    given = mapped(lambda x: feed.typed(x, task.dtype).to("cpu"), given)
+    return given if feed.unpacked else (given,)
+
+
+def _program(task: Task, weights: Mapping[str, Tensor], ticket: Ticket, path: Path) -> Exported:
     compiled(task, weights).save(path)
+    return Exported(path, path.stat().st_size, None, "gemminer.sparse.Program.load runs it")
+
+
+def _onnx(task: Task, weights: Mapping[str, Tensor], ticket: Ticket, path: Path, **how: Any) -> Exported:
+    with borrowed(task.model) as model:
+        place(task, weights)
+        return onnx(model, path, example_of(task), ticket, **how)
+
+
+def _compact(task: Task, weights: Mapping[str, Tensor], ticket: Ticket, path: Path, **how: Any) -> Exported:
+    with borrowed(task.model) as model:
+        place(task, weights)
+        return pt2(model, path, example_of(task), ticket, **how)
 
 
 # What is written beside ticket.safetensors and trained.safetensors, by its file's name.
-FORMATS: dict[str, Callable[[Task, Mapping[str, Tensor], Path], Any]] = {"program.safetensors": _program}
+FORMATS: dict[str, Callable[..., Exported]] = {
+    "program.safetensors": _program,
+    "model.onnx": _onnx,
+    "compact.pt2": _compact,
+}

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gemminer.core.errors import Diverged, GemminerError, in_words
-from gemminer.core.files import atomic
+from gemminer.core.files import atomic, read_json
 from gemminer.core.model_state import copied
 from gemminer.core.progress import Silent
 from gemminer.core.ticket import Ticket
@@ -41,6 +41,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise GemminerError(
             f"cannot read the trained weights {path}: {in_words(error)}; train in a new folder"
         ) from None
+
+
+def digest_of(path: Path) -> str | None:
+    """The digest of the ticket that weights are trained from; None where their file does not say it."""
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("gemminer")
+    try:
+        digest: str | None = read_json(text or "{}").get("ticket")
+    except (ValueError, AttributeError):
+        return None
+    return digest
 
 
 def of_first(folder: Folder | SharedFolder, work: Callable[[], T]) -> T:

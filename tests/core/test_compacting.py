@@ -204,6 +204,30 @@ def test_code_that_counts_on_sizes_is_cut_inside_layers_alone() -> None:
     assert far(net, small, torch.randn(6, 5), training=False) <= 1e-6
 
 
+class Words(nn.Module):
+    """A network that moves the whole numbers of its input about before it looks them up, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.one, self.two = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, words: Tensor) -> Tensor:
+        both = words[:, None].expand(-1, 2, -1)
+        known = (both > 2).unsqueeze(-1).expand(-1, -1, -1, 6)
+        y: Tensor = self.two(torch.relu(self.one(self.table(both) * known)))
+        return y
+
+
+def test_whole_numbers_of_the_input_may_be_moved() -> None:
+    torch.manual_seed(0)
+    model, words = Words().eval(), torch.randint(9, (3, 5))
+    with torch.no_grad():
+        model.one.weight[:5] = 0
+    small = gemminer.compact(model, None, words)
+    assert small.one.out_features == 3
+    assert far(model, small, words, False) < 1e-6
+
+
 def test_layers_that_are_shared_stay_and_are_named() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

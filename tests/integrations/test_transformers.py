@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -257,3 +258,18 @@ def test_a_folder_holds_the_model_and_the_ticket_beside_each_other(
     assert gemminer.Ticket.load(folder) == ticket
     with gemminer.hold(again, found) as held:
         assert held.violations() == 0
+
+
+def test_a_ticketed_bert_is_an_onnx_file(tmp_path: Path) -> None:
+    model = bert().eval()
+    ticket = drawn_ticket(model, 0.05)
+    ticket.apply(model)
+    made = gemminer.export.onnx(model, tmp_path / "bert.onnx", {"input_ids": WORDS[:2]}, ticket)
+    assert made.difference is not None
+    assert made.difference < 1e-5
+    session = onnxruntime.InferenceSession(made.path, providers=["CPUExecutionProvider"])
+    assert [x.name for x in (*session.get_inputs(), *session.get_outputs())] == ["input_ids", "logits"]
+    with torch.no_grad():
+        want = model(input_ids=WORDS[:7]).logits
+    (found,) = session.run(None, {"input_ids": WORDS[:7].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), want)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,13 +20,24 @@ from gemminer import sparse
 from gemminer.cli import main
 from gemminer.core.errors import UsageError
 from gemminer.core.files import read_rows
-from gemminer.runs import answer, record, seeking
+from gemminer.runs import answer, record, seeking, shipping
 from gemminer.training import evaluate
 from tests.helpers import Notes, Pair, tiny_data, tiny_net
 
 Find = Callable[..., gemminer.Smallest]
 HELD, TEST = tiny_data(60, seed=1), tiny_data(48, seed=2)
 SHIPPED = {"program.safetensors", "ticket.safetensors", "trained.safetensors"}
+
+
+@pytest.fixture
+def every_format() -> None:
+    """ONNX and PyTorch's exported programs are shipped too: a second or two of each."""
+
+
+@pytest.fixture(autouse=True)
+def _program_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "every_format" not in request.fixturenames:
+        monkeypatch.setattr(shipping, "FORMATS", {"program.safetensors": shipping.FORMATS["program.safetensors"]})
 
 
 @pytest.fixture
@@ -66,6 +79,31 @@ def test_an_answer_leaves_what_it_promises(tmp_path: Path, find: Find) -> None:
     right = float((program(TEST[0]).argmax(1) == TEST[1]).double().mean())
     assert found.test is not None
     assert found.test.values[0] == pytest.approx(right)
+
+
+def test_onnx_and_the_smaller_network_are_among_what_is_shipped(tmp_path: Path, find: Find, every_format: None) -> None:
+    """Each gives what the trained network gives; where one cannot be made, the answer says why and has the rest."""
+    out, net = tmp_path / "gem", tiny_net()
+    found = find(out, net=net, seeds=1)
+    assert set(found.files) == SHIPPED | {"model.onnx", "compact.pt2"}
+    assert found.files == {name: (out / name).stat().st_size for name in found.files}
+    net.load_state_dict(load_file(out / "trained.safetensors"))
+    want = net.eval()(TEST[0]).detach()
+    torch.testing.assert_close(torch.export.load(out / "compact.pt2").module()(TEST[0]), want)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: TEST[0].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(got), want)
+    with pytest.MonkeyPatch.context() as missing:
+        missing.setitem(sys.modules, "onnxscript", None)
+        again = find(out, seeds=1)
+    assert set(again.files) == SHIPPED | {"compact.pt2"}
+    assert not (out / "model.onnx").exists()
+    assert "pip install" in again.left_out["model.onnx"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "compact.pt2" in page
+    (out / "compact.pt2").write_bytes(b"thesis")
+    with pytest.raises(UsageError, match=r"compact\.pt2 was not written by gemminer"):
+        find(out, seeds=1)
 
 
 def test_the_folder_is_a_run_of_the_ticket(tmp_path: Path, find: Find) -> None:
