@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim import LBFGS, Adam, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gemminer.core.errors import UsageError
@@ -20,6 +20,7 @@ from gemminer.core.zeros import Held, Place, held_in
 # What they keep of a weight stays zero while its gradient is; of any other optimiser it is zeroed after each step.
 _QUIET = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Adafactor"}
 _QUIET |= {"Muon", "LBFGS"}
+_ROOTED = {Adam, AdamW, NAdam, RAdam}  # of each weight alone, its first moment over the root of its second
 _INNER = ("optimizer", "_base_optimizer")  # where a wrapper keeps what it wraps
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule", "FlatParameter", "DTensor"}
 
@@ -140,10 +141,13 @@ class Hold:
         self._held.zeros.mask_gradients()
         if optimiser in self._strange:
             self._clean(optimiser)
+        if type(optimiser) in _ROOTED:
+            self._held.zeros.lend(optimiser)
 
     def _after_step(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
         if self._held.paused:
             return
+        self._held.zeros.take_back()
         self._held.zeros.mask_weights()
         if type(optimiser).__name__ not in _QUIET or not type(optimiser).__module__.startswith("torch.optim."):
             self._clean(optimiser)

@@ -34,6 +34,8 @@ class Zeros:
         pairs = list(masked)
         self.weights = [weight for weight, _ in pairs]
         self.masks = [_like(weight, mask) for weight, mask in pairs]
+        self._pruned: dict[int, tuple[Tensor, Tensor]] = {}  # weight -> its mask, and that turned around
+        self._lent: list[tuple[Tensor, Tensor]] = []
 
     def mask_gradients(self) -> None:
         """Make the gradients of pruned weights zero, in one operation."""
@@ -53,6 +55,30 @@ class Zeros:
                 for value in optimiser.state.get(weight, {}).values():
                     if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
                         value.mul_(mask)
+
+    def lend(self, optimiser: Optimizer) -> None:
+        """Until `take_back`, make the second moments of pruned weights in Adam's state one, on a CPU.
+
+        PyTorch's square root takes 6 to 16 times as long on zeros there; where the first moment is zero, the weight
+        moves by zero whatever the second is.
+        """
+        for group in optimiser.param_groups:
+            for weight in () if any(map(group.get, ("fused", "amsgrad", "differentiable"))) else group["params"]:
+                value = optimiser.state.get(weight, {}).get("exp_avg_sq")
+                if value is not None and value.device.type == "cpu" and (pair := self._pair(weight)):
+                    self._lent.append((value, pair[0]))
+                    value.add_(pair[1])
+
+    def take_back(self) -> None:
+        """Make what was lent zero again."""
+        if self._lent:
+            torch._foreach_mul_([v for v, _ in self._lent], [m for _, m in self._lent])
+            self._lent = []
+
+    def _pair(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self._pruned:
+            self._pruned = {id(w): (m, 1 - m) for w, m in zip(self.weights, self.masks, strict=True)}
+        return self._pruned.get(id(weight))
 
     def fit(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the weights, and the masks are still of their type and device."""

@@ -22,6 +22,7 @@ from gemminer.core.holding import Hold, hold
 from gemminer.core.model_state import named_state
 from gemminer.core.prunable import prunable_weights
 from gemminer.core.ticket import Ticket
+from gemminer.core.zeros import Zeros
 from tests.helpers import tiny_data, tiny_net
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -413,3 +414,28 @@ def test_a_held_weight_that_is_pruned_by_another_tool_is_named() -> None:
         prune.random_unstructured(model[0], "weight", 0.5)  # type: ignore[index]
         with pytest.raises(UsageError, match="the 'weight' of a Linear is held, and is no parameter any more"):
             held.zero()
+
+
+@pytest.mark.parametrize("name", ["Adam", "Adam amsgrad", "AdamW", "NAdam", "RAdam", "AdamW fused", "AdamW foreach"])
+def test_what_is_lent_to_a_root_of_zeros_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step's second moments of pruned weights are one for a moment, since roots of zeros are slow on a CPU."""
+    how = name.partition(" ")[2]
+    make = OPTIMISERS.get(name, lambda p: torch.optim.AdamW(p, lr=0.01, **{how: True}))
+    found, lent = [], []
+    lend = Zeros.lend
+
+    def counted(zeros: Zeros, optimiser: torch.optim.Optimizer) -> None:
+        lend(zeros, optimiser)
+        lent.append(len(zeros._lent))
+
+    for lends in (True, False):
+        monkeypatch.setattr(Zeros, "lend", counted if lends else lambda *_: None)
+        model, ticket = model_and_ticket()
+        optimiser = make(list(model.parameters()))
+        with hold(model, ticket, optimiser):
+            run(model, optimiser, 8)
+        state = [v for p in model.parameters() for v in optimiser.state[p].values()]
+        found.append([*model.state_dict().values(), *state])
+        assert remembered(model, ticket, optimiser) == 0
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert (max(lent) == len(ticket.masks)) == (name not in ("Adam amsgrad", "AdamW fused"))
