@@ -70,6 +70,4 @@ def step_loss(task: Task, group: Sequence[Batch | None], *, backward: bool = Fal
         total = loss.detach() if len(own) == 1 else total + loss.detach()
     if task.ranks is None:
         return total
-    if backward:
-        task.ranks.average(task.model.parameters(), terms)
-    return task.ranks.mean(total, terms)
+    return task.ranks.mean(total, terms, task.model.parameters() if backward else ())

@@ -40,46 +40,55 @@ class Ranks:
             raise UsageError("this process is not in the group: let only its members call")
         nccl = dist.get_backend(group) == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        self._have: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0, dtype=torch.float64, device=self._device)
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that writes, logs and keeps checkpoints."""
         return self.rank == 0
 
-    def average(self, parameters: Iterable[Tensor], examples: int) -> None:
-        """Make each gradient the mean over the examples of all ranks, of which this one has had so many.
+    def mean(self, value: Tensor, examples: Tensor | int, gradients_of: Iterable[Tensor] = ()) -> Tensor:
+        """The mean of a number over the examples of all ranks, of which this one has had so many; NaN of none.
 
-            grad := sum_r examples_r * grad_r / sum_r examples_r
+            value := sum_r examples_r * value_r / sum_r examples_r,   and so each gradient
 
-        A gradient that no rank has stays None. One message says the counts and who has which gradient, and one more
-        holds all gradients of a type in a flat tensor.
+        A gradient that no rank has stays None. One message has the numbers, and who has which gradient, and one more
+        all gradients of a type in a flat tensor. A device is waited for only by a rank that lacks a gradient.
+
+        Args:
+            gradients_of: tensors, the same on all ranks; of those that take none (`requires_grad`) none is touched.
         """
-        tensors = list(parameters)
+        tensors = [p for p in gradients_of if p.requires_grad]
         with _together():
-            said = torch.tensor([examples, *(p.grad is not None for p in tensors)], device=self._device)
+            count = torch.zeros((), dtype=torch.float64, device=self._device) + self._sent(examples)
+            own = torch.where(count > 0, value.detach().to(self._device).double() * count, 0.0)
+            said = torch.cat([torch.stack([own, count]), self._who(tensors)])
             dist.all_reduce(said, group=self.group)
-            total, *have = said.tolist()
-            taking = [p for p, some in zip(tensors, have, strict=True) if some]
-            for kind in dict.fromkeys((p.dtype, p.device) for p in taking):
-                alike = [p for p in taking if (p.dtype, p.device) == kind]
-                flat = torch.cat([_grad(p).reshape(-1) for p in alike]).to(self._device)
-                flat.mul_(examples)
+            lacking = any(p.grad is None for p in tensors)
+            taking = said[2:].tolist() if lacking else [1.0] * len(tensors)
+            for kind in dict.fromkeys((p.dtype, p.device) for p in tensors):
+                alike = [(p, some) for p, some in zip(tensors, taking, strict=True) if (p.dtype, p.device) == kind]
+                flat = torch.cat([_grad(p).reshape(-1) for p, _ in alike])
+                flat = flat.to(self._device, torch.promote_types(flat.dtype, torch.float32))  # a count may not fit bf16
+                flat.mul_(count)
                 dist.all_reduce(flat, group=self.group)
-                flat.div_(max(1, total))
-                for p, part in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
-                    if p.grad is None:
-                        p.grad = torch.empty_like(p)
-                    p.grad.copy_(part.reshape(p.shape))
+                flat.div_(said[1].clamp(min=1))
+                for (p, some), part in zip(alike, flat.split([p.numel() for p, _ in alike]), strict=True):
+                    if some:
+                        p.grad = torch.empty_like(p) if p.grad is None else p.grad
+                        p.grad.copy_(part.reshape(p.shape))
+            return (said[0] / said[1]).to(value.device)
 
-    def mean(self, value: Tensor, examples: int) -> Tensor:
-        """The mean of a number over the ranks, by their examples; NaN where nobody has one."""
-        with _together():
-            own = torch.zeros((), dtype=torch.float64, device=self._device)
-            if examples:
-                own += value.detach().double().to(self._device) * examples
-            both = torch.stack([own, torch.as_tensor(examples, dtype=torch.float64, device=self._device)])
-            dist.all_reduce(both, group=self.group)
-            return (both[0] / both[1]).to(value.device)
+    def _sent(self, number: Tensor | int) -> Tensor | int:
+        return number.to(self._device, non_blocking=True) if isinstance(number, Tensor) else number
+
+    def _who(self, tensors: list[Tensor]) -> Tensor:
+        """1 for each tensor of which this rank has a gradient; sent to the device where that has changed."""
+        have = tuple(p.grad is not None for p in tensors)
+        if have != self._have[0]:
+            said = torch.tensor(have, dtype=torch.float64)
+            self._have = have, said.to(self._device, non_blocking=True)
+        return self._have[1]
 
     def firsts(self, work: Callable[[], T]) -> T:
         """What the first rank's work returns, on every rank; what it raises, it raises on every rank."""

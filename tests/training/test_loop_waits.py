@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,10 +24,13 @@ from gemminer.methods.gem_miner import rule as gem_miner_rule
 from gemminer.training import loop, rate
 from gemminer.training import task as tasks
 from gemminer.training.loop import fit
+from gemminer.training.ranks import ranks_of
 from gemminer.training.rules import Dense, KeepMask, Rule
 from gemminer.training.settings import Settings
+from gemminer.training.shards import Shard
 from gemminer.training.task import Task
 from tests.helpers import Elsewhere, tiny_data, tiny_net
+from tests.processes import together
 
 # What reads a number, or whose result has a size that only the numbers tell; an index of booleans becomes `nonzero`.
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
@@ -77,8 +81,12 @@ ROUNDS = {f"imp {rewind}": ("imp", {"rewind": rewind, "lr": 0.1}) for rewind in 
 
 def asked(run: Callable[[Task], Any], steps: int, **fields: Any) -> Counter[str]:
     """What is asked by a run of so many steps an epoch."""
-    data = TensorBatches(*tiny_data(8 * steps), batch_size=8)
-    task = Task(tiny_net(), data, validation=TensorBatches(*tiny_data(16)), engine="dense", **fields)
+    ranks = ranks_of(distributed.is_initialized())
+    data = TensorBatches(*tiny_data(8 * steps * (ranks.world if ranks else 1)), batch_size=8)
+    if ranks is not None:
+        fields |= {"ranks": ranks, "train": Shard(data, ranks.rank, ranks.world)}
+    fields = {"train": data, "validation": TensorBatches(*tiny_data(16)), "engine": "dense", **fields}
+    task = Task(tiny_net(), **fields)
     with Asked() as mode:
         run(task)
     return mode.counts
@@ -102,6 +110,19 @@ def test_twice_the_steps_ask_as_often(name: str) -> None:
     once, twice = asked(run, steps), asked(run, 2 * steps)
     assert once == twice
     assert set(once) == {"_local_scalar_dense"}  # the logs' numbers are counted
+
+
+def on_ranks() -> dict[str, tuple[Counter[str], Counter[str]]]:
+    names = ["dense", "ticket, clipped", "gem-miner"]
+    runs = {name: training(name) if name in TRAININGS else search(name) for name in names}
+    found = {name: (asked(run, 35), asked(run, 70)) for name, run in runs.items()}
+    return {**found, "accumulated": (asked(runs["dense"], 40, accumulate=2), asked(runs["dense"], 80, accumulate=2))}
+
+
+def test_twice_the_steps_ask_as_often_on_two_ranks(tmp_path: Path) -> None:
+    for rank in together(on_ranks, tmp_path):
+        for name, (once, twice) in rank.items():
+            assert once == twice, name
 
 
 def test_accumulated_batches_with_ignored_labels_ask_as_often() -> None:

@@ -19,6 +19,7 @@ from gemminer.cli import main
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.ticket import Ticket
 from gemminer.runs import record
+from gemminer.training.ranks import Ranks
 from tests.helpers import drawn_ticket, tiny_data, tiny_net
 from tests.processes import together
 
@@ -151,6 +152,22 @@ def own_parts() -> str:
     return " ".join(sorted(tickets))
 
 
+def means() -> dict[str, Any]:
+    """Of 3 examples on one rank and 301 on the other, a number that bf16 has not."""
+    rank = distributed.get_rank()
+    examples, ranks = [3, 301][rank], Ranks()
+    both, one, none, still = (torch.zeros(2, requires_grad=True) for _ in range(4))
+    half = torch.zeros(2, dtype=torch.bfloat16, requires_grad=True)
+    still.requires_grad_(False)
+    both.grad, still.grad, half.grad = torch.tensor([1.0, rank]), torch.full((2,), 7.0), torch.ones(2).bfloat16()
+    one.grad = torch.tensor([304.0, 608.0]) if rank else None
+    parameters = [both, one, none, still, half]
+    value = ranks.mean(torch.tensor([2.0, 4.0][rank]), examples, parameters)
+    grads = [None if p.grad is None else p.grad.tolist() for p in parameters]
+    labelled = ranks.mean(torch.tensor([torch.nan, 4.0][rank]), torch.tensor(rank))  # this rank has no labels
+    return {"value": float(value), "grads": grads, "labelled": float(labelled), "of none": float(ranks.mean(value, 0))}
+
+
 def all_of_it(out: str) -> dict[str, Any]:
     how = {"distributed": True, "batch_size": 16}
     return {
@@ -160,6 +177,7 @@ def all_of_it(out: str) -> dict[str, Any]:
         "refused": refused(how),
         "folder": in_a_folder(out),
         "own parts": own_parts(),
+        "means": means(),
     }
 
 
@@ -246,6 +264,15 @@ def test_the_first_rank_writes_and_speaks_for_all(both: list[dict[str, Any]]) ->
     assert kept.hardware["ranks"] == 2
     assert (both[0]["path"] / "report.html").exists()
     assert len((both[0]["path"] / "metrics.jsonl").read_text().splitlines()) == 3 + 2 + 2 + 2 + 2
+
+
+def test_a_mean_is_over_examples_and_a_gradient_that_nobody_has_stays_none(both: list[dict[str, Any]]) -> None:
+    for rank in both:
+        found = rank["means"]
+        assert found["value"] == pytest.approx((3 * 2 + 301 * 4) / 304)
+        assert found["grads"] == [[1.0, pytest.approx(301 / 304)], [301.0, 602.0], None, [7.0, 7.0], [1.0, 1.0]]
+        assert found["labelled"] == 4.0
+        assert found["of none"] != found["of none"]
 
 
 def test_data_that_each_rank_has_a_part_of_is_not_divided_again(both: list[dict[str, Any]]) -> None:
