@@ -59,7 +59,7 @@ class Bundles:
         return label
 
     def _join(self, a: Tensor, b: Tensor) -> None:
-        pairs = torch.stack(torch.broadcast_tensors(a, b)).flatten(1).long()
+        pairs = torch.stack(torch.broadcast_tensors(a, b)).reshape(2, -1).long()
         for x, y in np.unique(pairs.numpy(), axis=1).T.tolist():
             x, y = self._root(x), self._root(y)
             self._parent[max(x, y)] = min(x, y)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +82,7 @@ def _serialised(found: Portable, opset: int | None) -> bytes:
     from onnx import ModelProto
 
     kind = type(found.model).__name__
-    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         try:
             made = torch.onnx.export(
                 found.program, dynamo=True, verbose=False, opset_version=opset, output_names=list(found.outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from gemminer.core.compacting import arguments_of, compact
 from gemminer.core.copies import duplicate
-from gemminer.core.errors import GemminerError, UsageError, in_words
+from gemminer.core.errors import GemminerError, UsageError, cause, in_words
 from gemminer.core.files import atomic
 from gemminer.core.fitting import require_numbers
 from gemminer.core.gapped import GappedLinear, close_gaps
@@ -91,7 +92,7 @@ class Portable:
                 raise UsageError("what was exported gives results of other shapes: nothing was written")
             for a, b in zip(want, got, strict=True):
                 if a.is_floating_point() and a.numel():
-                    limit = LIMIT if a.dtype in (torch.float32, torch.float64) else SHORT
+                    limit = limit if a.dtype in (torch.float32, torch.float64) else SHORT
                     a, b = a.double(), b.double()
                     worst = max(worst, float((a - b).abs().max()) / max(float(a.abs().max()), 1e-30))
         if not worst <= limit:
@@ -140,7 +141,7 @@ def portable(
         try:
             result = small(*given[0], **given[1])
         except Exception as error:  # whatever a model raises
-            raise UsageError(f"the model does not take the example: {in_words(error)}") from None
+            raise UsageError(f"the model does not take the example: {in_words(error)}") from cause(error)
     if not isinstance(result, Tensor):
         small.forward = _simply(small.forward)
     names = tuple(_names(simple(result)))
@@ -173,11 +174,12 @@ def written(path: Path, data: bytes, difference: float | None, note: str) -> Exp
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks of PyTorch's exporters about themselves."""
+    """Without the remarks of PyTorch's exporters about themselves, and the graphs that they print where they fail."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -208,7 +210,7 @@ def _rows(given: Arguments, count: int) -> Arguments:
 
 def _size(given: Arguments) -> int:
     """The examples in the first tensor."""
-    return next(len(x) for x in (*given[0], *given[1].values()) if isinstance(x, Tensor) and x.dim())
+    return next((len(x) for x in (*given[0], *given[1].values()) if isinstance(x, Tensor) and x.dim()), 1)
 
 
 def _has_batch(x: Any, size: int) -> bool:
@@ -286,4 +288,6 @@ def _traced(small: nn.Module, given: Arguments, shapes: Any) -> ExportedProgram:
         with quiet(), torch.no_grad():
             return torch.export.export(small, given[0], given[1], dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever tracing meets in a model's own code
-        raise UsageError(f"{type(small).__name__} cannot be exported by torch.export: {in_words(error)}") from None
+        raise UsageError(f"{type(small).__name__} cannot be exported by torch.export: {in_words(error)}") from cause(
+            error
+        )

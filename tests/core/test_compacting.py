@@ -228,6 +228,30 @@ def test_whole_numbers_of_the_input_may_be_moved() -> None:
     assert far(model, small, words, False) < 1e-6
 
 
+class Scalars(nn.Module):
+    """A network with a number alone: a learned scale, and a sum that its code branches on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.scale = nn.Linear(6, 8), nn.Linear(8, 2), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.one(x)) * self.scale
+        y = y + 1 if float(x.square().sum()) > 0 else y
+        z: Tensor = self.two(y)
+        return z * z.std()
+
+
+def test_a_number_alone_is_a_tensor_as_others_are() -> None:
+    torch.manual_seed(0)
+    model, x = Scalars(), torch.randn(4, 6)
+    with torch.no_grad():
+        model.one.weight[:5] = 0
+    small = gemminer.compact(model, None, x)
+    assert small.one.out_features == 3
+    assert far(model, small, x, True) < 1e-6
+
+
 def test_layers_that_are_shared_stay_and_are_named() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -175,6 +175,22 @@ class Odd(nn.Module):
         return y + 1 if float(y.sum()) > 0 else y
 
 
+class Counting(Odd):
+    """A network that gives something else each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.calls += 1
+        y: Tensor = self.fc(x) + Counting.calls
+        return y
+
+
+class Text(Odd):
+    def forward(self, x: Tensor) -> Any:
+        return "a label"
+
+
 def test_a_size_of_batch(tmp_path: Path) -> None:
     example, path = torch.randn(2, 6), tmp_path / "net.onnx"
     with pytest.raises(UsageError, match=r"Fixed computes otherwise for another size of batch: give .* batch="):
@@ -186,7 +202,7 @@ def test_a_size_of_batch(tmp_path: Path) -> None:
         export.onnx(Fixed(), path, example, batch=0)
 
 
-def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path, net = tmp_path / "net.onnx", tiny_net()
     with pytest.raises(UsageError, match=r"Odd cannot be exported by torch\.export: "):
         export.onnx(Odd(), path, torch.randn(2, 6), compact=False)
@@ -198,7 +214,14 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
         export.onnx(net, path, torch.randn(2, 6), drawn_ticket(Odd(), 0.5))
     with pytest.raises(UsageError, match=r"cannot be (exported to ONNX|written with opset)"):
         export.onnx(Odd().fc, path, torch.randn(2, 6), opset=3)
+    with pytest.raises(
+        UsageError, match=r"cannot be made smaller: .*; compact=False \(--no-compact\) leaves it as it is"
+    ):
+        export.onnx(Counting(), path, torch.randn(2, 6))
+    with pytest.raises(UsageError, match="gives no tensor"):
+        export.onnx(Text(), path, torch.randn(2, 6), compact=False)
     assert not path.exists()
+    assert capfd.readouterr() == ("", "")  # no graphs of what failed
 
 
 def test_an_opset_of_ones_own(tmp_path: Path) -> None:

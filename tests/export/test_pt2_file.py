@@ -19,8 +19,6 @@ from gemminer.core.ownership import ours
 from gemminer.core.ticket import Ticket
 from tests.export.conftest import NETWORKS, Ticketed
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 ALONE = """
 import sys, torch
 net = torch.export.load(sys.argv[1]).module()
