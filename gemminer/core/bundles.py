@@ -1,7 +1,7 @@
 """Which channels of a network must go together: through sums, norms, concatenations and reshapes.
 
 Every number inside the network gets a label, that of the unit whose channel it is. Labels are joined where numbers
-meet; what labels cannot follow (a layer norm, attention, a result) joins them with 0, which stays.
+meet, in attention those of a head; what labels cannot follow (a layer norm, a result) joins them with 0, which stays.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gemminer.core.constants import CONVOLUTIONS, DROPOUTS, ELEMENTWISE, POOLS, REDUCTIONS, SAME, structural
 from gemminer.core.needs import Needs
@@ -24,10 +25,15 @@ class Bundles:
         trace: of the model.
         needs: what of its values is dead.
         layers: the calls that are a layer's own, whose weights can be cut: by identity.
+        resize: whether sizes that stand in the model may change, as the number of heads in a reshape.
+
+    Attributes:
+        sizes: by module, the sizes that its reshapes must name anew: old -> new.
     """
 
-    def __init__(self, trace: Trace, needs: Needs, layers: Collection[Call]) -> None:
-        self.trace, self.needs = trace, needs
+    def __init__(self, trace: Trace, needs: Needs, layers: Collection[Call], *, resize: bool = True) -> None:
+        self.trace, self.needs, self._resize = trace, needs, resize
+        self.sizes: dict[str, dict[int, int]] = {}
         self._layers = {id(call) for call in layers}
         self._parent = [0]
         self._labels: dict[int, Tensor] = {}
@@ -67,6 +73,12 @@ class Bundles:
     def _stay(self, index: int) -> None:
         self._join(self.labels(index), torch.zeros((), dtype=torch.float64))
 
+    def heads(self, call: Call) -> tuple[Tensor, Tensor]:
+        """(heads,) twice, for a call of attention: which are dead, and which are removed."""
+        index = call.outputs[0]
+        dead = self.needs.dead(index).movedim(1, 0).flatten(1).all(1)
+        return dead, self.absent(index, 1)
+
     # --- what each call does to labels ---
 
     def _follow(self, call: Call) -> None:
@@ -100,6 +112,7 @@ class Bundles:
         while changed:
             self._table = torch.tensor([self._root(x) in self.gone for x in range(len(self._parent))])
             before = len(self.gone)
+            self.sizes = {}
             for index in self._labels:
                 self._check_value(index)
             for call in self.trace.calls:
@@ -139,15 +152,33 @@ class Bundles:
         if not any(bool(self._marked(i).any()) for i in values):
             return
         try:
-            fits = [
-                left.shape == self._cut(i).shape and bool((left == self._cut(i)).all())
-                for left, i in zip(call.run(self._cut), call.outputs, strict=True)
-            ]
+            fits = all(self._is_cut(left, i) for left, i in zip(call.run(self._cut), call.outputs, strict=True))
         except (RuntimeError, IndexError, ValueError, TypeError):  # what a function may say of other sizes
-            fits = [False]
-        if not all(fits):
+            fits = False
+        if not fits and not self._resized(call):
             for index in values:
                 self._keep(self.labels(index)[self._marked(index)])
+
+    def _is_cut(self, left: Tensor, index: int) -> bool:
+        cut = self._cut(index)
+        return left.shape == cut.shape and bool((left == cut).all())
+
+    def _resized(self, call: Call) -> bool:
+        """Whether a reshape does so with other numbers in place of its own; they are noted."""
+        if not self._resize or call.name not in ("view", "reshape") or len(call.inputs) != 1:
+            return False
+        asked = [x for x in tree_leaves((call.args[1:], call.kwargs)) if isinstance(x, int)]
+        shape, before = self._cut(call.outputs[0]).shape, self._cut(call.inputs[0])
+        if len(asked) != len(shape) or shape.numel() != before.numel():
+            return False
+        if not self._is_cut(before.reshape(shape), call.outputs[0]):
+            return False
+        changed = {old: new for old, new in zip(asked, shape, strict=True) if old not in (-1, new)}
+        known = self.sizes.setdefault(call.module, {})
+        if any(known.get(old, new) != new for old, new in changed.items()):
+            return False
+        known |= changed
+        return True
 
     def _cut(self, index: int) -> Tensor:
         """The labels that are left of a value."""
@@ -164,12 +195,49 @@ def _elementwise(b: Bundles, call: Call) -> None:
         if b.trace.shapes[index].numel() == 1:
             continue
         labels = b.labels(index)
+        if index not in b._labels and _beside(b, call, index):
+            continue
         if result is not None:
             b._join(result, labels)
         if result is None or labels.numel() > result.numel():
             result = labels
     if result is not None:
         b._labels[call.outputs[0]] = result.expand(shape)
+
+
+def _beside(b: Bundles, call: Call, index: int) -> bool:
+    """Whether a value without channels, as a mask, is the same for all the channels of what it meets."""
+    for other in call.inputs:
+        if other in b._labels:
+            labels, shape = b.labels(other), b.trace.shapes[index]
+            along = [d - labels.dim() for d in range(labels.dim()) if labels.dim() - d <= len(shape)]
+            along = [d for d in along if shape[d] > 1]
+            if len(shape) > labels.dim() or (along and bool((labels != labels.amin(along, keepdim=True)).any())):
+                return False
+    return any(other in b._labels for other in call.inputs)
+
+
+def _heads(b: Bundles, call: Call) -> None:
+    """Attention, and the products it is made of: whatever is of a head goes with it."""
+    shape = b.trace.shapes[call.outputs[0]]
+    parts = [call.inputs[0], *call.inputs[1 : 3 if call.name == "scaled_dot_product_attention" else 2]]
+    others = [i for i in call.inputs if i not in parts]  # a mask
+    shapes = [b.trace.shapes[i] for i in parts]
+    masks = all(len(s) < 3 or s[-3] == 1 for s in (b.trace.shapes[i] for i in others))
+    if len(shape) != 4 or {(len(s), *s[1:2]) for s in shapes} != {(4, shape[1])} or not masks:
+        for index in call.inputs:
+            b._stay(index)
+        return
+    made = b._new(shape[1])
+    for index in parts:
+        b._join(b.labels(index), made.view(1, -1, 1, 1))
+    b._labels[call.outputs[0]] = made.view(1, -1, 1, 1).expand(shape)
+
+
+def _softmax(b: Bundles, call: Call) -> None:
+    labels = b.labels(call.inputs[0])
+    b._join(labels, labels.amin(call.argument(1, "dim", -1), keepdim=True))
+    b._labels[call.outputs[0]] = labels
 
 
 def _pool(b: Bundles, call: Call) -> None:
@@ -228,4 +296,7 @@ _RULES: dict[str, Callable[[Bundles, Call], None]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     "batch_norm": _batch_norm,
     "linear": _linear,
+    "scaled_dot_product_attention": _heads,
+    "matmul": _heads,
+    "softmax": _softmax,
 }

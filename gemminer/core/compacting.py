@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.fewer_heads import cut_heads
 from gemminer.core.fitting import require_module, require_numbers
 from gemminer.core.gapped import give_gaps
 from gemminer.core.holding import hold
@@ -21,6 +23,8 @@ from gemminer.core.tracing import tensors, traced
 
 # What the outputs may differ by, of the largest: rounding in float64, and where a model computes in float32 only.
 EXACT, SINGLE = 1e-10, 1e-4
+# Attributes that are the size of one head.
+_OF_A_HEAD = re.compile(r"(?<!all_)head_(dim|size)$|^dim_head$|^d_(head|k|v)$")
 
 
 @dataclass(frozen=True)
@@ -120,24 +124,17 @@ def compact(
         hold(plain, ticket).remove()  # pruned weights are zero from here on
     plain.eval()
     args, kwargs = arguments_of(example)
+    parameters = sum(p.numel() for p in plain.parameters())
     wide = _Wide(plain, args, kwargs)
-    structure = wide.structure(eval_only, bundles=True)
-    trains_alike = not eval_only and _trains_alike(wide.model, structure, wide.args, wide.kwargs)
-    error = wide.difference(_built(wide.model, structure, select)[0], trains_alike)
-    counted = {}
-    if error is not None:
-        # Some code counts on sizes that were cut: cut inside layers alone, which no other code can see.
-        counted = {"channels between layers": f"the model's code counts on their number ({error})"}
-        structure = wide.structure(eval_only, bundles=False)
-        if (error := wide.difference(_built(wide.model, structure, select)[0], trains_alike)) is not None:
-            raise GemminerError(f"{type(model).__name__} cannot be made smaller: {error}")
+    heads, heads_left = wide.cut_heads(plain)
+    structure, trains_alike, counted = wide.cuttable(eval_only, select)
     small, cuts, left = _built(plain, structure, select)
-    left = {**counted, **left}
+    left = {**counted, **heads_left, **left}
     if not eval_only and not trains_alike:
         left = {**left, "training": "the model calls other functions while training: equal in eval mode, unknown there"}
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (plain, small))
+    after = sum(p.numel() for p in small.parameters())
     _set_modes(small, model)
-    small.removed = Removed(tuple(cuts), left, (before, after))  # type: ignore[assignment]
+    small.removed = Removed((*heads, *cuts), left, (parameters, after))  # type: ignore[assignment]
     return small
 
 
@@ -184,6 +181,10 @@ def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Mod
         for name, absent in norms.items():
             if bool(absent.any()):
                 _cut_norm(modules[name], ~absent)
+    for name, sizes in structure.bundles.sizes.items():
+        _resize(modules[name], sizes)
+    for name, count in structure.heads_left.items():
+        left[name] = f"{count} dead heads: the code around them counts on their number"
     for name in sorted(structure.constants.differ):
         left[name] = "a dead channel is another constant in training than in eval mode: eval_only=True removes it"
     for name in structure.uncut:
@@ -264,6 +265,13 @@ def _cut_norm(module: Any, kept: Tensor) -> None:
             module._buffers[name] = module._buffers[name][kept.to(module._buffers[name].device)]
 
 
+def _resize(module: nn.Module, sizes: Mapping[int, int]) -> None:
+    """Give a module's attributes that are sizes, as num_heads, the sizes that are left; a head keeps its own."""
+    for name, value in vars(module).items():
+        if type(value) is int and value in sizes and not _OF_A_HEAD.search(name):
+            setattr(module, name, sizes[value])
+
+
 # --- proof ---
 
 
@@ -283,7 +291,7 @@ def _trains_alike(plain: nn.Module, structure: Structure, args: Any, kwargs: Any
 
 
 class _Wide:
-    """The model and the example in float64, in which what is exact can be told from what is not.
+    """The model, as it was (`reference`) and to cut, and the example: in float64, which tells what is exact.
 
     Code that asks for one type of numbers runs in its own, and is compared with the care that has.
     """
@@ -295,17 +303,53 @@ class _Wide:
         try:
             _results(self.model, False, self.args, self.kwargs)
         except Exception:  # whatever a model's own code says of such numbers
-            self.limit, self.model, self.args, self.kwargs = SINGLE, plain, args, kwargs
+            self.limit, self.model, self.args, self.kwargs = SINGLE, duplicate(plain), args, kwargs
+            try:
+                _results(plain, False, args, kwargs)
+            except Exception as error:
+                raise UsageError(f"the model does not take the example: {_reason(error)}") from None
+        self.reference = self.model
 
     def _cast(self, x: Any) -> Any:
         return x.to(self.type) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    def structure(self, eval_only: bool, *, bundles: bool) -> Structure:
-        """What is dead in the model; raises UsageError where it does not run on the example."""
+    def cut_heads(self, plain: nn.Module) -> tuple[list[LayerCut], dict[str, str]]:
+        """Remove dead heads of PyTorch's own attention, here and in the model to build from."""
+        if not any(isinstance(m, nn.MultiheadAttention) for m in plain.modules()):
+            return [], {}
+        trace = traced(self.model, self.args, self.kwargs)
+        self.model = duplicate(self.reference)
+        cut_heads(self.model, trace)
+        cut, left = cut_heads(plain, trace)
+        cuts = []
+        for name, (before, after) in cut.items():
+            module: Any = plain.get_submodule(name)
+            wide, size = module.embed_dim, 3 * module.head_dim
+            cuts.append(LayerCut(name, size * before, size * after, wide, wide))
+        return cuts, left
+
+    def cuttable(self, eval_only: bool, select: bool) -> tuple[Structure, bool, dict[str, str]]:
+        """What can be cut, as trial shows; whether it holds in training too; why no more is cut."""
+        counted: dict[str, str] = {}
+        # Where some code counts on sizes that were cut: first no reshape changes, then layers are cut inside alone,
+        # which no other code can see.
+        for bundles, resize in ((True, True), (True, False), (False, False)):
+            structure = self.structure(eval_only, bundles=bundles, resize=resize)
+            trains_alike = not eval_only and _trains_alike(self.model, structure, self.args, self.kwargs)
+            error = self.difference(_built(self.model, structure, select)[0], trains_alike)
+            if error is None:
+                return structure, trains_alike, counted
+            if bundles and not resize:
+                counted = {"channels between layers": f"the model's code counts on their number ({error})"}
+        raise GemminerError(f"{type(self.model).__name__} cannot be made smaller: {error}")
+
+    def structure(self, eval_only: bool, *, bundles: bool, resize: bool) -> Structure:
+        """What is dead in the model; raises GemminerError where that cannot be told."""
         try:
-            return Structure(self.model, self.args, self.kwargs, training=not eval_only, bundles=bundles)
+            return Structure(self.model, self.args, self.kwargs, training=not eval_only, bundles=bundles, resize=resize)
         except Exception as error:
-            raise UsageError(f"the model does not take the example: {_reason(error)}") from None
+            name = type(self.model).__name__
+            raise GemminerError(f"{name} cannot be made smaller, as its calls are not followed: {error!r}") from None
 
     def difference(self, small: nn.Module, training: bool) -> str | None:
         """Run both on the example and on noise, in eval mode and maybe in training; a sentence where results differ."""
@@ -313,7 +357,7 @@ class _Wide:
         for given in ((self.args, self.kwargs), noise):
             for mode in (False, True)[: 1 + training]:
                 try:
-                    old, new = (_results(m, mode, *given) for m in (self.model, small))
+                    old, new = (_results(m, mode, *given) for m in (self.reference, small))
                 except Exception as error:  # whatever a model's own code says of other sizes
                     return _reason(error)
                 if [x.shape for x in old] != [x.shape for x in new]:

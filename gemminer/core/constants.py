@@ -55,10 +55,12 @@ class Constants:
         self.trace, self.training = trace, training
         self.differ: set[str] = set()  # modules whose constants differ between eval mode and training
         self.values: dict[int, Tensor] = {}
+        self.means: set[int] = set()  # weights of attention: they add up to 1 along the last axis
         for index, leaf in trace.leaves.items():
             self.values[index] = leaf.cpu().double() if leaf.is_floating_point() else leaf.cpu()
         with torch.no_grad():
             for call in trace.calls:
+                self._note(call)
                 for index, value in zip(call.outputs, self._results(call), strict=True):
                     if value is not None:
                         self.values[index] = value
@@ -93,7 +95,7 @@ class Constants:
         found: Any = None
         if structural(call):
             found = (
-                call.run(lambda i: self[i] if self.trace.floats[i] else self.values[i]) if self._whole(call) else None
+                call.run(lambda i: self[i] if self.trace.floats[i] else self.values[i]) if self.whole(call) else None
             )
         elif rule is not None:
             found = rule(self, call)
@@ -105,12 +107,18 @@ class Constants:
         shapes = [self.trace.shapes[index] for index in call.outputs]
         return [x if x.shape == s and not _nothing(x) else None for x, s in zip(found, shapes, strict=True)]
 
-    def _whole(self, call: Call) -> bool:
+    def _note(self, call: Call) -> None:
+        last = call.name == "softmax" and call.argument(1, "dim", 0) in (-1, len(self.trace.shapes[call.inputs[0]]) - 1)
+        drops = call.name in DROPOUTS and not (self.training and call.argument(1, "p", 0.5) > 0)
+        if last or ((drops or call.name in SAME) and call.inputs[:1] and call.inputs[0] in self.means):
+            self.means |= set(call.outputs)
+
+    def whole(self, call: Call) -> bool:
         """Whether every tensor of integers that a call reads is known."""
         return all(self.trace.floats[index] or index in self.values for index in call.inputs)
 
     def _elementwise(self, call: Call) -> Tensor | None:
-        if not self._whole(call):
+        if not self.whole(call):
             return None
 
         def number(index: int) -> Tensor:
@@ -228,6 +236,8 @@ def _linear(c: Constants, call: Call) -> Tensor | None:
 
 
 def _matmul(c: Constants, call: Call) -> Tensor | None:
+    if len(call.inputs) == 2 and call.inputs[0] in c.means:
+        return _mean_of(c, call, call.inputs[1])
     if len(call.inputs) != 2 or min(len(c.trace.shapes[i]) for i in call.inputs) < 2:
         return None
     a, b = (c[index] for index in call.inputs)
@@ -242,10 +252,11 @@ def _attention(c: Constants, call: Call) -> Tensor | None:
     """A mean of values that are one constant is that constant: the weights add up to 1."""
     dropped = call.argument(4, "dropout_p", 0.0)
     value = call.argument(2, "value")
-    shape = c.trace.shapes[call.outputs[0]]
-    if dropped or not isinstance(value, Ref):
-        return None
-    x = c[value.index]
+    return None if dropped or not isinstance(value, Ref) else _mean_of(c, call, value.index)
+
+
+def _mean_of(c: Constants, call: Call, index: int) -> Tensor | None:
+    x, shape = c[index], c.trace.shapes[call.outputs[0]]
     same = (x == x[..., :1, :]).all(-2, keepdim=True)
     result = x[..., :1, :].masked_fill(~same, math.nan)
     return result.expand(shape) if result.shape[:-2] == shape[:-2] else None

@@ -56,7 +56,7 @@ class Needs:
         wanted = [self[i] & ~self.constants.known(i) for i in call.outputs]
         if wanted and not any(bool(w.any()) for w in wanted) and not call.writes:
             return
-        if structural(call):
+        if structural(call) and self.constants.whole(call):
             self._structural(call, wanted)
         elif (rule := _RULES.get(call.name)) and len(call.outputs) == 1:
             rule(self, call, wanted[0])

@@ -74,6 +74,7 @@ class Structure:
         kwargs: those by name.
         training: whether constants must be the same in eval mode and in training.
         bundles: whether channels are removed between layers too, not inside them alone.
+        resize: whether that may change sizes that the model's reshapes name, as heads of attention do.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Structure:
         *,
         training: bool = True,
         bundles: bool = True,
+        resize: bool = True,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._own = _cuttable(model)
@@ -93,7 +95,7 @@ class Structure:
         calls = Counter(call.module for call in self.trace.calls)
         own = [c for c in self.trace.calls if self._is_own(c) and calls[c.module] == 1]
         self.calls = {call.module: call for call in own}
-        self.bundles = Bundles(self.trace, self.needs, own if bundles else ())
+        self.bundles = Bundles(self.trace, self.needs, own if bundles else (), resize=resize)
         readers = self.trace.readers()
         self.layers: dict[str, Units] = {}
         for name, call in self.calls.items():
@@ -108,6 +110,19 @@ class Structure:
             for name, call in self.calls.items()
             if isinstance(self._modules[name], NORMS)
         }
+
+    @property
+    def heads_left(self) -> dict[str, int]:
+        """How many heads of attention are dead and stay, by the module that computes them."""
+        found = {}
+        for call in self.trace.calls:
+            product = call.name == "matmul" and call.inputs[0] in self.constants.means
+            attention = product or call.name == "scaled_dot_product_attention"
+            if attention and len(self.trace.shapes[call.outputs[0]]) == 4:
+                dead, gone = self.bundles.heads(call)
+                if count := int((dead & ~gone).sum()):
+                    found[call.module] = count
+        return found
 
     @property
     def uncut(self) -> list[str]:

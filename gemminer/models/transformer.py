@@ -20,12 +20,12 @@ class Attention(nn.Module):
         self.qkv, self.out = make.linear(dim, 3 * dim), make.linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, t, dim = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        a = q @ k.transpose(-2, -1) * (dim // self.heads) ** -0.5  # (N, heads, T, T)
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        a = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (N, heads, T, T)
         if self.causal:
             a = a.masked_fill(torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1), -math.inf)
-        y: Tensor = self.out((a.softmax(-1) @ v).transpose(1, 2).reshape(n, t, dim))
+        y: Tensor = self.out((a.softmax(-1) @ v).transpose(1, 2).flatten(2))
         return y
 
 
