@@ -24,10 +24,10 @@ from gemminer.core.ticket import Ticket
 from gemminer.runs import environment, execute
 from gemminer.runs.recipe import Recipe
 
-DENSITY, SEEDS = 0.05, (0, 1, 2)
+DENSITY, SEEDS = 0.05, (0, 1, 2, 3, 4)
 # Name -> network, epochs of the search and of the training.
 NETWORKS = {"LeNet-5": ("lenet-5", 40, 40), "ResNet-20": ("resnet20", 20, 20)}
-WAYS = {"fp32, dense": ("fp32", "dense"), "fp32, auto": ("fp32", "auto"), "bf16": ("bf16", "auto")}
+WAYS = {f"{p}, {engine}": (p, engine) for p in ("fp32", "bf16") for engine in ("dense", "auto")}
 
 
 def row(name: str, way: str, seed: int) -> dict[str, Any]:
