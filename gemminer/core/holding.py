@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,10 +87,7 @@ class Hold:
         for optimiser in optimisers:
             self._join(optimiser)
         self.zero()
-        met = weakref.WeakMethod(self._meet)  # all optimisers of the process keep it, and need not keep the model
-        every = register_optimizer_step_pre_hook(lambda optimiser, *_: (own := met()) and own(optimiser))
-        self._handles.append(every)
-        weakref.finalize(self, every.remove)
+        self._handles.append(with_every_optimiser(self._meet, register_optimizer_step_pre_hook))
 
     def __enter__(self) -> Hold:
         return self
@@ -170,6 +167,21 @@ class Hold:
         seen = [*(state.get("old_dirs") or ()), *(state.get("old_stps") or ()), state.get("prev_flat_grad")]
         if any(v is not None and bool(v[pruned].count_nonzero()) for v in seen):
             state.clear()
+
+
+def with_every_optimiser(method: Callable[[Optimizer], None], register: Callable[[Any], Any]) -> Any:
+    """Call an object's method with whichever optimiser of the process makes a step, for as long as the object lives.
+
+    Args:
+        register: the function of `torch.optim.optimizer` that says whether before or after the step.
+
+    Returns:
+        A handle that ends it with `remove`.
+    """
+    met = weakref.WeakMethod(method)  # all optimisers of the process keep it, and need not keep the object
+    handle = register(lambda optimiser, *_: (own := met()) and own(optimiser))
+    weakref.finalize(method.__self__, handle.remove)  # type: ignore[attr-defined]
+    return handle
 
 
 def _plain(optimiser: object) -> Optimizer:

@@ -10,11 +10,13 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gemminer import methods
 from gemminer.core import numbers
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
+from gemminer.core.holding import with_every_optimiser
 from gemminer.core.masks import State
 from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.names import named_parameters
@@ -26,6 +28,8 @@ from gemminer.runs import provenance
 from gemminer.runs.keywords import of_method, takes
 from gemminer.runs.settings import draw_of, options_of
 from gemminer.runs.typed import MineOptions
+
+_WHOSE = "the search moves scores, not weights: step the optimiser that `begin` returned, in place of your own"
 
 
 class Search:
@@ -54,7 +58,8 @@ class Search:
         options: the method's own, see `gemminer.methods.get(method).options`.
 
     Raises:
-        UsageError: what cannot be, as in `gemminer.mine`; a method that is more than one loop; calls out of order.
+        UsageError: what cannot be, as in `gemminer.mine`; a method that is more than one loop; calls out of order; a
+            step of another optimiser than the one that `begin` returned. A step that GradScaler skips is none.
 
     >>> import gemminer, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -104,6 +109,7 @@ class Search:
         self._stack = contextlib.ExitStack()
         self._driven: Driven | None = None
         self._told = self.taken = 0
+        self._ever = self._stepped = self._strayed = False  # what optimisers moved: the scores, since `after_backward`
         self._next = "begin"
 
     def __enter__(self) -> Search:
@@ -133,6 +139,7 @@ class Search:
             raise
         self._next = "after_backward"
         assert self._driven is not None
+        self._stack.callback(with_every_optimiser(self._meet, register_optimizer_step_post_hook).remove)
         self._optimiser = self._driven.settings.build(self._driven.rule.parameters())
         self._driven.rule.begin(self._optimiser)
         return self._optimiser
@@ -149,12 +156,15 @@ class Search:
         self._driven.rule.after_backward()
         if settings.max_norm is not None:
             nn.utils.clip_grad_norm_(self._driven.rule.parameters(), settings.max_norm)
+        self._stepped = self._strayed = False
         self._next = "after_step"
 
     def after_step(self) -> None:
         """Write the weights of the next step into the model, once the optimiser has moved the scores."""
         self._expect("after_step")
         assert self._driven is not None
+        if self._strayed and not self._stepped:
+            raise UsageError(f"another optimiser has moved the model's weights: {_WHOSE}")
         self._driven.rule.after_step(self.taken)
         self.taken += 1
         if self.taken % self._part == 0:
@@ -165,6 +175,8 @@ class Search:
         """The ticket; the model is put back as it was before `begin`."""
         self._expect("after_backward", "finish")
         assert self._driven is not None
+        if self.taken and not self._ever:
+            raise UsageError(f"no score has moved in {self.taken} steps: {_WHOSE}")
         facts = provenance.asked(self._row.name, self._chosen, self.seed, self.density)
         facts |= provenance.pruned(self._searched, **self._prunes)
         facts["epochs"] = self.taken / self._part
@@ -216,6 +228,16 @@ class Search:
         rule.load_state_dict(state["rule"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.taken = int(state["taken"])
+        self._ever = True  # before this
+
+    def _meet(self, optimiser: torch.optim.Optimizer) -> None:
+        """After a step of any optimiser of the process: whether it moves the scores, or the model's weights."""
+        assert self._driven is not None
+        moved = {id(p) for group in optimiser.param_groups for p in group["params"]}
+        if any(id(score) in moved for score in self._driven.rule.parameters()):
+            self._ever = self._stepped = True
+        elif any(id(weight) in moved for weight in self.model.parameters()):
+            self._strayed = True
 
     def _set_up(self, initial: Mapping[str, torch.Tensor] | None) -> None:
         """Begin at weights that are drawn, or at those of a state that was saved: buffers come with the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks as EVERY
 from torch.utils.data import DataLoader, TensorDataset
 
 import gemminer
@@ -135,7 +137,7 @@ def test_calls_out_of_order_are_refused() -> None:
     for call in (search.after_backward, search.after_step, search.finish, search.state_dict):
         with pytest.raises(UsageError, match="out of order: next comes begin"):
             call()
-    search.begin(1)
+    optimiser = search.begin(1)
     for call in (search.after_step, lambda: search.begin(1)):
         with pytest.raises(UsageError, match="out of order: next comes after_backward"):
             call()
@@ -144,6 +146,7 @@ def test_calls_out_of_order_are_refused() -> None:
     for again in (search.after_backward, search.finish, search.state_dict, lambda: search.load_state_dict({})):
         with pytest.raises(UsageError, match="out of order: next comes after_step"):
             again()
+    optimiser.step()
     search.after_step()
     with pytest.raises(UsageError, match="told of 1 steps, and this is one more"):
         search.after_backward()
@@ -153,6 +156,57 @@ def test_calls_out_of_order_are_refused() -> None:
             call()
     search.end()
     assert all(torch.equal(t, before[name]) for name, t in named_state(model).items())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_ones_own_optimiser_in_place_of_the_searchs_is_refused_at_its_first_step(momentum: float) -> None:
+    model = net()
+    before = {name: t.clone() for name, t in named_state(model).items()}
+    with Search(model, DENSITY) as search:
+        search.begin(4)
+        own = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+        with pytest.raises(UsageError, match=r"another optimiser has moved .* the optimiser that `begin` returned"):
+            step(model, search, own, *batches()[0], 1)
+    assert all(torch.equal(t, before[name]) for name, t in named_state(model).items())
+
+
+def test_a_search_whose_scores_never_moved_gives_no_ticket() -> None:
+    """As with an optimiser of a copy, or with none."""
+    for strange in (torch.optim.SGD(net().parameters(), lr=0.1), torch.optim.SGD([nn.Parameter(torch.ones(1))])):
+        model = net()
+        with Search(model, DENSITY) as search:
+            search.begin(2)
+            for x, y in batches()[:2]:
+                step(model, search, strange, x, y, 1)
+            with pytest.raises(UsageError, match=r"no score has moved in 2 steps.*that `begin` returned"):
+                search.finish()
+
+
+def test_a_step_that_is_skipped_and_one_of_another_part_are_none_of_the_searchs() -> None:
+    """GradScaler skips steps; a loop may move other weights too, and with its own optimiser those of a wider model."""
+    model, head = net(), nn.Linear(2, 2)
+    others = [torch.optim.SGD([*head.parameters(), *m], lr=0.1) for m in ([], list(model.parameters()))]
+    with Search(model, DENSITY) as search:
+        optimiser = search.begin(3)
+        for skipped, (x, y) in zip((True, False, False), batches(), strict=False):
+            nn.functional.cross_entropy(model(x), y).backward()
+            search.after_backward()
+            others[skipped is False].step()
+            if not skipped:
+                optimiser.step()
+            search.after_step()
+        assert search.finish().kept
+
+
+def test_after_a_search_optimisers_are_not_watched() -> None:
+    gc.collect()
+    before = len(EVERY)
+    search, _ = made("gem-miner", net())
+    assert len(EVERY) == before + 1
+    search.end()
+    made("gem-miner", net())  # given up without an end
+    gc.collect()
+    assert len(EVERY) == before
 
 
 def test_a_block_that_fails_puts_the_model_back() -> None:
