@@ -17,6 +17,7 @@ from gemminer.core.fitting import require_module, require_numbers
 from gemminer.core.gapped import give_gaps
 from gemminer.core.holding import hold
 from gemminer.core.names import named_modules, without_wrappers
+from gemminer.core.prunable import made_from_others
 from gemminer.core.structure import Structure, Units
 from gemminer.core.ticket import Ticket
 from gemminer.core.tracing import tensors, traced
@@ -59,6 +60,11 @@ class Removed:
     layers: tuple[LayerCut, ...]
     left: Mapping[str, str]
     parameters: tuple[int, int]
+
+    def __repr__(self) -> str:
+        before, after = self.parameters
+        cut = sum((one.units, one.inputs) != (one.kept, one.read) for one in self.layers)
+        return f"Removed({before:,} -> {after:,} parameters, {cut} layers cut, {len(self.left)} remarks: print it)"
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -187,8 +193,10 @@ def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Mod
         left[name] = f"{count} dead heads: the code around them counts on their number"
     for name in sorted(structure.constants.differ):
         left[name] = "a dead channel is another constant in training than in eval mode: eval_only=True removes it"
+    made = made_from_others(plain)
     for name in structure.uncut:
-        left[name] = "its weights are shared, made from others, of a class of their own or used more than once or never"
+        other = "its weights are shared, made from others, of a class of their own or used more than once or never"
+        left[name] = made.get(f"{name}.weight".removeprefix("."), other)
     return small, cuts, left
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gemminer.core.errors import UsageError
 from gemminer.core.names import bare, named_tensors
+from gemminer.core.prunable import made_from_others
 
 
 class Shapes(Protocol):
@@ -71,7 +72,13 @@ def matched(names: Iterable[str], model: nn.Module) -> dict[str, str]:
             if set(found.values()) == set(first.values()):
                 return found
     given = {first[id(tensors[n])] for n in names if n in tensors}
-    raise UsageError(_other_model(names, list(first.values()), [n for n in names if n not in tensors], given))
+    missing = [n for n in names if n not in tensors]
+    made = made_from_others(model)
+    if missing and all(short[name] in made for name in missing):
+        raise UsageError(
+            f"the ticket is of the plain model, and this one's {missing[0]!r} is {made[short[missing[0]]]}"
+        )
+    raise UsageError(_other_model(names, list(first.values()), missing, given))
 
 
 def _other_model(ticket: list[str], model: list[str], missing: list[str], given: set[str]) -> str:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import named_modules, named_parameters
+from gemminer.core.prunable import made_from_others
 from gemminer.core.ticket import Ticket
 from gemminer.core.zeros import Held, Place, held_in
 
@@ -208,7 +209,10 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
     owners = {id(p): (m, name) for _, m in named_modules(model) for name, p in m._parameters.items() if p is not None}
     for name, mask in masks.items():
         if name not in named:
-            raise UsageError(f"there is a mask for {name!r}, which is no parameter of this model")
+            made = made_from_others(model).get(name)
+            raise UsageError(
+                f"there is a mask for {name!r}, which is no parameter of this model{f', but {made}' if made else ''}"
+            )
         if mask.shape != named[name].shape:
             raise UsageError(f"the mask of {name!r} has shape {tuple(mask.shape)}, it {tuple(named[name].shape)}")
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():

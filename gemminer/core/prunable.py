@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 
 from gemminer.core.errors import UsageError
 from gemminer.core.layout import Layout
-from gemminer.core.left_dense import EMBEDDING, EXCLUDED, FROZEN, NO_RULE, TIED, LeftDense, listed, parametrized
-from gemminer.core.names import named_parameters
+from gemminer.core.left_dense import EMBEDDING, EXCLUDED, FROZEN, NO_RULE, TIED, LeftDense, listed, parametrized, why
+from gemminer.core.names import named_modules, named_parameters
 from gemminer.core.numbers import strings
 
 
@@ -141,6 +141,26 @@ def _owners(model: nn.Module) -> dict[int, list[_Owner]]:
         for name, p in module._parameters.items():
             if p is not None:
                 found.setdefault(id(p), []).append(_Owner(module, name, parents.get(id(module))))
+    return found
+
+
+def made_from_others(model: nn.Module) -> dict[str, str]:
+    """The tensors that PyTorch makes anew from parameters, by their names in the plain model: by what, and what to do.
+
+    >>> from torch.nn.utils import prune
+    >>> made_from_others(nn.Sequential(prune.identity(nn.Linear(2, 2), "weight")))
+    {'0.weight': 'made by torch.nn.utils.prune: prune.remove it first, or take Ticket.from_prune(model)'}
+    """
+    found: dict[str, str] = {}
+    names = {module: name for name, module in named_modules(model)}
+    for module, name in names.items():
+        for own in module._parameters:
+            if made_by := _Owner(module, own, None).reparametrized:
+                # Of `0.weight_orig`, or of `0.parametrizations.weight` and its `original`: `0.weight`.
+                of_list = isinstance(module, parametrize.ParametrizationList)
+                plain = name.replace("parametrizations.", "") if of_list else f"{name}.{own.rpartition('_')[0]}"
+                plain = plain.removeprefix(".")
+                found[plain] = why(parametrized(made_by), [plain])
     return found
 
 

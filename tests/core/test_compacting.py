@@ -117,6 +117,12 @@ def test_it_finds_what_compile_finds(name: str, density: float) -> None:
     assert np.array_equal(np.sort(theirs[theirs != 1]), np.sort(here[here != 0]))
 
 
+def test_what_was_removed_is_short_unless_printed() -> None:
+    removed = gemminer.compact(ticketed("resnet20", 0.01), None, torch.randn(2, 3, 32, 32)).removed
+    assert len(repr(removed)) < 100 < 1000 < len(str(removed))
+    assert "parameters" in repr(removed)
+
+
 def test_any_size_of_images_not_only_the_examples() -> None:
     net = ticketed("torchvision resnet18", 0.01, torch.float64)
     small = gemminer.compact(net, None, torch.randn(2, 3, 32, 32).double())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +131,39 @@ def test_what_is_not_pruned_is_refused() -> None:
     with pytest.raises(UsageError, match="another model"):
         ticket_of(tiny_net()).to_prune(net)
     assert not prune.is_pruned(net)
+
+
+def weight_normed(layer: nn.Linear) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda layer: prune.identity(layer, "weight"), r"made by torch\.nn\.utils\.prune: prune\.remove it first"),
+        (weight_normed, "made by weight_norm from other parameters: remove that first"),
+        (nn.utils.spectral_norm, "made by spectral_norm from other parameters: remove that first"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_what_needs_the_plain_model_says_how_to_get_it(make: Any, told: str, wrap: Any) -> None:
+    """As `mine` does: the weight that a ticket masks is made anew in each pass."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    ticket = ticket_of(model)
+    make(model[2])
+    around = wrap(model)
+    for call in (
+        lambda: gemminer.hold(around, ticket),
+        lambda: gemminer.hold(around, {"2.weight": torch.ones(2, 6).bool()}),
+        lambda: gemminer.compact(around, ticket, torch.randn(3, 4)),
+        lambda: ticket.apply(around),
+    ):
+        with pytest.raises(UsageError, match=f"'2.weight'.*{told}"):
+            call()
+    small = gemminer.compact(around, None, torch.randn(3, 4))
+    assert re.match(told, small.removed.left["2"])
+
+
+def test_of_one_layer_too() -> None:
+    layer = prune.identity(nn.Linear(4, 6), "weight")
+    assert "prune.remove" in gemminer.compact(layer, None, torch.randn(3, 4)).removed.left[""]
