@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from gemminer.core.errors import UsageError
 from gemminer.core.names import bare, named_tensors
@@ -26,6 +27,7 @@ def require_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}: make one of it" if isinstance(model, type) else f"a {type(model).__name__}"
         what += ": pass its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        what += ": the model comes first, then the data" if isinstance(model, (Dataset, DataLoader, tuple)) else ""
         raise UsageError(f"model must be a torch.nn.Module, not {what}")
 
 

@@ -260,7 +260,11 @@ def holder(model: nn.Module, ticket: Ticket) -> nn.Module:
         if not inside:
             raise
         if len(inside) > 1:
-            raise UsageError(f"the ticket fits {' and '.join(list(inside)[:2])}: pass the one that is meant") from None
+            two = list(inside)[:2]
+            raise UsageError(
+                f"the ticket fits {' and '.join(two)}: pass the one that is meant (to a callback its name: "
+                f"module={two[0]!r})"
+            ) from None
         model = next(iter(inside.values()))
     return model
 

@@ -15,6 +15,7 @@ from gemminer.core.holding import refuse_sharded
 from gemminer.core.ticket import Ticket
 from gemminer.integrations.course import Course
 from gemminer.integrations.searching import arguments, mined
+from gemminer.runs.keywords import takes
 
 # One program under two names, often both installed, and a Trainer knows the callbacks of its own name.
 _BASES: list[type] = []
@@ -30,23 +31,37 @@ class TicketCallback(Course, *_BASES):  # type: ignore[misc]
     """Trains a ticket in a Lightning Trainer: `Trainer(callbacks=[TicketCallback(ticket)])`.
 
     As `fit` begins the ticket is written into the module, or into the one module inside that it is of, unless a
-    checkpoint was restored or this callback has trained that module last; then it is held as by `gemminer.hold`.
+    checkpoint was restored, this callback has trained that module last, or the ticket was trained in it; then it is
+    held as by `gemminer.hold`. What was done is logged.
 
     Args:
         ticket: a ticket, or its file.
         mine: instead of it, arguments of `gemminer.mine`, which then searches as `fit` begins, on all ranks of the
             Trainer together and on its training data, with the module's `training_step` unless a loss or step is among
             them, and anew for another module. A checkpoint holds what was found: to resume searches no more.
+        module: the name of the module inside that the ticket is of, as "encoder"; needed where it fits several.
+        keep_weights: True to go on from the module's own weights, False from the ticket's start. By default from its
+            own if the ticket was trained in it: what it prunes is zero already, what it keeps is not as at its start.
 
     Raises:
         UsageError: what are no arguments of `gemminer.mine`, a ticket of another module, a checkpoint of another
             ticket, a search of a module that optimises by hand, a strategy that shards weights (FSDP, DeepSpeed).
     """
 
-    def __init__(self, ticket: Ticket | str | Path | None = None, *, mine: Mapping[str, Any] | None = None) -> None:
+    @takes("TicketCallback", lambda _: ("", ()))
+    def __init__(
+        self,
+        ticket: Ticket | str | Path | None = None,
+        *,
+        mine: Mapping[str, Any] | None = None,
+        module: str | None = None,
+        keep_weights: bool | None = None,
+    ) -> None:
         if (ticket is None) == (mine is None):
             raise UsageError("pass either a ticket or mine=dict(density=...)")
-        super().__init__(ticket)
+        if mine is not None and module is not None:
+            raise UsageError("mine= searches the whole module, so its ticket is of that: leave module= out")
+        super().__init__(ticket, module=module, keep_weights=keep_weights)
         self.mine = None if mine is None else arguments(mine)
 
     def state_dict(self) -> dict[str, Any]:

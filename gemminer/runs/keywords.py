@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from gemminer import methods
-from gemminer.core.errors import unknown
+from gemminer.core.errors import UsageError, unknown
 from gemminer.training.settings import Settings
 
 P = ParamSpec("P")
@@ -23,20 +23,31 @@ def takes(name: str, options: Options) -> Callable[[Callable[P, T]], Callable[P,
     """Decorator of a call `name` that takes options by keyword beside its own parameters.
 
     The call then raises UsageError for a keyword that is neither, naming the one that was meant out of all that it
-    takes, or of what other calls take: also where, of what it must have, it was given nothing by the right name.
+    takes, or of what other calls take: also where, of what it must have, it was given nothing by the right name. For
+    what it must have and was not given, and for more by position than it takes, it raises one as well.
 
     Args:
         options: the keywords that are given -> (whose options they may be besides, in words, and their names).
     """
 
     def decorated(call: Callable[P, T]) -> Callable[P, T]:
-        named = inspect.signature(call).parameters.values()
+        signature = inspect.signature(call)
+        named = signature.parameters.values()
+        needed = [p.name for p in named if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        needed += [p.name for p in named if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
         own = frozenset(p.name for p in named if p.kind is not p.VAR_KEYWORD) - {"self"}
         _CALLS[name] = own
 
         @functools.wraps(call)
         def checked(*args: P.args, **given: P.kwargs) -> T:
             require_taken(name, given, options)
+            try:
+                bound = signature.bind_partial(*args, **given).arguments
+            except TypeError as error:  # too many, or one of them twice
+                raise UsageError(f"{name}: {error}; give them by keyword") from None
+            if missing := [parameter for parameter in needed if parameter not in bound]:
+                own = ", ".join(parameter for parameter in needed if parameter != "self")
+                raise UsageError(f"{name} was not given {' and '.join(missing)}: it needs {own}")
             return call(*args, **given)
 
         return checked

@@ -86,7 +86,6 @@ def test_zeros_stay_and_the_rest_is_trained(options: dict[str, Any]) -> None:
     assert moved(module.net, ticket) == 0
     own = dict(module.net.named_parameters())
     assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
-    assert callback.held is not None
     assert callback.held.violations() == 0
     assert not any(p._backward_hooks for p in module.parameters())  # released
 
@@ -316,3 +315,70 @@ def test_lightnings_search_for_a_rate_leaves_the_ticket(tmp_path: Path) -> None:
     assert moved(module.net, ticket) == 0
     gap = (module.net[0].weight - start[0].weight).abs().max()  # type: ignore[index]
     assert 0 < float(gap) <= 2 * module.learning_rate  # one step of AdamW from the ticket's weights
+
+
+def one_trained(ticket: gemminer.Ticket) -> Module:
+    """A module in which a callback has trained a ticket."""
+    trainer(TicketCallback(ticket)).fit(module := Module(), loader())
+    return module
+
+
+@pytest.mark.parametrize(("keep", "goes_on"), [(None, True), (True, True), (False, False)])
+def test_a_new_callback_of_the_same_ticket_goes_on_and_says_so(
+    keep: bool | None, goes_on: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = one_trained(ticket := drawn_ticket(tiny_net(3), 0.2))
+    trained = module.net.get_parameter("0.weight").detach().clone()
+    module.learning_rate = 0.0
+    with caplog.at_level("INFO", "gemminer"):
+        trainer(TicketCallback(ticket, keep_weights=keep)).fit(module, loader())
+    start = ticket.initial["0.weight"] * ticket.masks["0.weight"]
+    assert torch.equal(module.net.get_parameter("0.weight"), trained if goes_on else start)
+    said = {None: "goes on from the model's own weights; give keep_weights=False", True: "", False: "start is written"}
+    lines = [record.getMessage() for record in caplog.records if record.name == "gemminer"]
+    assert len(lines) == (keep is not True)
+    assert said[keep] in "".join(lines)
+
+
+def test_weights_that_no_training_of_the_ticket_left_are_not_kept_unless_it_is_said() -> None:
+    ticket = drawn_ticket(tiny_net(3), 0.2)
+    for keep in (None, True):
+        torch.manual_seed(5)
+        (module := Module(learning_rate=0.0)).net = tiny_net(9)
+        own = module.net.get_parameter("0.weight").detach().clone()
+        trainer(TicketCallback(ticket, keep_weights=keep)).fit(module, loader())
+        wanted = (own if keep else ticket.initial["0.weight"]) * ticket.masks["0.weight"]
+        assert torch.equal(module.net.get_parameter("0.weight"), wanted)
+    whole = drawn_ticket(tiny_net(3), 1.0)  # prunes nothing, so no zeros say that it was trained
+    module = Module(learning_rate=0.0)
+    module.net = tiny_net(9)
+    trainer(TicketCallback(whole)).fit(module, loader())
+    assert torch.equal(module.net.get_parameter("0.weight"), whole.initial["0.weight"])
+
+
+def test_of_two_equal_modules_the_one_that_is_named_is_trained() -> None:
+    class Twins(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = tiny_net(4)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]) + self.other(batch[0]), batch[1])
+
+    ticket = drawn_ticket(tiny_net(3), 0.2)
+    with pytest.raises(UsageError, match=r"fits net and other: .* \(to a callback its name: module='net'\)"):
+        trainer(TicketCallback(ticket)).fit(Twins(), loader())
+    trainer(callback := TicketCallback(ticket, module="other")).fit(module := Twins(), loader())
+    assert callback.held.violations() == moved(module.other, ticket) == 0
+    assert moved(module.net, ticket) > 0
+    with pytest.raises(UsageError, match=r"unknown module 'othr'; did you mean 'other'\?"):
+        trainer(TicketCallback(ticket, module="othr")).fit(module, loader())
+    with pytest.raises(UsageError, match="leave module= out"):
+        TicketCallback(mine={"density": 0.2}, module="net")
+
+
+def test_what_a_callback_does_not_take_and_what_it_has_not_yet_is_said() -> None:
+    with pytest.raises(UsageError, match=r"unknown argument of TicketCallback 'mines'; did you mean 'mine'\?"):
+        TicketCallback(mines={"density": 0.2})  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="nothing is held yet"):
+        TicketCallback(drawn_ticket(tiny_net())).held.violations()

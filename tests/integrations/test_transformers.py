@@ -76,7 +76,6 @@ def test_zeros_stay_and_the_rest_is_trained(
     assert moved(model, ticket) == 0
     own = dict(model.named_parameters())
     assert any(not torch.equal(own[name][mask], ticket.initial[name][mask]) for name, mask in ticket.masks.items())
-    assert callback.held is not None
     assert callback.held.violations() == 0
     assert not any(p._backward_hooks for p in model.parameters())  # released
 
@@ -226,7 +225,6 @@ def test_a_ticket_that_was_mined_in_the_trainers_batches_is_trained(collate: Any
     assert ticket == gemminer.mine(other, run.get_train_dataloader(), 0.2, epochs=2)
     run.add_callback(callback := TicketTrainerCallback(ticket))
     run.train()
-    assert callback.held is not None
     assert callback.held.violations() == moved(model, ticket) == 0
 
 
@@ -273,3 +271,24 @@ def test_a_ticketed_bert_is_an_onnx_file(tmp_path: Path) -> None:
         want = model(input_ids=WORDS[:7]).logits
     (found,) = session.run(None, {"input_ids": WORDS[:7].numpy()})
     torch.testing.assert_close(torch.from_numpy(found), want)
+
+
+def test_a_model_that_was_saved_after_a_ticket_was_trained_in_it_goes_on(tmp_path: Path) -> None:
+    model = bert()
+    ticket = drawn_ticket(model, 0.2)
+    trainer(model, tmp_path, TicketTrainerCallback(ticket)).train()
+    model.save_pretrained(tmp_path / "model")
+    for keep, goes_on in ((None, True), (False, False)):
+        again = BertForSequenceClassification.from_pretrained(tmp_path / "model")
+        callback = TicketTrainerCallback(ticket, keep_weights=keep)
+        trainer(again, tmp_path, callback, learning_rate=0.0).train()
+        for name, mask in ticket.masks.items():
+            wanted = model.get_parameter(name) if goes_on else ticket.initial[name] * mask
+            assert torch.equal(again.get_parameter(name), wanted)
+
+
+def test_what_the_callback_does_not_take_is_said() -> None:
+    with pytest.raises(UsageError, match=r"does not search: ticket = gemminer.mine\(.*add_callback\("):
+        TicketTrainerCallback(mine={"density": 0.2})  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="TicketTrainerCallback was not given ticket"):
+        TicketTrainerCallback()  # type: ignore[call-arg]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import gemminer
 from gemminer.cli import main
@@ -99,3 +100,23 @@ def test_a_call_keeps_its_name_and_documentation() -> None:
     for name, call in named.items():
         assert call.__name__ == name
         assert "Args:" in call.__doc__
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda net: gemminer.mine(net), "gemminer.mine was not given train_data and density"),
+        (
+            lambda net: gemminer.train(net, train_data=PAIR),
+            "gemminer.train was not given ticket: it needs model, ticket",
+        ),
+        (lambda net: gemminer.smallest(net, PAIR), "gemminer.smallest was not given out"),
+        (lambda net: gemminer.Search(net), "gemminer.Search was not given density: it needs model, density"),
+        (lambda net: gemminer.mine(net, PAIR, 0.3, None, None, None), "too many positional arguments; give"),
+        (lambda net: gemminer.mine(net, PAIR, 0.3, model=net), "multiple values for argument 'model'"),
+        (lambda net: gemminer.mine(DataLoader([PAIR]), net, 0.3), "not a DataLoader: the model comes first"),
+    ],
+)
+def test_what_a_call_was_not_given_or_given_in_anothers_place_is_said(call: Callable[[Any], object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        call(tiny_net())
