@@ -63,6 +63,7 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
     if first is None:
         raise UsageError(f"the {what} data gave no batch")
     failed: Exception | None = None
+    taken = False
     for feed in feeds:
         trial = dataclasses.replace(task, feed=feed)
         recorded = task.step is not None and what == "training"  # a step may ask for gradients itself
@@ -73,14 +74,16 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             except Exception as error:  # whatever a model raises
                 failed = failed or error
                 continue
+            taken = True
             if feed.own_loss and not has_loss(output):
                 continue
             default = task.step is None and task.loss is cross_entropy and not feed.own_loss
             return dataclasses.replace(feed, logits=feed.logits or (default and has_logits(output)))
-    if failed is None:
+    if taken or failed is None:
         raise UsageError(
             f"there is no loss for the {what} data ({shapes(first[0])}): the model's output has none, and no loss of "
-            "output and labels was given; give step=, a function of the model and a batch that returns it"
+            'output and labels was given; give the rows "labels", or a DataLoader whose collator makes them, or give '
+            "step=, a function of the model and a batch that returns it"
         )
     kind = type(unwrapped(task.model)).__name__
     if task.step is None and isinstance(failed, NotImplementedError) and f"Module [{kind}] is missing" in str(failed):
@@ -90,7 +93,16 @@ def looked_at(task: Task, first: tuple[Any, Any] | None, what: str, feeds: Itera
             "TicketCallback(mine=dict(density=...))"
         ) from cause(failed)
     how = "the model does not take" if task.step is None else "step fails on"
-    raise UsageError(f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}") from cause(failed)
+    said = f"{how} the {what} data's inputs ({shapes(first[0])}): {reason(failed)}"
+    lists = [
+        name for name, part in (first[0].items() if isinstance(first[0], Mapping) else ()) if isinstance(part, list)
+    ]
+    if lists and task.step is None:
+        said += (
+            f"; {' and '.join(map(str, lists))} of the rows are lists, which are not put together as a tensor: give "
+            "tensors, or a DataLoader whose collate_fn makes them, as trainer.get_train_dataloader()"
+        )
+    raise UsageError(said) from cause(failed)
 
 
 def _by_step(task: Mapping[str, Any], metric: Any) -> bool:

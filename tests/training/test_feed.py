@@ -278,6 +278,33 @@ def test_which_loss_a_dictionary_has() -> None:
         gemminer.mine(Owned(), without, 0.3, epochs=1)  # pairs: their targets are the loss's
 
 
+@pytest.mark.parametrize("form", ["no labels", "lists", "lists and labels"])
+def test_rows_of_words_without_labels_or_of_lists_are_told_what_to_give(form: str) -> None:
+    """As tokenised for transformers, whose models call their embedding with whatever comes first."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(20, 32), nn.Linear(32, 2)
+
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+            logits = self.head(self.embedding(input_ids).mean(1))
+            return {"logits": logits} | (
+                {"loss": nn.functional.cross_entropy(logits, labels)} if labels is not None else {}
+            )
+
+    ids = torch.randint(20, (16, 6))
+    label = {"labels": 1} if form == "lists and labels" else {}
+    rows = [{"input_ids": x if form == "no labels" else x.tolist(), **label} for x in ids]
+    said = (
+        r'give the rows "labels", or a DataLoader whose collator'
+        if form == "no labels"
+        else "input_ids of the rows are"
+    )
+    with pytest.raises(UsageError, match=said):
+        gemminer.mine(Words(), rows, 0.3, epochs=1)
+
+
 def test_tuples_of_several_inputs() -> None:
     torch.manual_seed(0)
     model = Two()
