@@ -169,6 +169,8 @@ def smallest(
     else:
         OUT.print(str(found), markup=False, soft_wrap=True)
         OUT.print(f"{page}, {', '.join(found.files) or 'nothing to ship'}", markup=False, soft_wrap=True)
+    if not found.files:
+        raise typer.Exit(1)
 
 
 @app.command()

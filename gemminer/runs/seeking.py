@@ -6,10 +6,12 @@ folder, as in a run. The experiment that chooses has no test data; another one m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +183,10 @@ class Seeking:
         self.prunable = sum(p.numel() for p in table.values())
         self.ladder = ladder.rungs(self.prunable, len(table))
         experiment.check_density(self.ladder[0])
+        if asked.within is not None and asked.within > 100 and answer.is_share(task.metric_name):
+            raise UsageError(f"within is points of {task.metric_name}, of which there are 100, not {asked.within:g}")
+        if asked.size is not None:
+            self._require_room(experiment, asked.size)
         of = self._what(experiment)
         self.folder = folder()
         experiment = experiment.with_task(monitor=Together(Logged(self.folder), task.monitor))
@@ -275,15 +281,26 @@ class Seeking:
 
     def guess(self, rung: int) -> float:
         """The size of a rung's program if its ticket is a random one, which no search is needed for."""
+        return self._guessed(self.chooser, rung, self.folder.state / "program-guess.safetensors")
+
+    def _guessed(self, chooser: Experiment, rung: int, path: Path) -> float:
         density, found = self.ladder[rung], list[Ticket]()
-        way = resolve("erk", self.chooser.task.train.examples)
-        quiet = self.chooser.with_task(notes=[], monitor=Silent())
+        way = resolve("erk", chooser.task.train.examples)
+        quiet = chooser.with_task(notes=[], monitor=Silent())
         quiet.search("erk", density, way.options, draw_of(None, methods.get("erk"), density, 0), found.append)
         with borrowed(quiet.task.model) as model:
             found[0].fitted(model).apply(model)
             weights = copied(model)
-        path = self.folder.state / "program-guess.safetensors"
         return float(shipping.compiled(quiet.task, weights).save(path).stat().st_size)
+
+    def _require_room(self, experiment: Experiment, size: int) -> None:
+        """Raise UsageError for a size that is less than a third of what a random ticket's sparsest program takes."""
+        least = 0.0  # a network without a program is refused where one is first asked for
+        with tempfile.TemporaryDirectory() as place, contextlib.suppress(UsageError):
+            least = self._guessed(experiment, len(self.ladder) - 1, Path(place) / "program.safetensors")
+        if size < least / 3:
+            taken = f"the sparsest, {self.ladder[-1]:.3g} of the weights, takes about {answer.in_bytes(least)}"
+            raise UsageError(f"no program is as small as {size:,} bytes: {taken} (60KB is 60,000 bytes)")
 
     # --- the search ---
 

@@ -252,6 +252,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, fi
         find(tmp_path / "gem", distributed=True)
     with pytest.raises(UsageError, match="seeds must be a whole number of at least 1"):
         find(tmp_path / "gem", seeds=0)
+    with pytest.raises(UsageError, match=r"no program is as small as 60 bytes: the sparsest.*60KB is 60,000"):
+        find(tmp_path / "gem", within=None, size=60)
+    with pytest.raises(UsageError, match="of which there are 100, not 200"):
+        find(tmp_path / "gem", within=200)
     assert not (tmp_path / "gem").exists()
 
 
@@ -295,7 +299,7 @@ def test_a_size_alone_gives_the_densest_that_fits(tmp_path: Path, find: Find, si
 
 def test_both_must_hold(tmp_path: Path, find: Find) -> None:
     assert find(tmp_path / "fits", size="1MB").verdict in ("within", "undecided")
-    found = find(tmp_path / "large", size=100)
+    found = find(tmp_path / "large", size=200)
     assert (found.verdict, found.density, found.files) == ("none", None, {})
     assert found.sentence.startswith("No ticket is both")
 
@@ -351,3 +355,9 @@ def test_the_command_answers_resumes_and_refuses(tmp_path: Path, capsys: pytest.
     assert main(["check", str(out), "--check", "shuffle", "--seeds", "1", "--epochs", "1", "--threads", "1"]) == 0
     assert main(["smallest", *TINY, "--out", str(out), "--overwrite", "--within", "30"]) == 0
     assert answer.read(out).question.within == 30
+
+
+def test_a_command_with_nothing_to_ship_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeking.ladder, "confirmed", lambda start, judged: (0, ("not within", judged(0))[0]))
+    assert main(["smallest", *TINY, "--out", str(tmp_path / "gem")]) == 1
+    assert answer.read(tmp_path / "gem").files == {}
