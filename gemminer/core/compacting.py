@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from gemminer.core.constants import DROPOUTS
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.fewer_heads import cut_heads
@@ -20,10 +23,11 @@ from gemminer.core.names import named_modules, without_wrappers
 from gemminer.core.prunable import made_from_others
 from gemminer.core.structure import Structure, Units
 from gemminer.core.ticket import Ticket
-from gemminer.core.tracing import tensors, traced
+from gemminer.core.tracing import name_of, tensors, traced
 
 # What the outputs may differ by, of the largest: rounding in float64, and where a model computes in float32 only.
 EXACT, SINGLE = 1e-10, 1e-4
+_DROPOUT_P = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}  # its place among the arguments
 # Attributes that are the size of one head.
 _OF_A_HEAD = re.compile(r"(?<!all_)head_(dim|size)$|^dim_head$|^d_(head|k|v)$")
 
@@ -132,8 +136,8 @@ def compact(
     args, kwargs = arguments_of(example)
     parameters = sum(p.numel() for p in plain.parameters())
     wide = _Wide(plain, args, kwargs)
-    heads, heads_left = wide.cut_heads(plain)
-    structure, trains_alike, counted = wide.cuttable(eval_only, select)
+    plain, heads, heads_left, found = _by_trial(plain, wide, eval_only, select)
+    structure, trains_alike, counted, select = found
     small, cuts, left = _built(plain, structure, select)
     left = {**counted, **heads_left, **left}
     if not eval_only and not trains_alike:
@@ -142,6 +146,20 @@ def compact(
     _set_modes(small, model)
     small.removed = Removed((*heads, *cuts), left, (parameters, after))  # type: ignore[assignment]
     return small
+
+
+def _by_trial(plain: nn.Module, wide: _Wide, eval_only: bool, select: bool) -> tuple[nn.Module, Any, Any, Any]:
+    """The model without dead heads of PyTorch's attention, or with all where that fails; what can be cut of it."""
+    whole = duplicate(plain)
+    heads, left = wide.cut_heads(plain)
+    try:
+        return plain, heads, left, wide.cuttable(eval_only, select)
+    except GemminerError as error:
+        if not heads:
+            raise
+        why = f"dead heads: the model does not compute the same without them ({error})"
+    wide.model = wide.reference
+    return whole, [], {**left, **{cut.name: why for cut in heads}}, wide.cuttable(eval_only, select)
 
 
 def _set_modes(small: nn.Module, model: nn.Module) -> None:
@@ -179,10 +197,15 @@ def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Mod
     left: dict[str, str] = {}
     cuts = []
     norms = structure.norms
+    fused = _fused(modules)
     with torch.no_grad():
         for name, units in structure.layers.items():
             norm = None if units.norm is None else modules[units.norm]
-            cuts.append(_cut(modules[name], norm, units, left, select))
+            cuts.append(_cut(modules[name], norm, units, left, select and name not in fused))
+            if select and name in fused and name in left:
+                left[name] = (
+                    "dead units whose channels must stay between layers: PyTorch's fused layer reads its weights"
+                )
             norms.pop(units.norm or "", None)
         for name, absent in norms.items():
             if bool(absent.any()):
@@ -200,6 +223,12 @@ def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Mod
     return small, cuts, left
 
 
+def _fused(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Layers whose weights PyTorch's fused encoder layer reads itself in eval mode, past the layers' own forward."""
+    encoders = [name for name, m in modules.items() if isinstance(m, nn.TransformerEncoderLayer)]
+    return {f"{name}.{own}".removeprefix(".") for name in encoders for own in ("linear1", "linear2")}
+
+
 def _cut(module: Any, norm: nn.Module | None, units: Units, left: dict[str, str], select: bool) -> LayerCut:
     """Cut a layer, and the batch norm that alone reads it, to the units that are alive."""
     weight = module.weight.detach().cpu().double()
@@ -211,7 +240,9 @@ def _cut(module: Any, norm: nn.Module | None, units: Units, left: dict[str, str]
     bias[dead_here] = units.constants[dead_here]
     rows = ~units.dead if select else ~units.absent_out
     if not select and bool((units.dead & ~units.absent_out).any()):
-        left[units.name] = "dead units whose channels must stay between layers: select=True cuts them"
+        left[units.name] = (
+            "dead units whose channels must stay between layers: only a selection (select=True) cuts them"
+        )
     if not bool(rows.any()):
         rows[(~units.absent_out).nonzero()[0]] = True
         left[units.name] = "all its units are dead: one stays, as a layer cannot be empty"
@@ -286,16 +317,30 @@ def _resize(module: nn.Module, sizes: Mapping[int, int]) -> None:
 def _trains_alike(plain: nn.Module, structure: Structure, args: Any, kwargs: Any) -> bool:
     """Whether the model calls the same functions while training, so that what was found holds there too."""
     model = duplicate(plain).train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _NoDropout():
         try:
             trace = traced(model, args, kwargs)
         except (RuntimeError, ValueError):  # a batch norm of one number a channel
             return False
 
-    def listed(calls: Any) -> list[tuple[str, Any]]:
-        return [(c.name, c.kwargs.get("dropout_p")) for c in calls if c.module not in structure.calls]
+    def listed(calls: Any) -> list[str]:
+        return [c.name for c in calls if c.module not in structure.calls]
 
     return listed(trace.calls) == listed(structure.trace.calls)
+
+
+class _NoDropout(TorchFunctionMode):
+    """While it is on, dropout gives what it is given, also that of attention."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs, name = dict(kwargs or {}), name_of(func)
+        if name in DROPOUTS | {"alpha_dropout", "feature_alpha_dropout"}:
+            return args[0] if args else kwargs["input"]
+        place = _DROPOUT_P.get(name)
+        if place is not None:
+            kwargs = {**kwargs, "dropout_p": 0.0} if len(args) <= place else kwargs
+            args = (*args[:place], 0.0, *args[place + 1 :]) if len(args) > place else args
+        return func(*args, **kwargs)
 
 
 class _Wide:
@@ -336,19 +381,21 @@ class _Wide:
             cuts.append(LayerCut(name, size * before, size * after, wide, wide))
         return cuts, left
 
-    def cuttable(self, eval_only: bool, select: bool) -> tuple[Structure, bool, dict[str, str]]:
-        """What can be cut, as trial shows; whether it holds in training too; why no more is cut."""
+    def cuttable(self, eval_only: bool, select: bool) -> tuple[Structure, bool, dict[str, str], bool]:
+        """What can be cut, as trial shows; whether that holds in training; why no more is cut; whether it selects."""
         counted: dict[str, str] = {}
         # Where some code counts on sizes that were cut: first no reshape changes, then layers are cut inside alone,
-        # which no other code can see.
-        for bundles, resize in ((True, True), (True, False), (False, False)):
-            structure = self.structure(eval_only, bundles=bundles, resize=resize)
-            trains_alike = not eval_only and _trains_alike(self.model, structure, self.args, self.kwargs)
-            error = self.difference(_built(self.model, structure, select)[0], trains_alike)
-            if error is None:
-                return structure, trains_alike, counted
-            if bundles and not resize:
-                counted = {"channels between layers": f"the model's code counts on their number ({error})"}
+        # which no other code can see; unless it reads their weights itself: then no channels are selected.
+        sizes = ((True, True), (True, False), (False, False))
+        for selects in (True, False) if select else (False,):
+            for bundles, resize in sizes:
+                structure = self.structure(eval_only, bundles=bundles, resize=resize)
+                trains_alike = not eval_only and _trains_alike(self.model, structure, self.args, self.kwargs)
+                error = self.difference(_built(self.model, structure, selects)[0], trains_alike)
+                if error is None:
+                    return structure, trains_alike, counted, selects
+                if bundles and not resize:
+                    counted = {"channels between layers": f"the model's code counts on their number ({error})"}
         raise GemminerError(f"{type(self.model).__name__} cannot be made smaller: {error}")
 
     def structure(self, eval_only: bool, *, bundles: bool, resize: bool) -> Structure:
@@ -360,12 +407,15 @@ class _Wide:
             raise GemminerError(f"{name} cannot be made smaller, as its calls are not followed: {error!r}") from None
 
     def difference(self, small: nn.Module, training: bool) -> str | None:
-        """Run both on the example and on noise, in eval mode and maybe in training; a sentence where results differ."""
+        """Run both on the example and on noise, in eval mode and maybe in training; a sentence where results differ.
+
+        In eval mode with gradients and without: PyTorch's transformer layers compute otherwise then.
+        """
         noise = tuple(map(_noise, self.args)), {name: _noise(x) for name, x in self.kwargs.items()}
         for given in ((self.args, self.kwargs), noise):
-            for mode in (False, True)[: 1 + training]:
+            for mode, gradients in ((False, False), (False, True), (True, False))[: 2 + training]:
                 try:
-                    old, new = (_results(m, mode, *given) for m in (self.reference, small))
+                    old, new = (_results(m, mode, *given, gradients) for m in (self.reference, small))
                 except Exception as error:  # whatever a model's own code says of other sizes
                     return _reason(error)
                 if [x.shape for x in old] != [x.shape for x in new]:
@@ -389,13 +439,11 @@ def _noise(x: Any) -> Any:
     return torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
 
 
-def _results(model: nn.Module, training: bool, args: Any, kwargs: Any) -> list[Tensor]:
+def _results(model: nn.Module, training: bool, args: Any, kwargs: Any, gradients: bool = False) -> list[Tensor]:
     """The real numbers that the model gives in a mode, without dropout."""
     model = duplicate(model).train(training)
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        result = model(*args, **kwargs)
-    return [x.double() for x in tensors(result) if x.is_floating_point()]
+        with _NoDropout() if training else nullcontext():
+            result = model(*args, **kwargs)
+    return [x.detach().double() for x in tensors(result) if x.is_floating_point()]

@@ -80,6 +80,9 @@ def cut_heads(model: nn.Module, trace: Trace) -> tuple[dict[str, tuple[int, int]
             dead[0] = False
         cut[name] = len(dead), int((~dead).sum())
         _remove(module, dead)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, FewerHeads) for m in module.modules()):
+            module.use_nested_tensor = False  # it is for the fused layers alone
     return cut, left
 
 

@@ -93,10 +93,11 @@ class Structure:
         self.constants = Constants(self.trace, training=training)
         self.needs = Needs(self.trace, self.constants)
         calls = Counter(call.module for call in self.trace.calls)
-        own = [c for c in self.trace.calls if self._is_own(c) and calls[c.module] == 1]
+        readers = self.trace.readers()  # other code may read a layer's weight too: F.linear(x, self.layer.weight.t())
+        alone = [c for c in self.trace.calls if all(readers[i] == [c] for i in c.inputs[1:])]
+        own = [c for c in alone if self._is_own(c) and calls[c.module] == 1]
         self.calls = {call.module: call for call in own}
         self.bundles = Bundles(self.trace, self.needs, own if bundles else (), resize=resize)
-        readers = self.trace.readers()
         self.layers: dict[str, Units] = {}
         for name, call in self.calls.items():
             if isinstance(self._modules[name], LAYERS):

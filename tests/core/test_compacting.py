@@ -288,3 +288,78 @@ def test_what_is_no_example_or_no_fixed_function_is_said() -> None:
 
     with pytest.raises(GemminerError, match="cannot be made smaller"):
         gemminer.compact(nn.Sequential(net, Noisy()), None, torch.randn(3, 4))
+
+
+def encoder(density: float, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **options)
+    net = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 2))
+    gemminer.hold(net, {n: torch.rand(w.shape) < density for n, w in prunable_weights(net).items()}).remove()
+    return net
+
+
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"bias": False}, {"dropout": 0.0}])
+def test_pytorchs_fused_layer_gives_the_same(density: float, options: Any) -> None:
+    """In eval mode without gradients it reads the weights of its layers past their forward."""
+    net, x = encoder(density, **options), torch.randn(3, 5, 8)
+    small = gemminer.compact(net, None, x)
+    assert far(net, small, x, training=False) <= 1e-5
+    assert torch.allclose(small.eval()(x), net.eval()(x), atol=1e-5)  # with gradients: not fused
+    assert small[1].linear1.out_features < 16 or density > 0.2
+    assert "training" not in small.removed.left
+
+
+class Back(nn.Module):
+    """Reads its layer's weights itself too, in a way that no trace shows where `hidden`."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.first, self.layer, self.hidden = nn.Linear(6, 6), nn.Linear(6, 8), hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.tensor(self.layer.weight.tolist()).to(x.dtype) if self.hidden else self.layer.weight
+        return F.linear(torch.relu(self.layer(torch.relu(self.first(x)))), weight.t())
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_layer_whose_weights_other_code_reads_stays(hidden: bool) -> None:
+    net = Back(hidden)
+    with torch.no_grad():
+        net.layer.weight[:5] = 0
+        net.first.weight[:2] = 0
+    x = torch.randn(4, 6)
+    small = gemminer.compact(net, None, x)
+    assert small.layer.weight.shape == (8, 6)
+    assert far(net, small, x, training=False) <= 1e-6
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.AlphaDropout, lambda p: Functional(p), lambda p: nn.Dropout(p, True)])
+def test_dropout_is_no_other_function(drop: Any) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), drop(0.5), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[0].weight[:5] = 0
+    small = gemminer.compact(net, None, torch.randn(4, 6))
+    assert small[0].out_features == 3
+    assert "training" not in small.removed.left
+
+
+class Functional(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+
+class Deep(Functional):
+    """Stochastic depth."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.bernoulli(torch.full((len(x), 1), 0.5, dtype=x.dtype)) if self.training else x
+
+
+def test_what_calls_other_functions_while_training_is_named() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Deep(0.5), nn.Linear(8, 2))
+    assert "other functions" in gemminer.compact(net, None, torch.randn(4, 6)).removed.left["training"]

@@ -153,3 +153,21 @@ def test_code_around_that_counts_heads_keeps_them_and_is_named() -> None:
     small = gemminer.compact(net, None, torch.randn(2, 3, 8).double())
     assert "1 dead heads" in small.removed.left[""]
     assert far(net, small, torch.randn(2, 5, 8).double()) <= 1e-12
+
+
+def test_of_an_encoder_that_packs_its_padded_input() -> None:
+    """Its fused layers leave zeros at padding; others cannot: then heads stay. Without padding they go."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    without(net.layers[0].self_attn.out_proj, columns=slice(2, 4))
+    x, padding = torch.randn(4, 5, 8), torch.zeros(4, 5).bool()
+    padding[:, 3:] = True
+    given = {"src": x, "src_key_padding_mask": padding}
+    kept = gemminer.compact(net, None, given)
+    assert "dead heads" in kept.removed.left["layers.0.self_attn"]
+    assert far(net, kept, **given) <= 1e-5
+    small = gemminer.compact(net, None, x)
+    assert small.layers[0].self_attn.num_heads == 3
+    with torch.no_grad():
+        assert torch.allclose(small(**given)[:, :3], net(**given)[:, :3], atol=1e-5)
