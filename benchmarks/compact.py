@@ -26,17 +26,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gemminer
-from gemminer import models
+from gemminer import models, sparse
 from gemminer.bench import contestants
+from gemminer.bench.computed import computed_units
 from gemminer.bench.measure import alternate, versions
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.structure import Structure
 from gemminer.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
+GEMS = ROOT / "runs" / "compact"
 OUT, PAGE = ROOT / "results" / "compact.jsonl", ROOT / "docs" / "compact.md"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 DENSITIES = (0.0059, 0.0144, 0.05)
-BATCH, IMAGES, EPOCHS = 32, 768, 5
+BATCH, IMAGES = 32, 768
+# Of the search; a third as many follow to train the gem. Fewer for the networks that take minutes an epoch.
+EPOCHS, LARGE = {False: 30, True: 6}, {"mobilenet-v2", "timm vit_tiny", "torchvision densenet121", "vgg16"}
 
 
 def _ours(name: str) -> Callable[[], nn.Module]:
@@ -88,38 +93,69 @@ def flops(model: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2 // len(x)
 
 
-def measured(name: str, density: float, compiles: bool) -> dict[str, Any]:
+def gem(name: str, density: float) -> tuple[nn.Module, gemminer.Ticket, dict[str, Any]]:
+    """The network with a gem of its own, trained, and what is known of it; kept in runs/compact: searches are long."""
     torch.manual_seed(0)
     model, (images, labels) = NETWORKS[name](), digits()
+    path = GEMS / f"{name.replace(' ', '-')}-{density}"
+    if (path / "facts.json").exists():
+        model.load_state_dict(torch.load(path / "weights.pt", weights_only=True))
+        return model, gemminer.Ticket.load(path / "ticket.safetensors"), json.loads((path / "facts.json").read_text())
     data = (images[:IMAGES], labels[:IMAGES])
-    line: dict[str, Any] = {"network": name, "density": density}
+    epochs, test = EPOCHS[name in LARGE], (images[IMAGES:], labels[IMAGES:])
     started = time.perf_counter()
-    ticket = gemminer.mine(model, data, density, epochs=EPOCHS, batch_size=64)
-    trained = gemminer.train(model, ticket, data, (images[IMAGES:], labels[IMAGES:]), epochs=1, batch_size=64)
-    line["test"] = trained["test"]
-    line["search_seconds"], started = time.perf_counter() - started, time.perf_counter()
+    ticket = gemminer.mine(model, data, density, epochs=epochs, batch_size=32)
+    trained = gemminer.train(model, ticket, data, test, epochs=epochs // 3, batch_size=32)
+    facts = {"epochs": epochs, "test": trained["test"], "search_seconds": time.perf_counter() - started}
+    path.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path / "weights.pt")
+    ticket.save(path / "ticket.safetensors")
+    (path / "facts.json").write_text(json.dumps(facts))
+    return model, ticket, facts
+
+
+def measured(name: str, density: float, compiles: bool) -> dict[str, Any]:
+    model, ticket, facts = gem(name, density)
+    images, _ = digits()
+    line: dict[str, Any] = {"network": name, "density": density, **facts}
+    started = time.perf_counter()
     model.eval()
     small = gemminer.compact(model, ticket, images[:2]).eval()
     line["compact_seconds"] = time.perf_counter() - started
-    cuts = small.removed.layers
-    line["units"] = [sum(c.units for c in cuts), sum(c.kept for c in cuts)]
-    line["left"] = len(small.removed.left)
-    line["parameters"] = list(small.removed.parameters)
+    smallest = gemminer.compact(model, ticket, images[:2], every=True)
+    line["units"] = [sum(c.units for c in small.removed.layers)]
+    line["units"] += [sum(c.kept for c in m.removed.layers) for m in (small, smallest)]
+    line["left"] = len([why for why in smallest.removed.left.values() if "one stays" in why])
+    line["parameters"] = [*small.removed.parameters, smallest.removed.parameters[1]]
+    line["missed"] = _missed(model, ticket, images[:2])
     batch = images[-BATCH:]
     noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1))
     for kind in (torch.float32, torch.float64):
         old, new = (copy.deepcopy(m).to(kind) for m in (model, small))
+        news = [new, copy.deepcopy(smallest).to(kind)]
         if kind == torch.float64:  # the constants of float64 weights, not those rounded to float32
-            new = gemminer.compact(old, ticket, batch[:2].to(kind))
+            news = [gemminer.compact(old, ticket, batch[:2].to(kind), every=every) for every in (False, True)]
         for mode in (False, True):
             line[f"far {str(kind)[6:]} {'training' if mode else 'eval'}"] = max(
-                far(old, new, x.to(kind), mode) for x in (batch, noise)
+                far(old, new, x.to(kind), mode) for x in (batch, noise) for new in news
             )
-    line["flops"] = [flops(m, batch) for m in (model, small)]
+    line["flops"] = [flops(m, batch) for m in (model, small, smallest)]
     line["ms"] = {kind: _times(kind, model, small, batch) for kind in ("eager", "onnxruntime")}
     if compiles:
         line["ms"]["torch.compile"] = _times("torch.compile", model, small, batch)
     return line
+
+
+def _missed(model: nn.Module, ticket: gemminer.Ticket, example: Tensor) -> int | None:
+    """How many units `sparse.compile` drops that are not dead for `compact`; None where it does not know a layer."""
+    plain = copy.deepcopy(model).eval()
+    gemminer.hold(plain, ticket)
+    try:
+        program = sparse.compile(plain, example)
+    except UsageError:
+        return None
+    computed = computed_units(plain, layers := Structure(plain, (example,), {}).layers, program)
+    return sum(int((~units.dead.numpy() & ~computed[name]).sum()) for name, units in layers.items())
 
 
 def _times(kind: str, model: nn.Module, small: nn.Module, batch: Tensor) -> Any:
@@ -143,13 +179,17 @@ def _times(kind: str, model: nn.Module, small: nn.Module, batch: Tensor) -> Any:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    head = ["network", "density", "units", "parameters", "multiply-adds"]
+    head = ["network", "density", "test", "units", "compile's", "parameters", "multiply-adds"]
     kinds = ["eager", "torch.compile", "onnxruntime"]
     rows = [[*head, *(f"{kind}, ms" for kind in kinds), "largest difference (float32, float64)"]]
     rows.append(["---"] * len(rows[0]))
     for line in sorted(lines, key=lambda x: (list(NETWORKS).index(x["network"]), x["density"])):
-        row = [line["network"], f"{line['density']:.2%}"]
-        row += [f"{before:,} → {after:,}" for before, after in (line["units"], line["parameters"], line["flops"])]
+        units, *others = (
+            f"{before:,} → {after:,} ({least:,})"
+            for before, after, least in (line["units"], line["parameters"], line["flops"])
+        )
+        missed = "-" if line["missed"] is None else f"all but {line['missed']}" if line["missed"] else "all"
+        row = [line["network"], f"{line['density']:.2%}", f"{line['test']:.1%}", units, missed, *others]
         for kind in kinds:
             ms = line["ms"].get(kind, "-")
             row.append(ms if isinstance(ms, str) else f"{ms[0]:.1f} → {ms[1]:.1f} ({ms[2]:.2f}x)")
@@ -164,6 +204,7 @@ def main() -> None:
     parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--gems", action="store_true", help="only search for the gems that are not kept yet")
     parser.add_argument("--draw", action="store_true")
     asked = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -171,6 +212,9 @@ def main() -> None:
     for name in asked.only.split(",") * (not asked.draw):
         for density in map(float, asked.densities.split(",")):
             done = [x for x in lines if (x["network"], x["density"]) == (name, density)]
+            if asked.gems:
+                print(name, density, gem(name, density)[2], flush=True)
+                continue
             if done and not asked.fresh:
                 continue
             try:

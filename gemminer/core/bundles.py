@@ -17,6 +17,9 @@ from gemminer.core.constants import CONVOLUTIONS, DROPOUTS, ELEMENTWISE, POOLS, 
 from gemminer.core.needs import Needs
 from gemminer.core.tracing import Call, Trace
 
+# Channels that convolutions compute at a time with AVX2; 16 with AVX-512, where 8 was faster still (docs/compact.md).
+BLOCK = 8
+
 
 class Bundles:
     """The bundles of channels of a trace, and which of them can be removed everywhere.
@@ -26,13 +29,16 @@ class Bundles:
         needs: what of its values is dead.
         layers: the calls that are a layer's own, whose weights can be cut: by identity.
         resize: whether sizes that stand in the model may change, as the number of heads in a reshape.
+        even: whether a convolution of a multiple of `BLOCK` channels keeps one.
 
     Attributes:
         sizes: by module, the sizes that its reshapes must name anew: old -> new.
     """
 
-    def __init__(self, trace: Trace, needs: Needs, layers: Collection[Call], *, resize: bool = True) -> None:
-        self.trace, self.needs, self._resize = trace, needs, resize
+    def __init__(
+        self, trace: Trace, needs: Needs, layers: Collection[Call], *, resize: bool = True, even: bool = False
+    ) -> None:
+        self.trace, self.needs, self._resize, self._even = trace, needs, resize, even
         self.sizes: dict[str, dict[int, int]] = {}
         self._layers = {id(call) for call in layers}
         self._parent = [0]
@@ -118,8 +124,19 @@ class Bundles:
             for call in self.trace.calls:
                 if structural(call) and all(self.trace.floats[i] for i in call.inputs):
                     self._check_moves(call)
+            for call in self.trace.calls:
+                if self._even and id(call) in self._layers and call.name in CONVOLUTIONS:
+                    self._round(call.outputs[0])
             changed = len(self.gone) < before
         return self.gone
+
+    def _round(self, index: int) -> None:
+        """Leave a convolution of whole blocks of channels whole blocks: some of its dead ones stay."""
+        roots = [self._root(int(x)) for x in self.labels(index).movedim(1, 0).flatten(1)[:, 0]]
+        for root in roots if len(roots) % BLOCK == 0 else []:
+            if sum(r not in self.gone for r in roots) % BLOCK == 0:
+                break
+            self.gone.discard(root)
 
     def _marked(self, index: int) -> Tensor:
         return self._table[self.labels(index).long()]

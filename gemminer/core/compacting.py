@@ -90,7 +90,7 @@ def compact(
     example: Any,
     *,
     eval_only: bool = False,
-    select: bool = True,
+    every: bool = False,
 ) -> nn.Module:
     """A smaller dense network that computes what the ticketed one does: dead units are gone, constants folded.
 
@@ -109,8 +109,9 @@ def compact(
         example: a batch as the model takes it: a tensor, a tuple of arguments or a dictionary of them by name.
         eval_only: also remove what is constant in eval mode but not in training, such as a channel whose batch norm
             has running statistics that are not its own.
-        select: also cut dead units whose channels must stay between layers, as in a residual sum: a selection of
-            channels takes their place, which costs some time. False leaves them, computing their constants.
+        every: cut every dead unit, for the fewest parameters. That may make it slower: where channels must stay
+            between layers, as in a residual sum, selections of channels take their place, and convolutions are slow
+            with odd numbers of channels. By default such units stay, and compute their constants.
 
     Raises:
         UsageError: an example the model does not take, or a ticket of another model.
@@ -136,9 +137,9 @@ def compact(
     args, kwargs = arguments_of(example)
     parameters = sum(p.numel() for p in plain.parameters())
     wide = _Wide(plain, args, kwargs)
-    plain, heads, heads_left, found = _by_trial(plain, wide, eval_only, select)
-    structure, trains_alike, counted, select = found
-    small, cuts, left = _built(plain, structure, select)
+    plain, heads, heads_left, found = _by_trial(plain, wide, eval_only, every)
+    structure, trains_alike, counted, selects = found
+    small, cuts, left = _built(plain, structure, selects)
     left = {**counted, **heads_left, **left}
     if not eval_only and not trains_alike:
         left = {**left, "training": "the model calls other functions while training: equal in eval mode, unknown there"}
@@ -148,18 +149,18 @@ def compact(
     return small
 
 
-def _by_trial(plain: nn.Module, wide: _Wide, eval_only: bool, select: bool) -> tuple[nn.Module, Any, Any, Any]:
+def _by_trial(plain: nn.Module, wide: _Wide, eval_only: bool, every: bool) -> tuple[nn.Module, Any, Any, Any]:
     """The model without dead heads of PyTorch's attention, or with all where that fails; what can be cut of it."""
     whole = duplicate(plain)
     heads, left = wide.cut_heads(plain)
     try:
-        return plain, heads, left, wide.cuttable(eval_only, select)
+        return plain, heads, left, wide.cuttable(eval_only, every)
     except GemminerError as error:
         if not heads:
             raise
         why = f"dead heads: the model does not compute the same without them ({error})"
     wide.model = wide.reference
-    return whole, [], {**left, **{cut.name: why for cut in heads}}, wide.cuttable(eval_only, select)
+    return whole, [], {**left, **{cut.name: why for cut in heads}}, wide.cuttable(eval_only, every)
 
 
 def _set_modes(small: nn.Module, model: nn.Module) -> None:
@@ -240,9 +241,7 @@ def _cut(module: Any, norm: nn.Module | None, units: Units, left: dict[str, str]
     bias[dead_here] = units.constants[dead_here]
     rows = ~units.dead if select else ~units.absent_out
     if not select and bool((units.dead & ~units.absent_out).any()):
-        left[units.name] = (
-            "dead units whose channels must stay between layers: only a selection (select=True) cuts them"
-        )
+        left[units.name] = "dead units that are faster to keep, as constants: only every=True cuts them"
     if not bool(rows.any()):
         rows[(~units.absent_out).nonzero()[0]] = True
         left[units.name] = "all its units are dead: one stays, as a layer cannot be empty"
@@ -381,15 +380,15 @@ class _Wide:
             cuts.append(LayerCut(name, size * before, size * after, wide, wide))
         return cuts, left
 
-    def cuttable(self, eval_only: bool, select: bool) -> tuple[Structure, bool, dict[str, str], bool]:
+    def cuttable(self, eval_only: bool, every: bool) -> tuple[Structure, bool, dict[str, str], bool]:
         """What can be cut, as trial shows; whether that holds in training; why no more is cut; whether it selects."""
         counted: dict[str, str] = {}
         # Where some code counts on sizes that were cut: first no reshape changes, then layers are cut inside alone,
         # which no other code can see; unless it reads their weights itself: then no channels are selected.
         sizes = ((True, True), (True, False), (False, False))
-        for selects in (True, False) if select else (False,):
+        for selects in (True, False) if every else (False,):
             for bundles, resize in sizes:
-                structure = self.structure(eval_only, bundles=bundles, resize=resize)
+                structure = self.structure(training=not eval_only, bundles=bundles, resize=resize, even=not every)
                 trains_alike = not eval_only and _trains_alike(self.model, structure, self.args, self.kwargs)
                 error = self.difference(_built(self.model, structure, selects)[0], trains_alike)
                 if error is None:
@@ -398,10 +397,10 @@ class _Wide:
                     counted = {"channels between layers": f"the model's code counts on their number ({error})"}
         raise GemminerError(f"{type(self.model).__name__} cannot be made smaller: {error}")
 
-    def structure(self, eval_only: bool, *, bundles: bool, resize: bool) -> Structure:
+    def structure(self, **options: bool) -> Structure:
         """What is dead in the model; raises GemminerError where that cannot be told."""
         try:
-            return Structure(self.model, self.args, self.kwargs, training=not eval_only, bundles=bundles, resize=resize)
+            return Structure(self.model, self.args, self.kwargs, **options)
         except Exception as error:
             name = type(self.model).__name__
             raise GemminerError(f"{name} cannot be made smaller, as its calls are not followed: {error!r}") from None

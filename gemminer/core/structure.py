@@ -75,6 +75,7 @@ class Structure:
         training: whether constants must be the same in eval mode and in training.
         bundles: whether channels are removed between layers too, not inside them alone.
         resize: whether that may change sizes that the model's reshapes name, as heads of attention do.
+        even: whether convolutions keep whole blocks of channels.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Structure:
         training: bool = True,
         bundles: bool = True,
         resize: bool = True,
+        even: bool = False,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._own = _cuttable(model)
@@ -97,7 +99,7 @@ class Structure:
         alone = [c for c in self.trace.calls if all(readers[i] == [c] for i in c.inputs[1:])]
         own = [c for c in alone if self._is_own(c) and calls[c.module] == 1]
         self.calls = {call.module: call for call in own}
-        self.bundles = Bundles(self.trace, self.needs, own if bundles else (), resize=resize)
+        self.bundles = Bundles(self.trace, self.needs, own if bundles else (), resize=resize, even=even)
         self.layers: dict[str, Units] = {}
         for name, call in self.calls.items():
             if isinstance(self._modules[name], LAYERS):

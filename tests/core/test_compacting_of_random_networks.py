@@ -125,12 +125,12 @@ def pruned(seed: int, length: int, density: float, settled: bool) -> Net:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 14), st.floats(0.02, 0.9), st.booleans(), st.booleans(), st.booleans())
 def test_results_are_the_same_in_both_modes(
-    seed: int, length: int, density: float, settled: bool, eval_only: bool, select: bool
+    seed: int, length: int, density: float, settled: bool, eval_only: bool, every: bool
 ) -> None:
     net = pruned(seed, length, density, settled)
     before = copy.deepcopy(net.state_dict())
-    small = gemminer.compact(net, None, torch.randn(3, 3, 4, 4).double(), eval_only=eval_only, select=select)
-    assert select or not any("Gapped" in type(module).__name__ for module in small.modules())
+    small = gemminer.compact(net, None, torch.randn(3, 3, 4, 4).double(), eval_only=eval_only, every=every)
+    assert every or not any("Gapped" in type(module).__name__ for module in small.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert "channels between layers" not in small.removed.left  # nothing was found that did not hold
     x = torch.randn(5, 3, 4, 4).double()
