@@ -262,9 +262,11 @@ def _cut(module: Any, norm: nn.Module | None, units: Units, left: dict[str, str]
         taps = small.flatten(2).sum(2) if small.dim() > 2 else small
         bias[rows] += taps @ folded
         small = small[:, reads]
-    _write(module, small, bias[rows])
     inputs = len(units.absent_in)
     cut = LayerCut(units.name, len(rows), int(rows.sum()), inputs, int(reads.sum()))
+    if bool(rows.all() and reads.all()):
+        return cut  # as it was, without a bias for constants that it computes anyway
+    _write(module, small, bias[rows])
     there = ~units.absent_in
     selection = None if bool((reads == there).all()) else reads[there]
     constants = units.behind if norm is not None else units.constants

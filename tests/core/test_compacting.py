@@ -172,6 +172,17 @@ def test_by_default_nothing_is_cut_that_makes_it_slower() -> None:
     assert far(net, small, x, training=True) <= 1e-10
 
 
+def test_a_layer_that_keeps_all_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0.0, 0.5  # a constant for all that reads it, but seven is no whole block
+    small = gemminer.compact(net, None, torch.randn(2, 1, 5, 5))
+    assert "every=True" in small.removed.left["0"]
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in small.state_dict().items())
+    every = gemminer.compact(net, None, torch.randn(2, 1, 5, 5), every=True)
+    assert (every[0].out_channels, every[2].bias is None) == (7, False)
+
+
 def test_a_shift_that_differs_between_the_modes_stays_and_is_named() -> None:
     """Running statistics that are not the dead channel's own give another constant in eval mode than in training."""
     net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
