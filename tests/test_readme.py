@@ -57,6 +57,95 @@ def test_scripts_of_the_docs_run_as_their_page_says(page: Path, tmp_path: Path) 
         assert run.stdout, line
 
 
+# --- a cluster: batch files as SLURM runs them, on this machine ---------------------------------------------------
+
+CLUSTERS = ROOT / "docs/clusters.md"
+# `srun` runs a command once a node, which are two here, and `scontrol` names them.
+SLURM = {
+    "srun": 'for node in $(seq "$SLURM_NNODES"); do "$@" & done; for job in $(jobs -p); do wait $job || exit 1; done',
+    "scontrol": '[ "$*" = "show hostnames here,there" ] && printf "127.0.0.1\\nthere\\n"',
+    "gemminer": f'exec "{sys.executable}" -m gemminer "$@"',
+    "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
+}
+
+
+def files(folder: Path) -> None:
+    """The page's files, and in bin/ what a cluster has."""
+    (folder / "bin").mkdir()
+    for name, code in SLURM.items():
+        path = folder / "bin" / name
+        path.write_text(f"#!/bin/bash\n{code}\n")
+        path.chmod(0o755)
+    for language in ("toml", "bash"):
+        for name, code in blocks(CLUSTERS, f'{language} title="([^"]+)"'):
+            (folder / name).write_text(code)
+
+
+def directives(file: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH --([a-z-]+)=(.+)$", file.read_text(), flags=re.MULTILINE))
+
+
+def submitted(file: Path, **variables: str) -> str:
+    path = f"{file.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run(
+        ["bash", "-e", file.name],
+        cwd=file.parent,
+        env={**ENVIRONMENT, "PATH": path, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]), **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_a_job_array_runs_a_comparison_and_draws_it(tmp_path: Path) -> None:
+    files(tmp_path)
+    asked = directives(tmp_path / "compare.sbatch")
+    first, last = map(int, asked["array"].split("-"))
+    one = {"SLURM_CPUS_PER_TASK": asked["cpus-per-task"], "SLURM_ARRAY_TASK_COUNT": str(last - first + 1)}
+    for task in range(first, last + 1):
+        submitted(tmp_path / "compare.sbatch", SLURM_ARRAY_TASK_ID=str(task), **one)
+        assert not (tmp_path / "runs/grid/report.html").exists()
+    submitted(tmp_path / "draw.sbatch")
+    table = (tmp_path / "runs/grid/table.csv").read_text().splitlines()
+    assert len(table) == 1 + 2 * 2 + 2  # two methods and the dense network, two seeds
+    assert all("finished" in row for row in table[1:])
+    assert (tmp_path / "runs/grid/report.html").exists()
+
+
+@pytest.mark.slow
+def test_two_hosts_search_together(tmp_path: Path) -> None:
+    files(tmp_path)
+    nodes = directives(tmp_path / "hosts.sbatch")["nodes"]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here,there", "SLURM_NNODES": nodes}
+    assert submitted(tmp_path / "hosts.sbatch", **job)
+    record = json.loads((tmp_path / "runs/hosts/record.json").read_text())
+    assert record["hardware"]["ranks"] == int(nodes)
+
+
+RAY = """
+import os, subprocess, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+code = subprocess.run(["bash", "-e", "ray.sh"], env={**os.environ, "RAY_HEAD": cluster.address}).returncode
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_runs_the_pages_command(tmp_path: Path) -> None:
+    files(tmp_path)
+    (tmp_path / "cluster.sbatch").write_text(f"'{sys.executable}' -c '{RAY}'")
+    submitted(tmp_path / "cluster.sbatch", PYTHONWARNINGS="default")
+    rows = (tmp_path / "runs/on-ray/table.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 + 2
+    assert all("finished" in row for row in rows[1:])
+
+
 # --- the notebook ------------------------------------------------------------------------------------------------
 
 NOTEBOOK = json.loads((ROOT / "examples/first_ticket.ipynb").read_text(encoding="utf-8"))
