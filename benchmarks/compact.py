@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gemminer
-from gemminer import models, sparse
+from gemminer import models
 from gemminer.bench import contestants
-from gemminer.bench.computed import computed_units
+from gemminer.bench.computed import missed_units
 from gemminer.bench.measure import alternate, versions
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.structure import Structure
@@ -151,11 +151,9 @@ def _missed(model: nn.Module, ticket: gemminer.Ticket, example: Tensor) -> int |
     plain = copy.deepcopy(model).eval()
     gemminer.hold(plain, ticket)
     try:
-        program = sparse.compile(plain, example)
+        return sum(map(len, missed_units(plain, Structure(plain, (example,), {}).layers, example).values()))
     except UsageError:
         return None
-    computed = computed_units(plain, layers := Structure(plain, (example,), {}).layers, program)
-    return sum(int((~units.dead.numpy() & ~computed[name]).sum()) for name, units in layers.items())
 
 
 def _times(kind: str, model: nn.Module, small: nn.Module, batch: Tensor) -> Any:
