@@ -18,7 +18,7 @@ from gemminer.sparse.training import crossover
 NAMES = {a.name: a for a in ARCHITECTURES}
 
 
-def some_kinds(layer: nn.Module) -> float:
+def some_kinds(layer: nn.Module, precision: str) -> float:
     """A machine on which convolutions of one pixel and linear layers are faster sparse, and no others are."""
     return 1.0 if isinstance(layer, nn.Linear) or getattr(layer, "kernel_size", ()) == (1, 1) else 0.0
 

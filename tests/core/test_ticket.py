@@ -149,11 +149,11 @@ def test_apply_to_another_model_writes_nothing(ticket: Ticket) -> None:
     with pytest.raises(UsageError, match=r"another model: '0\.weight' has shape \(16, 6\) in the ticket, \(15, 6\)"):
         ticket.apply(narrow)
     assert all(torch.equal(t, before[n]) for n, t in narrow.state_dict().items())
-    with pytest.raises(UsageError, match="another model: it has no"):
+    with pytest.raises(UsageError, match=r"another model: the model has no '1\.weight'"):
         ticket.apply(other)
     longer = tiny_net()
     longer.append(nn.Linear(3, 3))
-    with pytest.raises(UsageError, match=r"the ticket has no '6\.weight' \(2 names differ\)"):
+    with pytest.raises(UsageError, match=r"the ticket has no '6\.weight', '6\.bias'$"):
         ticket.apply(longer)
 
 
