@@ -95,9 +95,9 @@ class _Round(KeepMask):
     repeats no finished round; `_resumed` reads it back.
     """
 
-    def __init__(self, model: nn.Module, history: dict[str, Any], capture: int) -> None:
+    def __init__(self, model: nn.Module, history: dict[str, Any], capture: int, over: int) -> None:
         super().__init__(model, history["masks"])
-        self.model, self.history, self.capture, self.batches = model, history, capture, 0
+        self.model, self.history, self.capture, self.batches = model, history, capture, over
 
     def after_step(self, step: int) -> None:
         super().after_step(step)
@@ -196,6 +196,8 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
     k = (options.rewind_steps or math.ceil(WARM * options.epochs * steps)) if options.rewind == "warm" else 0
     if k >= options.epochs * steps:
         raise UsageError(f"rewind_steps={k} is not below the {options.epochs * steps} steps of a round")
+    k = max(k, task.begun)  # the weights as they are given may be those of a later step
+    epoch, over = task.position(task.begun, options.epochs)
     model = task.model
     weights = task.prunable()
     total = sum(w.numel() for w in weights.values())
@@ -206,8 +208,8 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         "round": 1,
         "masks": {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()},
         "state": None,  # after step k of the first round
-        "at": [0, 0],  # the epoch and the batch in it at which that is
-        "steps": [],  # batches of each epoch of the first round
+        "at": [epoch, over],  # the epoch and the batch in it at which that is, or the first round begins
+        "steps": [steps] * epoch,  # batches of each epoch of the first round
         "rows": [],
     }
     for number in range(history["round"], len(counts) + 1):
@@ -215,10 +217,10 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
             _write(model, history["state"] or initial)
         zero_pruned((w, history["masks"][name]) for name, w in weights.items())
         history["round"] = number
-        first, skip = history["at"] if number > 1 else (0, 0)
+        first, skip = history["at"] if number > 1 else (epoch, over)
         rows = fit(
             task,
-            _Round(model, history, k),
+            _Round(model, history, k, over if len(history["steps"]) == epoch else 0),
             rate.taken(settings, history["rows"][0].get("rate") if number > 1 else None),
             seed=seed,
             phase=f"{task.phase}:round{number}",
@@ -231,6 +233,7 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         history["rows"] = history["rows"] + [{**row, "seconds": begun + row["seconds"]} for row in rows]
         history["masks"] = prune(weights, history["masks"], counts[number - 1], options.invert)
     start = {"cold": None, "warm": history["state"], "lr": copied(model)}[options.rewind]
+    reached = None if options.rewind == "lr" else k or None
     return Found(
         history["masks"],
         start,
@@ -238,5 +241,5 @@ def find(task: Task, density: float, options: Options, seed: int) -> Found:
         live=counts[-1] / total,
         epochs=math.fsum(row.get("fraction", 1.0) for row in history["rows"]),
         draw_holds=options.rewind == "cold",
-        facts={"rewind_step": k if options.rewind == "warm" else None, **_found(history["rows"])},
+        facts={"rewind_step": reached, **_found(history["rows"])},
     )

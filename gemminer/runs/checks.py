@@ -29,7 +29,7 @@ from gemminer.core.randomness import generator, mixed
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
 from gemminer.methods.inside import find_inside
-from gemminer.runs import identity
+from gemminer.runs import identity, provenance
 from gemminer.runs.experiment import Experiment
 from gemminer.runs.settings import options_of
 
@@ -182,6 +182,7 @@ def _found_by(
     chosen = options_of(row.options, options, method)
     within = None if ticket.within is None else dict(ticket.within)
     as_found = {"precision": facts.get("precision", "fp32"), "accumulate": facts.get("accumulate", 1)}
+    as_found["begun"] = provenance.steps_behind(ticket)
     task = dataclasses.replace(experiment.task, phase=f"check:{check}:search", within=within, **as_found)
     with borrowed(task.model) as model:
         ticket.start_from(model)

@@ -290,11 +290,18 @@ class Experiment:
     ) -> dict[str, Any]:
         """Train from a ticket (None: the dense network) with training seed `index`; test once, at the end.
 
-        `keep` is called with the trained model, before the model is restored.
+        A ticket that starts from the weights of step k of a training is trained for the T - k steps that are left of
+        this one, from position k of its schedule on. `keep` is called with the trained model, before the model is
+        restored.
         """
         self._say_precision()
         model = self.task.model
         train_batches = reseeded(self.task.train, self.seed, "training batches", index)
+        epochs, begun = self.settings.epochs, provenance.steps_behind(ticket)
+        first, over = self.task.position(begun, epochs)
+        if begun:
+            left = f"{epochs * self.task.steps - begun} of {epochs * self.task.steps}"
+            self.note(f"the ticket starts from step {begun} of a training: it is trained for the {left} steps after it")
         with borrowed(model, as_trained=True), contextlib.ExitStack() as stack:
             rule, net = Dense(model), None
             if ticket is not None:
@@ -307,7 +314,8 @@ class Experiment:
                 net = engine.kept_only(task, ticket.masks)
                 rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
                 task = task if net is None else dataclasses.replace(task, model=net)
-            rows = fit(task, rule, self.settings, seed=mixed(self.seed, "training", index), phase=phase)
+            seed = mixed(self.seed, "training", index)
+            rows = fit(task, rule, self.settings, seed=seed, phase=phase, first_epoch=first, first_step=over)
             if task.ranks is not None:
                 self._agree(digest(sorted(named_state(task.model).items())), "weights")
             if keep:  # before anything is measured: a metric may fail, and what was trained is not lost
@@ -322,7 +330,7 @@ class Experiment:
             self.note(said)
         each = [{**kept, "fraction": row.get("fraction", 1.0)} for row in [*rows, *self._tries(rows)]]
         spent = self._cost(masks, _covered(each), rows[-1]["seconds"], each)
-        result["cost"] = {**spent, "epochs": len(rows)}
+        result["cost"] = {**spent, "epochs": epochs - begun / self.task.steps if begun else len(rows)}
         return result
 
     def _tries(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

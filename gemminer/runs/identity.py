@@ -14,14 +14,15 @@ from gemminer.core.model_state import named_state
 from gemminer.core.ticket import Ticket
 from gemminer.data import Batches
 from gemminer.data.fingerprint import digest, fingerprint, some_rows
+from gemminer.runs import provenance
 from gemminer.training.checkpoint import difference
 from gemminer.training.shards import Own, Shard
 from gemminer.training.task import Task
 
 # What another call may change without changing what is computed, and what is named below.
 _NOT_OF = {
-    "below", "channels_last", "checkpoint", "engine", "first", "loss", "metric", "metric_name", "model", "monitor",
-    "notes", "phase", "ranks", "step", "train", "validation",
+    "begun", "below", "channels_last", "checkpoint", "engine", "first", "loss", "metric", "metric_name", "model",
+    "monitor", "notes", "phase", "ranks", "step", "train", "validation",
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def of_training(task: Task, ticket: Ticket | None, settings: Any, seed: int, ind
     """What a training is: to be asked when the ticket has been applied."""
     which = "none" if ticket is None else ticket.digest[:12]
     own = {"the call": "train", "the ticket": which, "the training seed": repr(index)}
+    task = dataclasses.replace(task, begun=provenance.steps_behind(ticket))
     return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed), "the phase": phase}
 
 
@@ -65,6 +67,8 @@ def _of(task: Task, seed: int) -> dict[str, str]:
     }
     if task.ranks is not None:
         found["the ranks"] = str(task.ranks.world)
+    if task.begun:
+        found["the steps behind its weights"] = str(task.begun)
     if task.step is not None:
         found["the step"] = called(task.step)
     if task.validation is not None:

@@ -40,6 +40,11 @@ def ticket_of(
     return Ticket(masks, start, provenance, draw if found.draw_holds else None, within)
 
 
+def steps_behind(ticket: Ticket | None) -> int:
+    """k, the steps of a training that the weights which a ticket starts from have behind them."""
+    return int((ticket and ticket.provenance.get("rewind_step")) or 0)
+
+
 def empty_layers(ticket: Ticket, row: Method) -> str | None:
     """A warning, with the method's remedy, where nothing is kept of a layer."""
     empty = [layer.name for layer in ticket.per_layer() if layer.kept == 0]

@@ -25,6 +25,8 @@ DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
 # Goes up with a default of a training or a method that is no field here: a run that was made with the former one is
 # never gone on with, nor taken for a run of today.
 DEFAULTS = 2
+# The same for runs with one value of one option: (method, option, value) -> what a run with it came to mean.
+REVISED = {("imp", "rewind", "warm"): "trained from step k on"}
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
 RUN = {"mine": "", "compare": ""}
 SMALLEST = {"smallest": ""}
@@ -224,7 +226,15 @@ class Recipe(BaseModel):
     @property
     def digest(self) -> str:
         """Hash of the non-default fields and of `DEFAULTS`: adding a field with a default keeps old runs valid."""
-        fields = {**self.model_dump(mode="json", exclude_defaults=True), "": DEFAULTS}
+        revised = [
+            v
+            for (method, name, value), v in REVISED.items()
+            if (method, value) == (self.method, self.options.get(name))
+        ]
+        fields = {
+            **self.model_dump(mode="json", exclude_defaults=True),
+            "": [DEFAULTS, *revised] if revised else DEFAULTS,
+        }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> Recipe:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gemminer.core.devices import at_hand
-from gemminer.core.errors import GemminerError, cause
+from gemminer.core.errors import GemminerError, UsageError, cause
 from gemminer.core.layout import Layout
 from gemminer.core.model_state import held_in_evaluation, train_mode
 from gemminer.core.progress import Monitor
@@ -126,6 +126,8 @@ class Task:
         step: (model, batch) -> loss, called in place of the model and the loss; a batch's inputs are the whole batch.
         precision: "fp32", or "bf16": the model runs under autocast, and so do loss and metric, on float32 outputs.
         accumulate: the batches of an optimiser step.
+        begun: the steps of a training that the model's weights have behind them: methods that train them, and whoever
+            trains them afterwards, go on from there (`position`).
     """
 
     model: nn.Module
@@ -152,6 +154,7 @@ class Task:
     precision: str = "fp32"
     accumulate: int = 1
     ranks: Ranks | None = None
+    begun: int = 0
 
     def note(self, text: str) -> None:
         """Tell a person, once, and the record."""
@@ -173,6 +176,18 @@ class Task:
     def steps(self) -> int:
         """Optimiser steps in an epoch, as many as the data promises."""
         return math.ceil(len(self.train) / self.accumulate)
+
+    def position(self, begun: int, epochs: int) -> tuple[int, int]:
+        """The epoch of a training's schedule, and the steps of it that are over, from which `begun` steps go on.
+
+        Raises UsageError where the training has no step left.
+        """
+        if begun >= epochs * self.steps:
+            raise UsageError(
+                f"the weights are those of step {begun} of a training, and this one has {epochs * self.steps} steps "
+                f"({epochs} epochs of {self.steps}), none after that: train for more epochs"
+            )
+        return divmod(begun, self.steps)
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights a ticket may remove, by name: those of `core.prunable.find_prunable` for this task."""

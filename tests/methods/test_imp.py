@@ -122,6 +122,53 @@ def test_a_later_round_goes_on_with_the_rate_of_the_step_it_rewinds_to(
     assert second == third == first[5:]
 
 
+@pytest.mark.parametrize("begun", [5, 10, 25])
+def test_every_round_goes_on_from_the_step_that_the_weights_are_of(begun: int) -> None:
+    """Ten steps an epoch, four epochs, weights of step k: each round, the first too, has the last 40 - k steps."""
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    inputs, targets = tiny_data()
+    task = dataclasses.replace(task_of(), train=TensorBatches(inputs[:80], targets[:80], batch_size=8), begun=begun)
+    schedule = {"schedule": "cosine", "lr": 0.1}
+    try:
+        cold = search("imp", 0.8**3, task, **schedule)
+        rounds, n = list(rates), 40 - begun
+        warm = search("imp", 0.8**3, task, rewind="warm", rewind_steps=5, **schedule)
+        later = search("imp", 0.8**3, task, rewind="warm", rewind_steps=30, **schedule)
+    finally:
+        hook.remove()
+    whole = [imp.Options(epochs=4, lr=0.1, schedule="cosine").lr_at(step / 10) for step in range(40)]
+    assert len(rounds) == 3 * n
+    for start in range(0, 3 * n, n):
+        assert rounds[start : start + n] == pytest.approx(whole[begun:], abs=1e-12)
+    assert warm == cold  # whose weights are later than what it rewinds to
+    assert (cold.provenance["rewind_step"], warm.provenance["rewind_step"]) == (begun, begun)
+    assert cold.provenance["epochs"] == pytest.approx(3 * (4 - begun / 10))
+    assert later.provenance["rewind_step"] == 30
+    assert len(rates) == 6 * n + n + 2 * 10
+    before = named_state(tiny_net())
+    assert torch.equal(cold.initial["0.weight"], before["0.weight"])
+    assert not torch.equal(later.initial["0.weight"], before["0.weight"])
+
+
+def test_weights_of_a_step_behind_all_rounds_are_refused() -> None:
+    with pytest.raises(UsageError, match="step 24 of a training, and this one has 24 steps"):
+        search("imp", 0.5, task_of(begun=24))
+
+
+@pytest.mark.parametrize("rewind", ["cold", "warm"])
+def test_imp_resumes_from_the_middle_of_a_schedule(rewind: str, tmp_path: Path) -> None:
+    """6 steps an epoch: begun in the second, rewound to the third."""
+    file = tmp_path / "c.pt"
+    how = {"rewind": rewind, "rewind_steps": 15 if rewind == "warm" else 0}
+    expected = search("imp", 0.8**3, task_of(begun=9), **how)
+    for after in range(1, 3 + 2 * (3 if rewind == "cold" else 2)):
+        with pytest.raises(KeyboardInterrupt):
+            search("imp", 0.8**3, task_of(begun=9, monitor=Kill(after), checkpoint=Checkpoint(file, every=0.0)), **how)
+        assert search("imp", 0.8**3, task_of(begun=9, checkpoint=Checkpoint(file, every=0.0)), **how) == expected
+        file.unlink()
+
+
 def test_the_rate_is_found_in_the_first_round_for_all() -> None:
     ticket = search("imp", 0.8**3, lr="auto")
     own, rows = ticket.provenance["rate"], ticket.provenance["rows"]

@@ -59,6 +59,17 @@ def test_other_defaults_are_another_digest(monkeypatch: pytest.MonkeyPatch) -> N
     assert Recipe().digest != before
 
 
+def test_an_option_whose_runs_mean_something_else_now_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm ticket was trained from step 0 before: such a run is not gone on with, and no other run is touched."""
+    warm, cold = (make({"method": "imp", "options": {"rewind": kind}}) for kind in ("warm", "lr"))
+    other = make({"method": "gem-miner"})
+    before = [r.digest for r in (warm, cold, other)]
+    monkeypatch.setattr(recipe, "REVISED", {})
+    after = [r.digest for r in (warm, cold, other)]
+    assert before[0] != after[0]
+    assert before[1:] == after[1:]
+
+
 def test_copies_with_changes() -> None:
     base = make({"density": 0.1, "options": {"lr": 0.2}, "epochs": 7})
     changed = base.replace(density=0.2, epochs=None, checks=(), dense=False, seed=0)
