@@ -47,8 +47,12 @@ from gemminer.sparse.training.vectors import (
 
 # NaN and infinity keep their meaning: no nnan, no ninf.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-# Kernels that Python launches, and inner functions that only these call, without the slow-to-compile wrappers.
-_LAUNCHED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+# Kernels that Python launches, and inner functions that only these call, without the slow-to-compile wrappers. They
+# allocate nothing, so Numba need not count an array's owners (`_nrt`): it would at each branch that chooses one of two,
+# up and down in memory that threads share, which takes five times as long as a short row.
+_LAUNCHED: dict[str, Any] = {
+    "cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False
+}  # fmt: skip
 _INNER: dict[str, Any] = {**_LAUNCHED, "no_cpython_wrapper": True}
 # A kernel's code includes that of `vectors`, which Numba's cache does not check by itself.
 _VECTORS = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
