@@ -373,7 +373,7 @@ class Forward:
         out = Value(source.channels, *pool.out_size(source.height, source.width))
         out.y, out.which = run.empty(out), run.pool.take((run.batch * out.size,), np.uint8)
         args, flags = _source(source, self._residual(unit.source), run)
-        work = run.work((pool.kernel[0] * source.width + 1) * run.block)
+        work = run.work(pool.kernel[0] * source.width * run.block)
         run.launch(k.pool, *pooled(run, source, out, pool), *args, flags, out.y, out.which, work)
         self.values.append(out)
 

@@ -30,11 +30,13 @@ import numpy as np
 from gemminer.sparse.training import vectors
 from gemminer.sparse.training.vectors import (
     VECTOR_BYTES,
+    add_where,
     gather_1,
     gather_2,
     gather_4,
     gather_8,
     get,
+    largest,
     move,
     put,
     stream,
@@ -43,6 +45,7 @@ from gemminer.sparse.training.vectors import (
     sum_4,
     sum_8,
     take,
+    turn,
 )
 
 # NaN and infinity keep their meaning: no nnan, no ninf.
@@ -603,22 +606,37 @@ def block(t, next_block, nb, images, blocked, inwards):
     """Copy between (N, C, H, W) and blocks of nb images, image innermost."""
     n, channels, height, width = images.shape
     blocks = (n + nb - 1) // nb
+    apart = channels * height * width
+    square = VECTOR_BYTES // max(images.itemsize, blocked.itemsize)
     for _ in range(blocks):
         b = take(next_block)
         if b >= blocks:
             break
         lanes = min(nb, n - b * nb)
-        at = b * nb * channels * height * width
+        at = b * nb * apart
         for r in range(height):
             for c in range(channels):
-                for k in range(lanes):
-                    row = (((b * nb + k) * channels + c) * height + r) * width
+                row = ((b * nb * channels + c) * height + r) * width
+                k = 0
+                while k + square <= lanes and square <= width:
+                    x = 0
+                    while x < width:
+                        x = min(x, width - square)  # the last square may lie over the one before
+                        if inwards:
+                            turn(images, row + k * apart + x, apart, blocked, at + x * lanes + k, lanes)
+                        else:
+                            turn(blocked, at + x * lanes + k, lanes, images, row + k * apart + x, apart)
+                        x += square
+                    k += square
+                while k < lanes:
+                    own = row + k * apart
                     if inwards:
                         for x in range(width):
-                            put(blocked, at + x * lanes + k, get(images, row + x))
+                            put(blocked, at + x * lanes + k, get(images, own + x))
                     else:
                         for x in range(width):
-                            put(images, row + x, get(blocked, at + x * lanes + k))
+                            put(images, own + x, get(blocked, at + x * lanes + k))
+                    k += 1
                 at += width * lanes
 
 
@@ -657,7 +675,7 @@ def pool(
 ):  # fmt: skip
     """out = the largest of each window, NaN before all, and which = its place there: the first, as PyTorch's."""
     blocks = (n + nb - 1) // nb
-    best = kh * w * nb
+    width = VECTOR_BYTES // work.itemsize
     rows = work[t]
     for _ in range(blocks):
         b = take(next_block)
@@ -676,20 +694,22 @@ def pool(
                     left = x * sw - pw
                     x0, x1 = max(0, left), min(w, left + kw)
                     own = to + ((r * channels + c) * ow + x) * lanes
-                    code = np.uint8((first - top) * kw + x0 - left)
-                    for k in range(lanes):
-                        put(rows, best + k, get(rows, x0 * lanes + k))
-                        put(which, own + k, code)
-                    for y in range(first, last):
-                        for q in range(x0 + 1 if y == first else x0, x1):
-                            code = np.uint8((y - top) * kw + q - left)
-                            at = ((y - first) * w + q) * lanes
-                            for k in range(lanes):
-                                v, m = get(rows, at + k), get(rows, best + k)
-                                larger = v > m or v != v
-                                put(rows, best + k, v if larger else m)
-                                put(which, own + k, code if larger else get(which, own + k))
-                    _move(rows, best, out, own, lanes)
+                    code = (first - top) * kw + x0 - left
+                    k = 0
+                    while k + width <= lanes:
+                        start = x0 * lanes + k
+                        largest(rows, start, w * lanes, lanes, last - first, x1 - x0, code, kw, out, which, own + k)
+                        k += width
+                    while k < lanes:
+                        m, place = get(rows, x0 * lanes + k), code
+                        for y in range(last - first):
+                            for q in range(x1 - x0):
+                                v = get(rows, (y * w + x0 + q) * lanes + k)
+                                if v > m or v != v:
+                                    m, place = v, code + y * kw + q
+                        put(out, own + k, m)
+                        which[own + k] = place
+                        k += 1
 
 
 @_kernel
@@ -699,8 +719,8 @@ def unpool(
 ):  # fmt: skip
     """The gradient of what a pool has read, completed as `_finish` does."""
     blocks = (n + nb - 1) // nb
+    width = VECTOR_BYTES // work.itemsize
     row = work[t]
-    zero = work.dtype.type(0)
     for _ in range(blocks):
         b = take(next_block)
         if b >= blocks:
@@ -716,10 +736,15 @@ def unpool(
                         own = from_ + ((p * channels + c) * ow + x) * lanes
                         left = x * sw - pw
                         for q in range(max(0, left), min(w, left + kw)):
-                            code, at = np.uint8((r + ph - p * sh) * kw + q - left), q * lanes
-                            for k in range(lanes):
-                                d = get(dy, own + k) if get(which, own + k) == code else zero
-                                put(row, at + k, get(row, at + k) + d)
+                            code, at = (r + ph - p * sh) * kw + q - left, q * lanes
+                            k = 0
+                            while k + width <= lanes:
+                                add_where(dy, which, own + k, code, row, at + k)
+                                k += width
+                            while k < lanes:
+                                if which[own + k] == code:
+                                    put(row, at + k, get(row, at + k) + get(dy, own + k))
+                                k += 1
                 at = to + (r * channels + c) * w * lanes
                 s1, s2 = _finish(
                     row, np.int64(0), w * lanes, extra, z, y, at, scale[c], shift[c], mean[c], alive[c], todo, out

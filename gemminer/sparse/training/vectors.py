@@ -157,6 +157,116 @@ def _copy(past_caches: bool) -> Callable[..., Any]:
     return copy
 
 
+@intrinsic
+def turn(typing: Any, source: Any, at: Any, gap: Any, out: Any, to: Any, line: Any) -> Any:
+    """out[to + i * line + k] = source[at + k * gap + i] for i and k up to a vector's length: a square, transposed."""
+    i64 = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args[0].dtype, signature.args[3].dtype
+        count = min(map(_lanes, kinds))
+        was, becomes = (ir.VectorType(context.get_value_type(kind), count) for kind in kinds)
+        source, out = (_pointer(context, builder, signature.args[k], args[k]) for k in (0, 3))
+        at, gap, to, line = args[1], args[2], args[4], args[5]
+        places = [(_after(builder, at, gap, k), _after(builder, to, line, k)) for k in range(count)]
+        rows = [_load(builder, source, place, was) for place, _ in places]
+        if kinds[0] != kinds[1] and kinds[0] is types.uint16:
+            rows = [_widen(builder, row) for row in rows]
+        step = count // 2
+        while step:  # swap the upper right with the lower left quarter, of the whole and then of each quarter
+            for i in (i for i in range(count) if not i & step):
+                a, b = rows[i], rows[i + step]
+                lower = [j if not j & step else count + j - step for j in range(count)]
+                upper = [j + step if not j & step else count + j for j in range(count)]
+                rows[i], rows[i + step] = (_shuffle(builder, a, b, order) for order in (lower, upper))
+            step //= 2
+        if kinds[0] != kinds[1] and kinds[1] is types.uint16:
+            rows = [_narrow(builder, row) for row in rows]
+        for row, (_, place) in zip(rows, places, strict=True):
+            address = builder.bitcast(builder.gep(out, [place]), becomes.as_pointer())
+            builder.store(row, address, align=kinds[1].bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(source, i64, i64, out, i64, i64), generate
+
+
+def _after(builder: Any, first: Any, gap: Any, k: int) -> Any:
+    return builder.add(first, builder.mul(gap, ir.Constant(_INDEX, k)))
+
+
+def _shuffle(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order))
+
+
+@intrinsic
+def largest(
+    typing: Any, rows: Any, at: Any, line: Any, gap: Any, height: Any, width: Any, code: Any, codes: Any,
+    out: Any, which: Any, to: Any,
+) -> Any:  # fmt: skip
+    """out[to:] = the largest of rows[at + y * line + x * gap :] for y < height, x < width, NaN before all,
+
+    and which[to:] = the code + y * codes + x of the first that is so large, a vector's length of each.
+    """
+    i64 = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        scalar, count = context.get_value_type(kinds[0].dtype), _lanes(kinds[0].dtype)
+        vector, numbers = ir.VectorType(scalar, count), ir.VectorType(ir.IntType(32), count)
+        rows, out, which = (_pointer(context, builder, kinds[k], args[k]) for k in (0, 8, 9))
+        at, line, gap, height, width, code, codes, to = (args[k] for k in (1, 2, 3, 4, 5, 6, 7, 10))
+        best, place = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, numbers)
+        builder.store(_load(builder, rows, at, vector), best)
+        builder.store(_splat(builder, builder.trunc(code, ir.IntType(32)), numbers), place)
+        one = ir.Constant(_INDEX, 1)
+        rows_of, columns_of = (
+            cgutils.for_range_slice(builder, ir.Constant(_INDEX, 0), n, one) for n in (height, width)
+        )
+        with rows_of as (y, _), columns_of as (x, _):
+            start = builder.add(at, builder.add(builder.mul(y, line), builder.mul(x, gap)))
+            own = builder.add(code, builder.add(builder.mul(y, codes), x))
+            number, held = _load(builder, rows, start, vector), builder.load(best)
+            nan = builder.fcmp_unordered("uno", number, number)
+            larger = builder.or_(builder.fcmp_ordered(">", number, held), nan)
+            builder.store(builder.select(larger, number, held), best)
+            owns = _splat(builder, builder.trunc(own, ir.IntType(32)), numbers)
+            builder.store(builder.select(larger, owns, builder.load(place)), place)
+        number = builder.load(best)
+        if kinds[8].dtype is types.uint16:
+            number = _narrow(builder, number)
+        for array, value, bits in ((out, number, kinds[8].dtype.bitwidth), (which, builder.load(place), 8)):
+            if bits == 8:
+                value = builder.trunc(value, ir.VectorType(ir.IntType(8), count))
+            address = builder.bitcast(builder.gep(array, [to]), value.type.as_pointer())
+            builder.store(value, address, align=bits // 8)
+        return context.get_dummy_value()
+
+    return types.void(rows, i64, i64, i64, i64, i64, i64, i64, out, which, i64), generate
+
+
+@intrinsic
+def add_where(typing: Any, source: Any, which: Any, at: Any, code: Any, out: Any, to: Any) -> Any:
+    """out[to:] += source[at:] where which[at:] is the code, a vector's length of them."""
+    i64 = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        count = _lanes(kinds[4].dtype)
+        codes = ir.VectorType(ir.IntType(8), count)
+        was, vector = (ir.VectorType(context.get_value_type(kinds[k].dtype), count) for k in (0, 4))
+        source, which, out = (_pointer(context, builder, kinds[k], args[k]) for k in (0, 1, 4))
+        number, total = _load(builder, source, args[2], was), _load(builder, out, args[5], vector)
+        number = _widen(builder, number) if kinds[0].dtype is types.uint16 else number
+        address = builder.bitcast(builder.gep(which, [args[2]]), codes.as_pointer())
+        own = _splat(builder, builder.trunc(args[3], ir.IntType(8)), codes)
+        here = builder.icmp_unsigned("==", builder.load(address, align=1), own)
+        added = builder.fadd(total, builder.select(here, number, ir.Constant(vector, None)))
+        builder.store(added, builder.bitcast(builder.gep(out, [args[5]]), vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, which, i64, i64, out, i64), generate
+
+
 def _like(kind: Any, scalar: ir.Type) -> ir.Type:
     """A type of LLVM, as a vector where `kind` is one."""
     return ir.VectorType(scalar, kind.count) if isinstance(kind, ir.VectorType) else scalar

@@ -91,10 +91,11 @@ def test_a_max_pool_is_pytorchs(data: st.DataObject) -> None:
         assert [len(chain.links.units) for chain in sparse.chains] == [3]
 
 
-def test_of_equal_numbers_the_first_is_the_largest_and_nan_is_larger() -> None:
+@pytest.mark.parametrize("batch", [5, 37])  # by number and by vector
+def test_of_equal_numbers_the_first_is_the_largest_and_nan_is_larger(batch: int) -> None:
     model = Around(nn.MaxPool2d(2), norm=False, relu=False)
     ticket = ticket_for(model, 1.0)
-    x = torch.randint(0, 2, (5, 2, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    x = torch.randint(0, 2, (batch, 2, 6, 6), generator=torch.Generator().manual_seed(0)).float()
     with torch.no_grad():
         model.first.weight.round_()
     sparse = sparsify(model, ticket, engine="sparse")

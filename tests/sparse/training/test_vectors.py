@@ -46,3 +46,36 @@ def test_rounding_is_pytorchs(copy: object) -> None:
     same = np.empty_like(bits)
     copy(bits, same)
     assert (same == bits).all()
+
+
+@numba.njit
+def _turned(source: Array, out: Array, rows: int, columns: int) -> None:
+    vectors.turn(source, 1, columns, out, 2, rows)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.uint16])
+@pytest.mark.parametrize("becomes", [np.float64, np.float32, np.uint16])
+def test_a_square_is_transposed(kind: type, becomes: type) -> None:
+    if np.float64 in (kind, becomes) and kind is not becomes:
+        pytest.skip("maps of double precision are of one type")
+    side = vectors.VECTOR_BYTES // max(np.dtype(kind).itemsize, np.dtype(becomes).itemsize)
+    rows, columns = side + 3, side + 5
+    numbers = np.arange(rows * columns + 1) % 200  # whole numbers that bfloat16 holds
+    source, out = _as(numbers, kind), np.zeros(2 + rows * columns, becomes)
+    _turned(source, out, rows, columns)
+    square = numbers[1:].reshape(rows, columns)[:side, :side]
+    given = _floats(out)[2:].reshape(columns, rows)
+    assert (given[:side, :side] == square.T).all()
+    assert np.count_nonzero(given) == np.count_nonzero(square)  # nothing is written beside it
+
+
+def _as(numbers: Array, kind: type) -> Array:
+    if kind is np.uint16:
+        return torch.from_numpy(numbers).bfloat16().view(torch.uint16).numpy()
+    return numbers.astype(kind)
+
+
+def _floats(numbers: Array) -> Array:
+    if numbers.dtype == np.uint16:
+        return torch.from_numpy(numbers).view(torch.bfloat16).double().numpy()
+    return numbers
