@@ -59,11 +59,13 @@ class Removed:
         layers: each layer that was looked at.
         left: what could not be removed, by layer: why.
         parameters: their numbers before and after.
+        gone: whole layers that the ticket removes.
     """
 
     layers: tuple[LayerCut, ...]
     left: Mapping[str, str]
     parameters: tuple[int, int]
+    gone: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         before, after = self.parameters
@@ -74,6 +76,7 @@ class Removed:
         before, after = self.parameters
         width = max((len(cut.name) for cut in self.layers), default=0)
         rows = [f"{before:,} parameters -> {after:,} ({after / max(before, 1):.1%})"]
+        rows += [f"  {name:{width}}  removed" for name in self.gone]
         for cut in self.layers:
             if (cut.units, cut.inputs) != (cut.kept, cut.read):
                 rows.append(
@@ -95,9 +98,10 @@ def compact(
     """A smaller dense network that computes what the ticketed one does: dead units are gone, constants folded.
 
     A unit (a filter, a neuron, a feature of a head) is dead where all it reads is zero or constant, or where nothing
-    reads it. Weights, state and code of the model are a copy's; the model itself is left as it was. The result is of
-    the same classes with smaller layers, its parameters have the same names: train, compile and export it as any
-    other. Its attribute `removed` says what is gone, what is left, and why.
+    reads it. Layers that the ticket removes are gone first, as in `Ticket.shallow`. Weights, state and code of the
+    model are a copy's; the model itself is left as it was. The result is of the same classes with smaller layers, its
+    parameters have the same names: train, compile and export it as any other. Its attribute `removed` says what is
+    gone, what is left, and why.
 
     Outputs equal the model's in eval mode and in training mode, up to rounding: both are run on the example, in
     float64, and compared. Two things differ in training: dropout draws other numbers, and constants that were learned
@@ -130,12 +134,10 @@ def compact(
     """
     require_module(model)
     require_numbers(model)
-    plain = without_wrappers(duplicate(model))
-    if ticket is not None:
-        hold(plain, ticket).remove()  # pruned weights are zero from here on
+    plain, gone = ticketed(model, ticket)
     plain.eval()
     args, kwargs = arguments_of(example)
-    parameters = sum(p.numel() for p in plain.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     wide = _Wide(plain, args, kwargs)
     plain, heads, heads_left, found = _by_trial(plain, wide, eval_only, every)
     structure, trains_alike, counted, selects = found
@@ -145,8 +147,22 @@ def compact(
         left = {**left, "training": "the model calls other functions while training: equal in eval mode, unknown there"}
     after = sum(p.numel() for p in small.parameters())
     _set_modes(small, model)
-    small.removed = Removed((*heads, *cuts), left, (parameters, after))  # type: ignore[assignment]
+    small.removed = Removed((*heads, *cuts), left, (parameters, after), gone)  # type: ignore[assignment]
     return small
+
+
+def ticketed(model: nn.Module, ticket: Ticket | Mapping[str, Tensor] | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy of the model out of its wrappers, without the layers that a ticket removes, its pruned weights zero.
+
+    Returns the names of those layers too.
+    """
+    plain, gone = without_wrappers(duplicate(model)), tuple[str, ...]()
+    if ticket is not None and not isinstance(ticket, Mapping):
+        own = Ticket.given(ticket).fitted(plain)
+        plain, ticket, gone = own.shallow(plain), own.shortened(), own.removed
+    if ticket is not None:
+        hold(plain, ticket).remove()  # pruned weights are zero from here on
+    return plain, gone
 
 
 def _by_trial(plain: nn.Module, wide: _Wide, eval_only: bool, every: bool) -> tuple[nn.Module, Any, Any, Any]:

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
+from gemminer.core.layers import neutralise, owned
 from gemminer.core.names import named_modules, named_parameters
 from gemminer.core.prunable import made_from_others
 from gemminer.core.ticket import Ticket
@@ -31,7 +32,8 @@ def hold(model: nn.Module, ticket: Ticket | Mapping[str, Tensor], *optimisers: O
 
     In each backward pass grad <- grad * mask, before gradients are accumulated, so that a norm for clipping is the
     masked one; after each step of an optimiser w <- w * mask, and what the optimiser remembers of pruned weights is
-    zero. The pruned weights are made zero at once; the others are left as they are (`Ticket.apply` writes them).
+    zero. The pruned weights are made zero at once; the others are left as they are (`Ticket.apply` writes them). Of a
+    layer that the ticket removes all parameters are held at zero; `Ticket.shallow` gives the network without it.
 
     Args:
         model: what the ticket is of, maybe wrapped (DataParallel, `torch.compile`), or a module that holds it.
@@ -204,7 +206,14 @@ def _masked(model: nn.Module, ticket: Ticket | Mapping[str, Tensor]) -> tuple[li
     else:
         ticket = Ticket.given(ticket)
         model = holder(model, ticket)
-        masks = ticket.fitted(model).masks
+        own = ticket.fitted(model)
+        neutralise(model, own.removed)
+        gone = {
+            n: torch.zeros_like(p, dtype=torch.bool)
+            for n, p in named_parameters(model).items()
+            if owned(n, own.removed)
+        }
+        masks = {**own.masks, **gone}
     named = named_parameters(model, ties=True)
     owners = {id(p): (m, name) for _, m in named_modules(model) for name, p in m._parameters.items() if p is not None}
     for name, mask in masks.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,38 @@ def find_blocks(model: nn.Module, run: Callable[[], Any], table: Prunable) -> Bl
         Block(name, probe.weights(probe.modules[name]), probe.passed[name]) for name in found if name not in needed
     )
     return Blocks(blocks, missed, probe.fixed(blocks))
+
+
+def owned(name: str, layers: Sequence[str]) -> bool:
+    """Whether a tensor or module of this name is in one of these layers."""
+    return any(_inside(name, layer) for layer in layers)
+
+
+def check_removed(removed: Sequence[str], kept: Mapping[str, int]) -> None:
+    """Raise UsageError unless these layers have masks, keep none of their weights, and none is inside another.
+
+    Args:
+        kept: the weights kept by each mask's name.
+    """
+    for layer in removed:
+        own = [name for name in kept if _inside(name, layer)]
+        if not own:
+            raise UsageError(f"the ticket removes {layer!r}, and has no mask in it")
+        if some := [name for name in own if kept[name]]:
+            raise UsageError(f"the ticket removes {layer!r}, and keeps weights of {some[0]!r} in it")
+        if owned(layer, removed) or list(removed).count(layer) > 1:
+            raise UsageError(f"the ticket removes {layer!r} twice: by itself, and in another or once more")
+
+
+def renamed_layers(removed: Sequence[str], masks: Iterable[str], found: Mapping[str, str]) -> tuple[str, ...]:
+    """Layers by the model's names, given the model's name for each of the ticket's tensors."""
+    new = {layer: layer for layer in removed}
+    for name in masks:
+        for layer in removed:
+            end = name.removeprefix(layer)
+            if _inside(name, layer) and found[name].endswith(end):
+                new[layer] = found[name].removesuffix(end)
+    return tuple(new.values())
 
 
 class Through(nn.Identity):

@@ -71,6 +71,14 @@ class Masks(Mapping[str, Tensor]):
         """The bits themselves, most significant first."""
         return self._bits[name].copy()
 
+    def checksum(self) -> str:
+        """SHA-256 over names, shapes and bits, in the order of the names."""
+        digest = hashlib.sha256()
+        for name in sorted(self):
+            digest.update(f"{name} {self.shape(name)}\n".encode())
+            digest.update(self.packed(name).tobytes())
+        return digest.hexdigest()
+
 
 class State(Mapping[str, Tensor]):
     """Named tensors that cannot be changed from outside: each look-up gives a copy."""
@@ -104,6 +112,14 @@ class State(Mapping[str, Tensor]):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def check_inside(masks: Masks, within: Masks) -> None:
+    """Raise UsageError unless both are of the same weights, and what one keeps is inside the other."""
+    if {name: masks.shape(name) for name in masks} != {name: within.shape(name) for name in within}:
+        raise UsageError("a ticket's within must have the names and shapes of its masks")
+    if outside := [name for name in masks if (masks.packed(name) & ~within.packed(name)).any()]:
+        raise UsageError(f"the ticket keeps weights of {outside[0]!r} outside of its within")
 
 
 def _check_named(what: str, tensors: object) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,19 @@ from gemminer.core.facts import check_facts, sizes
 from gemminer.core.files import as_path, atomic
 from gemminer.core.fitting import check_shapes, matched, renamed, require_numbers
 from gemminer.core.html import table
+from gemminer.core.layers import check_removed, neutralise, owned, renamed_layers, without
 from gemminer.core.layout import Layout
 from gemminer.core.left_dense import LeftDense, parsed
-from gemminer.core.masks import Masks, State
+from gemminer.core.masks import Masks, State, check_inside
 from gemminer.core.model_state import named_state
+from gemminer.core.numbers import strings
 from gemminer.core.overlap import Overlap, overlaps
 from gemminer.core.pruned import put_masks, read_pruned
 from gemminer.core.zeros import zero_pruned
 
 FORMAT = "gemminer.ticket/1"
+# Of a ticket that removes layers, which an older reader would train with those layers at zero weights.
+SHALLOW = "gemminer.ticket/2"
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ class Ticket:
         provenance: JSON-serialisable facts: method, options, seed, densities, recipe hash, versions.
         draw: the distribution and seed `initial`'s masked parameters can be drawn from again, if known.
         within: masks inside which the search stayed; None where it was among all weights.
+        removed: names of modules that are gone, whole layers: the network computes on without them.
 
     Raises:
-        UsageError: no masks, a mask that is not boolean, or one whose name or shape `initial` does not have.
+        UsageError: no masks, a mask that is not boolean, or one whose name or shape `initial` does not have; a removed
+            layer of which a weight is kept, or that is inside another.
 
     >>> import torch
     >>> ticket = Ticket({"weight": torch.tensor([[True, False]])}, {"weight": torch.ones(1, 2)})
@@ -83,6 +89,7 @@ class Ticket:
         provenance: Mapping[str, Any] | None = None,
         draw: Draw | None = None,
         within: Mapping[str, Tensor] | None = None,
+        removed: Sequence[str] = (),
     ) -> None:
         self._masks = masks if isinstance(masks, Masks) else Masks(masks)
         self._initial = initial if isinstance(initial, State) else State(initial)
@@ -102,7 +109,9 @@ class Ticket:
             raise UsageError("a ticket must keep at least one weight")
         self.within = within if isinstance(within, Masks | None) else Masks(within)
         if self.within is not None:
-            _check_inside(self._masks, self.within)
+            check_inside(self._masks, self.within)
+        self._removed = strings("removed", removed)
+        check_removed(self._removed, {name: self._masks.kept(name) for name in self._masks})
         facts = self.provenance
         self._left_dense = parsed(facts.get("left_dense", []))
         self._layouts = _layouts(facts.get("layouts", {}), self._masks)
@@ -128,6 +137,11 @@ class Ticket:
         return {name: self._layouts.get(name, Layout()) for name in self._masks}
 
     @property
+    def removed(self) -> tuple[str, ...]:
+        """The names of the modules that are gone; every mask in them is False."""
+        return self._removed
+
+    @property
     def left_dense(self) -> tuple[LeftDense, ...]:
         """The weights of two and more dimensions that were not prunable, and why, where the search wrote them down."""
         return self._left_dense
@@ -149,8 +163,9 @@ class Ticket:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over masks and initial state: the ticket's identity."""
-        return hashlib.sha256(f"{_bits_checksum(self._masks)}{self._initial.checksum()}".encode()).hexdigest()
+        """SHA-256 over masks and initial state, and the layers removed, if any: the ticket's identity."""
+        removed = json.dumps(sorted(self._removed)) if self._removed else ""
+        return hashlib.sha256(f"{self._masks.checksum()}{self._initial.checksum()}{removed}".encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Ticket) else NotImplemented
@@ -160,7 +175,8 @@ class Ticket:
 
     def __repr__(self) -> str:
         method = self.provenance.get("method", "unknown method")
-        return f"Ticket({method}, density {self.density:.4%}, {self.kept} of {self.prunable} weights kept)"
+        gone = f", {len(self._removed)} layers removed" if self._removed else ""
+        return f"Ticket({method}, density {self.density:.4%}, {self.kept} of {self.prunable} weights kept{gone})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -186,6 +202,7 @@ class Ticket:
         masks: Mapping[str, Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
         draw: Draw | None = None,
+        removed: Sequence[str] | None = None,
         **provenance: Any,
     ) -> Ticket:
         """A copy with other masks, or another initial state with the `draw` it came from; provenance is added."""
@@ -195,11 +212,13 @@ class Ticket:
             {**self.provenance, **provenance},
             self.draw if initial is None else draw,
             self.within,
+            self._removed if removed is None else removed,
         )
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Write the subnetwork into `model`: the initial state, with masked-out weights exactly zero.
 
+        A removed layer stays in the model and computes nothing: all its parameters are zero (`shallow` takes it out).
         Returns the same model. Raises UsageError, before anything is written, where names or shapes differ, or where
         the model holds no numbers (lazy layers, the meta device).
         """
@@ -207,7 +226,35 @@ class Ticket:
         tensors = named_state(model)
         with _writing(tensors):
             zero_pruned((tensors[name], mask) for name, mask in own.masks.items())
+            neutralise(model, own.removed)
         return model
+
+    def shallow(self, model: nn.Module) -> nn.Module:
+        """A copy of `model` with identities in place of the removed layers: a smaller plain module, to run anywhere.
+
+        Its values are the model's, its names a part of the model's; `shortened` is the ticket of it. Raises UsageError
+        as `apply` does.
+
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+        >>> masks = {"0.weight": torch.ones(2, 2).bool(), "1.0.weight": torch.zeros(2, 2).bool()}
+        >>> Ticket(masks, net.state_dict(), removed=["1"]).shallow(net)
+        Sequential(
+          (0): Linear(in_features=2, out_features=2, bias=True)
+          (1): Identity()
+        )
+        """
+        return without(model, self.fitted(model).removed)
+
+    def shortened(self) -> Ticket:
+        """This ticket without what it says of removed layers: the ticket of `shallow(model)`."""
+        if not self._removed:
+            return self
+        masks, initial, within = (
+            None if tensors is None else {n: tensors[n] for n in tensors if not owned(n, self._removed)}
+            for tensors in (self._masks, self._initial, self.within)
+        )
+        return Ticket(masks or {}, initial or {}, self.provenance, self.draw, within)
 
     def start_from(self, model: nn.Module) -> None:
         """Write the initial state into `model`, nothing masked; raises UsageError as `apply` does."""
@@ -245,7 +292,8 @@ class Ticket:
         if draw is not None:  # the seeds are of the names
             drawn = {found[name]: draw.names.get(name, name) for name in self._masks}
             draw = replace(draw, names={name: old for name, old in drawn.items() if name != old})
-        return Ticket(renamed("masks", self._masks, found), initial, facts, draw, within)
+        removed = renamed_layers(self._removed, self._masks, found)
+        return Ticket(renamed("masks", self._masks, found), initial, facts, draw, within, removed)
 
     @classmethod
     def given(cls, ticket: object) -> Ticket:
@@ -274,6 +322,11 @@ class Ticket:
         >>> Ticket.from_prune(net) == ticket
         True
         """
+        if self._removed:
+            raise UsageError(
+                "torch.nn.utils.prune knows no removed layers: prune the network without them, "
+                "ticket.shortened().to_prune(ticket.shallow(model))"
+            )
         put_masks(model, self._written(model).masks)
         return model
 
@@ -299,17 +352,18 @@ class Ticket:
         tensors = _packed("mask", self._masks) | ({} if self.within is None else _packed("within", self.within))
         tensors |= {f"initial/{name}": v for name, v in self._initial.items() if name not in left_out}
         header: dict[str, Any] = {
-            "format": FORMAT,
+            "format": SHALLOW if self._removed else FORMAT,
             "shapes": {name: self._masks.shape(name) for name in self._masks},
             "drawn": sorted(left_out),
             "draw": {n: value for n, value in asdict(self.draw).items() if value != {}} if self.draw else None,
             "provenance": self.provenance,
+            **({"removed": list(self._removed)} if self._removed else {}),
         }
         header["checksum"] = {
-            "masks": _bits_checksum(self._masks),
+            "masks": self._masks.checksum(),
             "initial": self._initial.checksum(),
             "facts": _facts_checksum(header),
-            **({} if self.within is None else {"within": _bits_checksum(self.within)}),
+            **({} if self.within is None else {"within": self.within.checksum()}),
         }
         with atomic(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
@@ -358,10 +412,10 @@ class Ticket:
             header = json.loads(text)
             if not isinstance(header, dict):
                 raise GemminerError("it is a damaged ticket: its header is no JSON object")
-            if (found := header.get("format")) != FORMAT:
+            if (found := header.get("format")) not in (FORMAT, SHALLOW):
                 ours = str(found).startswith(FORMAT.partition("/")[0] + "/")
                 what = "it" if ours else "it is not a gemminer ticket: it"
-                raise GemminerError(f"{what} has format {found!r:.50}; this version reads {FORMAT!r}")
+                raise GemminerError(f"{what} has format {found!r:.50}; this version reads {FORMAT!r} and {SHALLOW!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: sizes(shape) for name, shape in header["shapes"].items()}
         masks = _read_masks("mask", tensors, shapes, header["checksum"]["masks"])
@@ -381,7 +435,8 @@ class Ticket:
         if state.checksum() != header["checksum"]["initial"]:
             what = "drawn again they differ (another PyTorch draws otherwise)" if header["drawn"] else "damaged"
             raise GemminerError(f"the initial weights are not those saved: {what}")
-        return cls(masks, state, header["provenance"], draw, within)
+        removed = header["removed"] if found == SHALLOW else header.get("removed", ())
+        return cls(masks, state, header["provenance"], draw, within, removed)
 
 
 def _packed(what: str, masks: Masks) -> dict[str, Tensor]:
@@ -394,17 +449,9 @@ def _read_masks(
 ) -> Masks:
     """The masks that a file holds under this name; raises GemminerError where they are not those saved."""
     masks = Masks.from_bits({name: tensors[f"{what}/{name}"].numpy() for name in shapes}, shapes)
-    if _bits_checksum(masks) != checksum:
+    if masks.checksum() != checksum:
         raise GemminerError("the masks are damaged: their checksum differs from the one saved with them")
     return masks
-
-
-def _check_inside(masks: Masks, within: Masks) -> None:
-    """Raise UsageError unless both are of the same weights, and what one keeps is inside the other."""
-    if {name: masks.shape(name) for name in masks} != {name: within.shape(name) for name in within}:
-        raise UsageError("a ticket's within must have the names and shapes of its masks")
-    if outside := [name for name in masks if (masks.packed(name) & ~within.packed(name)).any()]:
-        raise UsageError(f"the ticket keeps weights of {outside[0]!r} outside of its within")
 
 
 def _writing(tensors: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
@@ -419,15 +466,8 @@ def _layouts(given: Any, masks: Masks) -> dict[str, Layout]:
     return {name: Layout.from_json(value, masks.shape(name)) for name, value in given.items() if name in masks}
 
 
-def _bits_checksum(masks: Masks) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(masks):
-        digest.update(f"{name} {masks.shape(name)}\n".encode())
-        digest.update(masks.packed(name).tobytes())
-    return digest.hexdigest()
-
-
 def _facts_checksum(header: Mapping[str, Any]) -> str:
     """SHA-256 over a header's facts about where the ticket came from."""
     facts = [header["drawn"], header["draw"], header["provenance"]]
+    facts += [header["removed"]] if "removed" in header else []  # as files are that have none
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

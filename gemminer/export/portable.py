@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from gemminer.core.compacting import arguments_of, compact
+from gemminer.core.compacting import arguments_of, compact, ticketed
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import GemminerError, UsageError, cause, in_words
 from gemminer.core.files import atomic
 from gemminer.core.fitting import require_numbers
 from gemminer.core.gapped import GappedLinear, close_gaps
-from gemminer.core.holding import hold
-from gemminer.core.names import without_wrappers
 from gemminer.core.numbers import whole
 from gemminer.core.ownership import VERSION
 from gemminer.core.ticket import Ticket
@@ -123,9 +121,7 @@ def portable(
             or made smaller.
     """
     require_numbers(model)
-    plain = without_wrappers(duplicate(model)).to("cpu").eval()
-    if ticket is not None:
-        hold(plain, ticket).remove()  # pruned weights are zero from here on
+    plain = ticketed(model, ticket)[0].to("cpu").eval()
     given = _on_cpu(arguments_of(example))
     if batch is not None:
         given = _rows(given, whole("batch", batch, least=1))

@@ -20,6 +20,7 @@ from gemminer import methods
 from gemminer.core import left_dense
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError, cause
+from gemminer.core.layers import Shortened
 from gemminer.core.masks import Masks, State
 from gemminer.core.model_state import borrowed, gradients, named_state
 from gemminer.core.numbers import strings
@@ -281,8 +282,9 @@ class Experiment:
         model = self.task.model
         with borrowed(model):
             ticket.apply(model)
-            recalibrate(self.task)
-            return mean_metric(self.task, require_test(self.test))
+            with Shortened(model, ticket.fitted(model).removed):
+                recalibrate(self.task)
+                return mean_metric(self.task, require_test(self.test))
 
     @gradients()
     def train(
@@ -310,9 +312,11 @@ class Experiment:
             stack.enter_context(self.claimed(identity.of_training, ticket, self.settings, self.seed, index, phase))
             task = self.with_engine().task if ticket is not None else self.task
             task = dataclasses.replace(task, train=train_batches)
+            cut = stack.enter_context(Shortened(model, ticket.removed if ticket else ()))
             if ticket is not None:
-                net = engine.kept_only(task, ticket.masks)
-                rule = KeepMask(model, ticket.masks) if net is None else Dense(net)
+                own = ticket.shortened().masks
+                net = engine.kept_only(task, own)
+                rule = KeepMask(model, own) if net is None else Dense(net)
                 task = task if net is None else dataclasses.replace(task, model=net)
             seed = mixed(self.seed, "training", index)
             rows = fit(task, rule, self.settings, seed=seed, phase=phase, first_epoch=first, first_step=over)
@@ -320,7 +324,8 @@ class Experiment:
                 self._agree(digest(sorted(named_state(task.model).items())), "weights")
             if keep:  # before anything is measured: a metric may fail, and what was trained is not lost
                 engine.write_back(net, model)
-                keep(model)
+                with cut.whole():
+                    keep(model)
             test, classes = measure(task, self.test) if self.test else (None, None)
             result: dict[str, Any] = {"test": test, "classes": classes, "validation": rows[-1]["validation"]}
             result["rate"] = rows[0].get("rate") or rate.given(self.settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gemminer.core.copies import duplicate
 from gemminer.core.errors import UsageError
+from gemminer.core.layers import Shortened
 from gemminer.core.model_state import borrowed, named_state
 from gemminer.core.ticket import Ticket
 from gemminer.data import label_of
@@ -38,13 +39,17 @@ def place(task: Task, weights: Mapping[str, Tensor]) -> None:
             tensor.copy_(weights[name])
 
 
-def compiled(task: Task, weights: Mapping[str, Tensor]) -> sparse.Program:
-    """The program of the task's model with these weights; raises UsageError for a model it does not know."""
+def compiled(task: Task, weights: Mapping[str, Tensor], removed: Sequence[str] = ()) -> sparse.Program:
+    """The program of the task's model with these weights, without the layers that are removed.
+
+    Raises UsageError for a model it does not know.
+    """
     from gemminer import sparse  # here, for Numba takes half a second
 
     with borrowed(task.model) as model:
         place(task, weights)
-        return sparse.compile(model, _example(task))
+        with Shortened(model, removed):
+            return sparse.compile(model, _example(task))
 
 
 def latencies(task: Task, programs: Mapping[str, Path]) -> dict[str, float]:
@@ -87,7 +92,7 @@ def example_of(task: Task) -> Any:
 
 
 def _program(task: Task, weights: Mapping[str, Tensor], ticket: Ticket, path: Path) -> Exported:
-    compiled(task, weights).save(path)
+    compiled(task, weights, ticket.fitted(task.model).removed).save(path)
     return Exported(path, path.stat().st_size, None, "gemminer.sparse.Program.load runs it")
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gemminer import models
 from gemminer.core import layers
-from gemminer.core.errors import UsageError
+from gemminer.core.compacting import compact
+from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.holding import hold
 from gemminer.core.layers import Blocks, Shortened, find_blocks, neutralise, without
 from gemminer.core.model_state import named_state
 from gemminer.core.prunable import find_prunable
+from gemminer.core.ticket import Ticket
+from tests.helpers import drawn_ticket
 
 
 class Block(nn.Module):
@@ -203,3 +211,115 @@ def test_a_module_that_is_not_there_is_of_another_model() -> None:
     for function in (without, neutralise):
         with pytest.raises(UsageError, match=r"the model has no module '9', which the ticket removes"):
             function(net(), ["1", "9"])
+
+
+# --- a ticket that removes layers ---
+
+
+def short_ticket(model: nn.Module, removed: tuple[str, ...] = ("2",), density: float = 0.5, **facts: Any) -> Ticket:
+    """A random ticket without these layers."""
+    ticket = drawn_ticket(model, density, **facts)
+    masks = {n: m & (not layers.owned(n, removed)) for n, m in ticket.masks.items()}
+    return ticket.replace(masks=masks, removed=removed)
+
+
+def test_a_ticket_knows_the_layers_it_removes() -> None:
+    model = net()
+    ticket, plain = short_ticket(model), drawn_ticket(model, 0.5)
+    assert (ticket.removed, plain.removed) == (("2",), ())
+    assert ticket.kept == sum(int(m.sum()) for n, m in plain.masks.items() if n != "2.linear.weight")
+    assert "1 layers removed" in repr(ticket)
+    assert ticket.replace(note="x").removed == ("2",)
+    assert ticket.digest != Ticket(ticket.masks, ticket.initial).digest
+    assert "2.linear.weight" in ticket.initial  # its first values, which checks need
+    for removed, said in (
+        (["9"], "removes '9', and has no mask in it"),
+        (["1"], "removes '1', and keeps weights of '1.linear.weight' in it"),
+        (["2", "2.linear"], "removes '2.linear' twice"),
+        (["2", "2"], "removes '2' twice"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            ticket.replace(removed=removed)
+
+
+def test_it_survives_the_disk_in_a_format_that_older_readers_refuse(tmp_path: Path) -> None:
+    ticket = short_ticket(net(), seed=1)
+    for weights in (True, False):
+        path = ticket.save(tmp_path / "t.safetensors", weights=weights)
+        loaded = Ticket.load(path)
+        assert loaded == ticket
+        assert loaded.removed == ("2",)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["gemminer"])
+    assert header["format"] == "gemminer.ticket/2"
+    for change in ({"removed": []}, {"removed": ["1"]}, {"removed": None}, {"removed": ["2", "3"]}):
+        save_file(load_file(path), tmp_path / "other", metadata={"gemminer": json.dumps({**header, **change})})
+        with pytest.raises(GemminerError, match="damaged"):
+            Ticket.load(tmp_path / "other")
+    del header["removed"]
+    save_file(load_file(path), tmp_path / "other", metadata={"gemminer": json.dumps(header)})
+    with pytest.raises(GemminerError, match="damaged"):
+        Ticket.load(tmp_path / "other")
+
+
+def test_applied_a_removed_layer_computes_nothing_and_shallow_takes_it_out() -> None:
+    model = trained_norms(torchvision.models.resnet18(num_classes=4))
+    blocks = names(found(model, images()))[:2]
+    ticket = short_ticket(model, tuple(blocks))
+    short = ticket.shallow(ticket.apply(model))
+    assert not any(p.any() for n, p in model.named_parameters() if layers.owned(n, blocks))
+    assert set(named_state(short)) == set(ticket.shortened().initial)
+    for training in (True, False):
+        assert torch.equal(model.train(training)(images()), short.train(training)(images()))
+    rest = ticket.shortened()
+    assert (rest.removed, rest.kept) == ((), ticket.kept)
+    assert rest.shortened() is rest
+    rest.check_fits(short)
+    wrapped = nn.DataParallel(model)
+    assert ticket.fitted(wrapped).removed == tuple(blocks)
+    assert type(ticket.shallow(wrapped)) is type(model)
+    prefixed = Ticket(
+        {f"module.{n}": m for n, m in ticket.masks.items()},
+        {f"module.{n}": t for n, t in ticket.initial.items()},
+        removed=[f"module.{n}" for n in blocks],
+    )
+    assert prefixed.fitted(model).removed == tuple(blocks)
+
+
+def test_a_loop_of_ones_own_leaves_a_removed_layer_at_zero() -> None:
+    """Under the weights' masks alone the norm's shift would train: the layer would become a learnt bias."""
+    model = NETWORKS["affine norms"]()
+    ticket = short_ticket(model, ("layer1.1",), 0.9)
+    short = ticket.shallow(ticket.apply(model))
+    for one, own in ((model, ticket), (short, ticket.shortened())):
+        optimiser = torch.optim.SGD(one.train().parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        with hold(one, own, optimiser) as held:
+            for seed in range(3):
+                optimiser.zero_grad()
+                x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+                one(x).square().sum().backward()
+                optimiser.step()
+        assert held.violations() == 0
+    state = named_state(model)
+    assert all(torch.allclose(t, state[n], atol=1e-6) for n, t in named_state(short).items())
+    assert not any(p.any() for n, p in model.named_parameters() if n.startswith("layer1.1."))
+
+
+def test_compact_takes_removed_layers_out_first() -> None:
+    model = trained_norms(models.build("resnet20", width=0.5, norm="affine")).eval()
+    ticket = short_ticket(model, ("layer1.1", "layer3.2"), 0.3)
+    ticket.apply(model)
+    small = compact(model, ticket, images(2))
+    assert isinstance(small.get_submodule("layer1.1"), nn.Identity)
+    assert small.removed.gone == ("layer1.1", "layer3.2")
+    assert "layer1.1" in str(small.removed)
+    assert small.removed.parameters[0] == sum(p.numel() for p in model.parameters())
+    assert torch.allclose(small(images()), model(images()), atol=1e-4)
+
+
+def test_torch_prune_has_no_word_for_it() -> None:
+    model = net()
+    ticket = short_ticket(model)
+    with pytest.raises(UsageError, match=r"ticket.shortened\(\).to_prune\(ticket.shallow\(model\)\)"):
+        ticket.to_prune(model)
+    assert ticket.shortened().to_prune(ticket.shallow(model)) is not model

@@ -281,7 +281,7 @@ def test_a_redraw_is_proved_by_its_checksum(ticket: Ticket, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format": "gemminer.ticket/2"}, "has format 'gemminer.ticket/2'; this version reads"),
+        ({"format": "gemminer.ticket/9"}, "has format 'gemminer.ticket/9'; this version reads"),
         ({"format": None}, "has format None"),
         ({"draw": None}, "missing and no draw is recorded"),
         ({"draw": {"kind": "kaiming", "seed": 0}}, "unknown initialiser 'kaiming'"),

@@ -255,3 +255,17 @@ def test_what_differs_or_does_not_fit_on_the_disk_is_not_written(
     with pytest.raises(GemminerError, match="results of other shapes"):
         export.onnx(nn.Linear(6, 2), path, torch.randn(2, 6), batch=2)
     assert path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("smaller", [True, False])
+def test_layers_that_a_ticket_removes_are_in_no_file(ticketed: Ticketing, tmp_path: Path, smaller: bool) -> None:
+    model, ticket, images = ticketed("resnet20")
+    removed = ("layer1.1", "layer2.2", "layer3.2")
+    masks = {n: m & (not n.startswith(tuple(f"{r}." for r in removed))) for n, m in ticket.masks.items()}
+    ticket = ticket.replace(masks=masks, removed=removed)
+    ticket.apply(model)
+    found = export.onnx(model, tmp_path / "short.onnx", images, ticket, compact=smaller)
+    whole = export.onnx(model, tmp_path / "whole.onnx", images, dict(ticket.masks), compact=False)
+    convolutions = [sum(n.op_type == "Conv" for n in onnx.load(e.path).graph.node) for e in (found, whole)]
+    assert convolutions[1] - convolutions[0] >= 6
+    assert torch.allclose(run(found.path, images), model.eval()(images), atol=1e-4)

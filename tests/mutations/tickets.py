@@ -36,7 +36,9 @@ def files(folder: Path) -> dict[str, bytes]:
         masks, {**named_state(net), **draw.weights(shapes)}, {"method": "test", "seed": 3, "options": {"a": 1}}, draw
     )
     half = Ticket(masks, {n: v.to(torch.bfloat16) for n, v in own.initial.items()}, {"seed": 1})
+    gone = own.replace(masks={**masks, "0.weight": torch.zeros(shapes["0.weight"], dtype=torch.bool)}, removed=["0"])
     made = [own.save(folder / "whole"), own.save(folder / "small", weights=False), half.save(folder / "half")]
+    made.append(gone.save(folder / "short"))
     return {file.name: file.read_bytes() for file in made}
 
 

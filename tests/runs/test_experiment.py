@@ -16,6 +16,7 @@ import gemminer
 from gemminer import methods
 from gemminer.core.draw import Draw
 from gemminer.core.errors import GemminerError, UsageError
+from gemminer.core.ticket import Ticket
 from gemminer.data import TensorBatches
 from gemminer.runs.building import build, wants_channels_last
 from gemminer.training import engine, rate
@@ -275,3 +276,51 @@ def test_new_tensors_on_the_meta_device_are_refused() -> None:
             gemminer.mine(net, data, 0.2)
     finally:
         torch.set_default_device(None)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(12, 12), nn.BatchNorm1d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.linear(x)))
+
+
+def short_of(removed: tuple[str, ...]) -> tuple[nn.Sequential, Ticket]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), Residual(), Residual(), Residual(), nn.Linear(12, 3))
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.bias.uniform_(-1, 1)
+    ticket = drawn_ticket(net, 0.5)
+    masks = {n: m & (not n.startswith(tuple(f"{r}." for r in removed))) for n, m in ticket.masks.items()}
+    return net, ticket.replace(masks=masks, removed=removed)
+
+
+@pytest.mark.parametrize("engine_name", ["dense", "sparse"])
+def test_a_ticket_that_removes_layers_is_trained_without_them(engine_name: str, snapshot: Snapshot) -> None:
+    """As the network that never had them, to the bit; the model has its modules, and zeros in them, afterwards."""
+    net, ticket = short_of(("2", "4"))
+    modules, data, how = list(net), tiny_data(), {"epochs": 3, "lr": 0.1, "batch_size": 32, "engine": engine_name}
+    short, rest = ticket.shallow(net), ticket.shortened()
+    result, same = (gemminer.train(m, t, data, data, **how) for m, t in ((net, ticket), (short, rest)))
+    assert list(net) == modules
+    state = net.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in short.state_dict().items())
+    assert not any(p.any() for n, p in net.named_parameters() if n.startswith(("2.", "4.")))
+    assert result["test"] == same["test"] > 0.8
+    assert torch.equal(net.eval()(data[0]), short.eval()(data[0]))
+    before, built_for = snapshot(net), build(net, TensorBatches(*data, batch_size=32), test=TensorBatches(*data))
+    built_short = build(short, TensorBatches(*data, batch_size=32), test=TensorBatches(*data))
+    assert built_for.before(ticket) == built_short.before(rest)
+    assert snapshot(net) == before
+
+
+def test_what_fails_in_training_leaves_the_model_with_all_its_layers() -> None:
+    net, ticket = short_of(("3",))
+    modules = list(net)
+    with pytest.raises(GemminerError, match="no longer finite"):
+        gemminer.train(net, ticket, tiny_data(), epochs=2, lr=0.1, loss=lambda out, y: out.sum() * float("nan"))
+    assert list(net) == modules

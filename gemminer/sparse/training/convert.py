@@ -36,8 +36,9 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     Each convolution and linear layer holds its kept weights as one parameter, `values`; batch norm, ReLU and
     residual additions behind them run in the same pass. Layers the kernels do not know (dilated, transposed,
     one-dimensional, recurrent, attention) stay dense under their mask. Outputs, gradients and running statistics are
-    those of the masked dense model up to rounding, and `densify` gives its state dict. The model itself is left as it
-    is; the weights are its own, so call `ticket.apply(model)` first to start from the ticket's.
+    those of the masked dense model up to rounding, and `densify` gives its state dict. Layers that the ticket removes
+    are gone: the state dict is that of `ticket.shallow(model)` then. The model itself is left as it is; the weights are
+    its own, so call `ticket.apply(model)` first to start from the ticket's.
 
     The model's own `forward` runs in each pass, whatever it does; layers are fused as it calls them. A layer whose
     weight has a hook on its gradient, or that has hooks itself, stays dense. Under autocast to bfloat16 activations are
@@ -60,7 +61,10 @@ def sparsify(model: nn.Module, ticket: Ticket, *, engine: Literal["auto", "spars
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     require_numbers(model)
-    return converted(model, Ticket.given(ticket).fitted(model).masks, engine)
+    own = Ticket.given(ticket).fitted(model)
+    if own.removed:
+        model, own = own.shallow(model), own.shortened()
+    return converted(model, own.masks, engine)
 
 
 def converted(

@@ -10,6 +10,7 @@ from torch import nn
 
 from gemminer import models
 from gemminer.core.errors import UsageError
+from gemminer.core.layers import neutralise, without
 from gemminer.core.model_state import named_state
 from gemminer.core.randomness import generator
 from gemminer.core.ticket import Ticket
@@ -44,6 +45,17 @@ def test_a_ticket_and_train_mode_leave_the_model_alone() -> None:
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert_equal(program, model.eval(), images(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("norm", ["affine", "non-affine"])
+def test_a_layer_at_zero_weights_costs_a_program_nothing(norm: str) -> None:
+    """A ticket that removes layers leaves them in the model at zero: its program is that of the model without them."""
+    model = masked(models.build("resnet20", image_size=8, width=0.25, norm=norm), 0.5, dead=0)
+    short = without(model, ["layer1.1", "layer3.2"])
+    neutralise(model, ["layer1.1", "layer3.2"])
+    programs = [compile(one, input_shape=(3, 8, 8)) for one in (model, short)]
+    assert len({(len(p.operations), repr(p)) for p in programs}) == 1
+    assert torch.equal(*(program(images(2, 3, 8, 8)) for program in programs))
 
 
 REFUSED: dict[str, tuple[tuple[int, ...], nn.Module, str]] = {

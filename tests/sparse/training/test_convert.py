@@ -241,3 +241,17 @@ def test_what_passes_leave_beside_the_state_dict_is_carried_back() -> None:
     assert model[0].log is log
     assert log == [1, 2, 3]
     close(model[0].last, sparse.net[0].last)  # type: ignore[index, union-attr]
+
+
+def test_layers_that_a_ticket_removes_are_gone() -> None:
+    model = models.build("resnet20", in_channels=1, image_size=8, width=0.25, norm="affine").double()
+    ticket = ticket_for(model, 0.2)
+    removed = ("layer1.1", "layer3.2")
+    masks = {n: m & (not n.startswith(tuple(f"{r}." for r in removed))) for n, m in ticket.masks.items()}
+    ticket = ticket.replace(masks=masks, removed=removed)
+    ticket.apply(model)
+    sparse = sparsify(model, ticket, engine="sparse")
+    assert isinstance(sparse.get_submodule("net.layer1.1"), nn.Identity)
+    close(sparse(noise(6, 1, 8, 8)), model(noise(6, 1, 8, 8)))
+    short = ticket.shallow(model)
+    short.load_state_dict(densify(sparse))  # strictly
