@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gemminer.sparse.training import kernels as k
-from gemminer.sparse.training.chain import Forward, Norm, Unit, Value, Weights, between, pooled
+from gemminer.sparse.training.chain import BOOL, Forward, Norm, Unit, Value, Weights, between, filled, pooled
 from gemminer.sparse.training.patterns import Array
 from gemminer.sparse.training.vectors import VECTOR_BYTES
 
@@ -83,9 +83,9 @@ class Backward:
         """(z, y, scale, shift, mean, alive) of a value, as the kernels take them."""
         none, n = self.run.no_map, value.channels
         z, y = none if value.z is None else value.z, none if value.y is None else value.y
-        mean = np.zeros(n, self.run.dtype) if value.low is None else value.low
+        mean = filled(n, self.run.dtype, 0) if value.low is None else value.low
         scale, shift = mean if value.scale is None else value.scale, mean if value.shift is None else value.shift
-        return z, y, scale, shift, mean, np.ones(n, np.bool_) if value.alive is None else value.alive
+        return z, y, scale, shift, mean, filled(n, BOOL, 1) if value.alive is None else value.alive
 
     def _finalise(self, v: int) -> None:
         """Complete the gradient of a value whose last reader was no layer."""
@@ -215,7 +215,7 @@ class Backward:
         partial = np.zeros((run.blocks, pattern.o.size), run.dtype)
         together = pattern.o.size if pattern.o.size <= k.SMALL else pattern.longest
         sums = together * VECTOR_BYTES // run.dtype.itemsize
-        mean_out = np.zeros(out.channels, run.dtype) if out.low is None else out.low
+        mean_out = filled(out.channels, run.dtype, 0) if out.low is None else out.low
         run.launch(
             k.backward,
             *(row, todo, z, y, scale, shift, mean, alive, read, pattern.read_channels),
@@ -232,9 +232,9 @@ class Backward:
         self, out: Value, norm: Norm | None, weight: Weights, gradient: _Gradient
     ) -> tuple[Array, Array, Array, bool]:
         """(a, b, c) of dz = a * g + b * (z - mean) + c, and whether b and c matter."""
-        dtype, zero = self.run.dtype, np.zeros(out.channels, self.run.dtype)
+        dtype, zero = self.run.dtype, filled(out.channels, self.run.dtype, 0)
         if norm is None or out.invstd is None:
-            return np.ones(out.channels, dtype), zero, zero, False
+            return filled(out.channels, dtype, 1), zero, zero, False
         a = out.invstd if weight.gamma is None else out.invstd * weight.gamma
         if not norm.training:
             return a.astype(dtype), zero, zero, False

@@ -8,6 +8,7 @@ one forms batch norm's dz from those on the fly. That is two passes over memory 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -143,6 +144,7 @@ class Value:
 
 # A kernel on fewer numbers is finished before a second thread has woken up.
 ALONE = 1 << 18
+BOOL = np.dtype(np.bool_)
 
 
 def threads_for(blocks: int, numbers: int) -> int:
@@ -181,7 +183,10 @@ class Runner:
         not depend on the thread.
         """
         next_block = np.zeros(1, np.int64)
-        run_on_threads(lambda t: kernel(t, next_block, *args), self.threads)
+        if self.threads == 1:
+            kernel(0, next_block, *args)
+        else:
+            run_on_threads(lambda t: kernel(t, next_block, *args), self.threads)
 
     def empty(self, value: Value) -> Array:
         return self.pool.take((self.batch * value.size,), self.bits)
@@ -237,6 +242,15 @@ class Runner:
                 yield part.reshape(-1, channels, lanes), own.reshape(-1, lanes, channels).transpose(0, 2, 1)
 
 
+@functools.lru_cache(1024)
+def filled(count: int, dtype: np.dtype[Any], value: int) -> Array:
+    """As many zeros or ones, made once, which no kernel writes to: what one takes and does not use, or multiplies by.
+
+    They are not read-only for NumPy, since Numba would compile a kernel once more for that.
+    """
+    return np.full(count, value, dtype)
+
+
 def _copy(source: Array, to: Array) -> None:
     """Copy a matrix into another: PyTorch is faster for a large one, and uses its threads."""
     if to.size < ALONE:
@@ -248,9 +262,8 @@ def _copy(source: Array, to: Array) -> None:
 def _source(value: Value, residual: Value | None, run: Runner) -> tuple[tuple[Any, ...], int]:
     """The kernels' arguments that say how to read a value: z, residual, scale, shift, alive, flags."""
     if value.y is not None:
-        none, dead = run.no_map, np.empty(value.channels, np.bool_)
-        blank = np.empty(value.channels, run.dtype)
-        return (value.y, none, blank, blank, dead), k.IDENTITY
+        blank = filled(value.channels, run.dtype, 0)
+        return (value.y, run.no_map, blank, blank, filled(value.channels, BOOL, 1)), k.IDENTITY
     flags = k.RELU if value.relu else 0
     res = run.no_map
     if residual is not None:
@@ -381,8 +394,8 @@ class Forward:
         """Find scale and shift such that norm(z + bias) = scale * z + shift, and move the running statistics."""
         run, n = self.run, out.channels
         if norm is None:
-            out.scale = np.ones(n, run.dtype)
-            out.shift = np.zeros(n, run.dtype) if weight.bias is None else weight.bias.astype(run.dtype)
+            out.scale = filled(n, run.dtype, 1)
+            out.shift = filled(n, run.dtype, 0) if weight.bias is None else weight.bias.astype(run.dtype)
             return
         if norm.training:
             moments, affine = np.empty((2, n)), np.empty((2, n), run.dtype)
