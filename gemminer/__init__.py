@@ -28,14 +28,17 @@ from gemminer.runs.typed import TrainResult
 if TYPE_CHECKING:
     from gemminer.core.compacting import compact
     from gemminer.reporting.answering import smallest
+    from gemminer.reporting.dieting import scores
     from gemminer.reporting.page import report
     from gemminer.runs.answer import Smallest
+    from gemminer.training.scores import Scores
 
 __version__ = "0.1.0"
 __all__ = [
     "GemminerError",
     "Hold",
     "Monitor",
+    "Scores",
     "Search",
     "Smallest",
     "Ticket",
@@ -49,6 +52,7 @@ __all__ = [
     "hold",
     "mine",
     "report",
+    "scores",
     "smallest",
     "train",
 ]
@@ -57,6 +61,8 @@ __all__ = [
 _LATER = {
     "compact": "gemminer.core.compacting",
     "report": "gemminer.reporting.page",
+    "scores": "gemminer.reporting.dieting",
+    "Scores": "gemminer.training.scores",
     "smallest": "gemminer.reporting.answering",
     "Smallest": "gemminer.runs.answer",
 }

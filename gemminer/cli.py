@@ -19,6 +19,7 @@ from gemminer.core import interrupts
 from gemminer.core.errors import GemminerError, Stopped, UsageError
 from gemminer.core.files import reason
 from gemminer.reporting import commands as listing_commands
+from gemminer.reporting import diet_commands
 from gemminer.reporting.flags import (
     ERR,
     OUT,
@@ -341,7 +342,7 @@ def compare(
     return None
 
 
-for room in (listing_commands, bench_commands):
+for room in (diet_commands, listing_commands, bench_commands):
     room.mount(app)
 
 

@@ -106,7 +106,7 @@ class LoaderBatches:
         steps = examples = 0
         for batch in self.whole(0):
             steps += 1
-            examples += examples_in(batch, _targets(batch)) or 1
+            examples += examples_in(batch, targets_of(batch)) or 1
             if steps > ENDLESS:
                 raise UsageError(f"no end of the loader after {ENDLESS} batches: give its data set a __len__")
         if not steps:
@@ -121,7 +121,7 @@ class LoaderBatches:
         return (batch if batch is None else self._laid_out(batch) for batch in self.whole_part(index, rank, world))
 
     def _laid_out(self, batch: Any) -> tuple[Any, Any]:
-        inputs, targets = _pair(batch)
+        inputs, targets = pair_of(batch)
         return laid_out(inputs, self.channels_last), targets
 
     def whole(self, index: int) -> Iterator[Any]:
@@ -220,13 +220,13 @@ class Whole:
 
     def epoch(self, index: int) -> Iterator[tuple[Any, Any]]:
         if isinstance(self.batches, LoaderBatches):
-            return ((batch, _targets(batch)) for batch in self.batches.whole(index))
+            return ((batch, targets_of(batch)) for batch in self.batches.whole(index))
         return ((batch, batch[1]) for batch in self.batches.epoch(index))
 
     def part(self, index: int, rank: int, world: int) -> Iterator[tuple[Any, Any] | None]:
         if isinstance(self.batches, LoaderBatches):
             batches = self.batches.whole_part(index, rank, world)
-            return (batch if batch is None else (batch, _targets(batch)) for batch in batches)
+            return (batch if batch is None else (batch, targets_of(batch)) for batch in batches)
         if isinstance(self.batches, TensorBatches):
             return (batch and (batch, batch[1]) for batch in self.batches.part(index, rank, world))
         return every(self.epoch(index), rank, world)
@@ -247,11 +247,11 @@ def _length(thing: Any) -> int | None:
         return None
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair_of(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
     if isinstance(batch, Mapping):
-        return batch, _targets(batch)
+        return batch, targets_of(batch)
     got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
     raise UsageError(
         f"a batch must be a pair (inputs, targets) or a dictionary, not {got}: let a collate_fn return the pair, or "
@@ -265,7 +265,7 @@ def label_of(inputs: Any) -> str | None:
     return next((name for name in ("labels", "label") if name in names), None)
 
 
-def _targets(batch: Any) -> Any:
+def targets_of(batch: Any) -> Any:
     """What in a batch are the targets: the last of several parts, or the labels of a dictionary."""
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return batch[-1]

@@ -118,7 +118,7 @@ class Experiment:
             self.note(said)
         begun, noted = time.monotonic(), len(self.notes)
         self._say_precision()
-        with self._drawn(draw) as table:
+        with self.drawn(draw) as table:
             initial = State(named_state(self.task.model))
             within = self._within(table, density, draw)
             with self.claimed(identity.of_search, method, density, options, self.seed, seconds):
@@ -144,7 +144,7 @@ class Experiment:
         return {"live": found.live, "cost": {**spent, "epochs": epochs}, "digest": ticket.digest}
 
     @contextlib.contextmanager
-    def _drawn(self, draw: Draw | None) -> Iterator[Prunable]:
+    def drawn(self, draw: Draw | None) -> Iterator[Prunable]:
         """The model with its prunable weights drawn by `draw` (None: its own), and the table of them."""
         with borrowed(self.task.model):
             table = self.task.table()
@@ -159,7 +159,7 @@ class Experiment:
         self, method: str, density: float, options: Any, draw: Draw | None, seconds: float | None = None
     ) -> dict[str, str]:
         """What a call of `search` with these arguments is, in texts by name."""
-        with self._drawn(draw):
+        with self.drawn(draw):
             return identity.of_search(self.task, method, density, options, self.seed, seconds)
 
     def what_training(self, ticket: Ticket) -> dict[str, str]:
@@ -341,6 +341,10 @@ class Experiment:
     def _tries(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """A row for each rate that was found before one of these: the trials, as a fraction of an epoch."""
         return [{**row, "fraction": row["rate"]["steps"] / max(1, self.task.steps)} for row in rows if row.get("rate")]
+
+    def dense_cost(self, epochs: float, seconds: float) -> dict[str, float]:
+        """Cost of so many epochs of the dense network."""
+        return self._cost(Masks({}), epochs, seconds, [])
 
     def _cost(self, masks: Masks, epochs: float, seconds: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Cost of `epochs` epochs: FLOPs of all weights, and FLOPs of the weights that each row's epoch kept.

@@ -48,6 +48,13 @@ def of_training(task: Task, ticket: Ticket | None, settings: Any, seed: int, ind
     return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed), "the phase": phase}
 
 
+def of_scores(task: Task, kind: str, settings: Any, seed: int, draw: Any) -> dict[str, str]:
+    """What scores of examples are, but for the number of networks: there may be more of them later."""
+    drawn = "the model's own" if draw is None else draw.kind
+    own = {"the call": "score", "the kind": kind, "the initial weights": drawn}
+    return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed)}
+
+
 def _settings(fields: Mapping[str, Any]) -> dict[str, str]:
     return {name: repr(value) for name, value in fields.items()}
 

@@ -32,7 +32,8 @@ RUN = {"mine": "", "compare": ""}
 SMALLEST = {"smallest": ""}
 MINE = RUN | SMALLEST
 TICKET = {"train": "", "check": ""}
-TAKEN = MINE | TICKET | {"export": ""}  # by every command that needs the network
+SCORED = {"score": ""}
+TAKEN = MINE | TICKET | SCORED | {"export": ""}  # by every command that needs the network
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Recipe(BaseModel):
         str,
         Flag(complete="gemminer.data", axis="data sets; a,b or repeated", commands=TAKEN),
     ] = Field("digits", description="data set (see 'gemminer data')")
-    seed: Annotated[int, Flag(axis="seeds, as 0,1,2 or 0-2; or repeated", commands=MINE | TICKET)] = Field(
+    seed: Annotated[int, Flag(axis="seeds, as 0,1,2 or 0-2; or repeated", commands=MINE | TICKET | SCORED)] = Field(
         0, ge=0, lt=2**63, description="seed of weights, scores, batches and checks"
     )
     epochs: Annotated[int | None, Flag(unset="by data size: 5 to 40")] = Field(
@@ -124,22 +125,22 @@ class Recipe(BaseModel):
     train_epochs: Annotated[
         int | None, Flag(unset="as the search", commands=MINE | dict.fromkeys(TICKET, "--epochs"))
     ] = Field(None, ge=1, description="epochs of training the ticket")
-    batch_size: Annotated[int | None, Flag(unset="128", commands=MINE | TICKET)] = Field(
+    batch_size: Annotated[int | None, Flag(unset="128", commands=MINE | TICKET | SCORED)] = Field(
         None, ge=1, description="examples in a training batch"
     )
-    accumulate: Annotated[int, Flag(commands=MINE | TICKET)] = Field(
+    accumulate: Annotated[int, Flag(commands=MINE | TICKET | SCORED)] = Field(
         1, ge=1, description="batches of an optimiser step, as one large batch"
     )
-    precision: Annotated[Literal["fp32", "bf16"], Flag(commands=MINE | TICKET)] = Field(
+    precision: Annotated[Literal["fp32", "bf16"], Flag(commands=MINE | TICKET | SCORED)] = Field(
         "fp32", description="the network runs in this; weights, scores and the loss stay in fp32"
     )
-    limit_train: Annotated[int | None, Flag(unset="all", commands=MINE | TICKET)] = Field(
+    limit_train: Annotated[int | None, Flag(unset="all", commands=MINE | TICKET | SCORED)] = Field(
         None, ge=2, description="use only the first N training images"
     )
-    validation: Annotated[float, Flag(commands=MINE | TICKET)] = Field(
+    validation: Annotated[float, Flag(commands=MINE | TICKET | SCORED)] = Field(
         0.1, ge=0, lt=1, description="fraction of the training data held out"
     )
-    augment: Annotated[str, Flag(unset="the data set's own", commands=MINE | TICKET)] = Field(
+    augment: Annotated[str, Flag(unset="the data set's own", commands=MINE | TICKET | SCORED)] = Field(
         "default", description="crop4+flip and the like, or none"
     )
     initialiser: Annotated[str | None, Flag(unset="the method's own")] = Field(
@@ -170,7 +171,7 @@ class Recipe(BaseModel):
         Flag(
             name="--train-option",
             short="-t",
-            commands=MINE | TICKET,
+            commands=MINE | TICKET | SCORED,
             shortcuts=(
                 OptionFlag(
                     "--max-norm",

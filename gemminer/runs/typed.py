@@ -84,6 +84,20 @@ class SmallestOptions(TypedDict, total=False):
     monitor: Monitor | None
 
 
+class ScoringOptions(TypedDict, total=False):
+    """How `scores` reads the data, as `mine` does."""
+
+    batch_size: int
+    loss: Loss
+    step: Step | None
+    precision: str
+    accumulate: int
+
+
+class ScoreOptions(TrainOptions, ScoringOptions, total=False):
+    """What `scores` takes besides its question: how the data is read, and the settings of a training."""
+
+
 class Cost(TypedDict):
     """What a training took: epochs, seconds, and FLOPs of all weights and of those kept."""
 

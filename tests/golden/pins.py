@@ -50,7 +50,7 @@ from tests.conformance.models import MODELS, build, task_of  # noqa: E402
 
 PINS = HERE / "pins.json"
 HELP = HERE / "help"
-COMMANDS = ("", "mine", "smallest", "train", "check", "export", "inspect", "compare")
+COMMANDS = ("", "mine", "smallest", "train", "check", "export", "inspect", "compare", "score")
 COMMANDS += ("methods", "models", "data", "recipes", "checks", "bench")
 
 DENSITY, EPOCHS, BATCH = 0.3, 4, 16
