@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gemminer.core.structure import Units
 from gemminer.sparse.inference.compiler import compile
-from gemminer.sparse.inference.layout import Sum
+from gemminer.sparse.inference.operations import Sum
 from gemminer.sparse.inference.program import Program
 
 

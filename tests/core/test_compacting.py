@@ -16,7 +16,7 @@ import gemminer
 from gemminer import models, sparse
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.prunable import prunable_weights
-from gemminer.sparse.inference.layout import Sum
+from gemminer.sparse.inference.operations import Sum
 
 
 def ours(name: str, **options: Any) -> nn.Module:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from gemminer.core.errors import GemminerError
-from gemminer.sparse.inference import kernels
 from gemminer.sparse.inference.compiler import compile
-from gemminer.sparse.inference.layout import Array, Layout, Pool
+from gemminer.sparse.inference.kernels import values_of
+from gemminer.sparse.inference.layout import Layout
+from gemminer.sparse.inference.operations import Apply, Array, Constant, Gather, Norm, Planar, Pool
 from gemminer.sparse.inference.program import Program, _checksum
 from tests.mutations.damage import Tensors, one_line
 
@@ -38,12 +39,30 @@ class _Branches(nn.Module):
         return out
 
 
+class _Tokens(nn.Module):
+    """Squeeze and excite, tokens behind a class token, layer norm and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.token = nn.Conv2d(2, 4, 2, 2), nn.Linear(4, 4), nn.Parameter(torch.randn(1, 1, 4))
+        self.norm, self.qkv, self.last = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.silu(self.first(x))
+        x = x * self.gate(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        x = torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        q, k, v = self.qkv(self.norm(x)).reshape(len(x), -1, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: torch.Tensor = self.last(nn.functional.gelu(x + y)[:, 0])
+        return out
+
+
 def files(folder: Path) -> dict[str, bytes]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pooled = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4))
         plain = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5))
-        nets = [(pooled, (1, 8, 8)), (plain, (7,)), (_Branches(), (2, 9, 9))]
+        nets = [(pooled, (1, 8, 8)), (plain, (7,)), (_Branches(), (2, 9, 9)), (_Tokens(), (2, 6, 8))]
         with torch.no_grad():
             for net, _ in nets:
                 for p in net.parameters():
@@ -99,7 +118,7 @@ def run_guarded(program: Program, images: Array, lanes: int, at_end: bool) -> Ar
     logits = np.zeros((len(images), math.prod(program.outputs)), np.float32)
     arrays = [images, logits, *layout.tables, layout.memory()]
     with guarded(arrays, at_end) as (x, y, *tables, scratch):
-        kernels.run(x, y, 0, len(images), lanes, *tables, scratch)
+        layout.kernel(x, y, 0, len(images), lanes, *tables, scratch)
         return y.copy()
 
 
@@ -108,6 +127,24 @@ def _shifted(x: Array, shape: tuple[int, ...], stride: tuple[int, ...], dy: int,
     ys, xs = (np.arange(n) * s + d for n, s, d in zip(shape, stride, (dy, dx), strict=True))
     inside = ((ys >= 0) & (ys < x.shape[0]))[:, None] & ((xs >= 0) & (xs < x.shape[1]))
     return np.where(inside, x[np.clip(ys, 0, x.shape[0] - 1)][:, np.clip(xs, 0, x.shape[1] - 1)], fill)
+
+
+def _planar(op: Planar, operands: list[Array]) -> Array:
+    """What an operation on planes is, in double precision."""
+    if isinstance(op, Constant):
+        return op.data.astype(np.float64)
+    if isinstance(op, Gather):
+        return np.asarray(operands[0].reshape(-1)[op.index].reshape(op.shape))
+    if isinstance(op, Norm):
+        centred = operands[0] - operands[0].mean(0)
+        return np.asarray(centred / np.sqrt((centred**2).mean(0) + op.eps))
+    if isinstance(op, Apply):
+        # The table's own function: that it is PyTorch's, tests of its rows say.
+        whole = [np.broadcast_to(part, op.shape).astype(np.float32).reshape(-1) for part in operands]
+        return np.asarray(values_of(op.function, *whole), np.float64).reshape(op.shape)
+    q, k, v = (torch.from_numpy(part.reshape(op.heads, len(part) // op.heads, -1)) for part in operands)
+    shares = torch.softmax(op.scale * torch.einsum("hdq,hdk->hqk", q, k), -1)
+    return np.asarray(torch.einsum("hqk,hdk->hdq", shares, v).reshape(op.shape).numpy())
 
 
 def defined(program: Program, image: Array) -> tuple[Array, float]:
@@ -122,6 +159,8 @@ def defined(program: Program, image: Array) -> tuple[Array, float]:
                 fill = -math.inf if op.largest else 0.0
                 cells = [_shifted(values[op.source][c], op.shape[1:], op.stride, *tap, fill) for tap in taps]
                 out[o] = np.max(cells, 0) if op.largest else np.mean(cells, 0)
+        elif isinstance(op, Planar):
+            out = _planar(op, [values[planes.source][planes.channel] for planes in op.planes])
         else:
             size = np.zeros(op.shape)
             out += op.bias[:, None, None]

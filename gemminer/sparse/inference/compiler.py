@@ -1,13 +1,13 @@
-"""Compile a module for inference: trace it with `torch.fx`, run it once for the shapes, translate its layers."""
+"""Compile a module for inference: trace it on one image, translate its layers, merge what can be merged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gemminer.core.copies import duplicate
@@ -15,9 +15,12 @@ from gemminer.core.errors import UsageError
 from gemminer.core.fitting import require_numbers
 from gemminer.core.names import without_wrappers
 from gemminer.core.numbers import plain, shown
-from gemminer.sparse.inference.layers import FUNCTIONS, MODULES, Builder, Ref
+from gemminer.core.randomness import generator
+from gemminer.sparse.inference.builder import Builder, Ref
 from gemminer.sparse.inference.program import Program
 from gemminer.sparse.inference.rewrite import rewritten
+from gemminer.sparse.inference.tables import FUNCTIONS, INPLACE, MODULES
+from gemminer.sparse.inference.tracing import Tracer, inputs_of, reason
 
 
 def compile(
@@ -29,7 +32,7 @@ def compile(
     only the weights that are not exactly zero are compiled.
 
     Args:
-        model: convolutions, linear layers, batch norm, clamping activations, pools, adds, concatenation.
+        model: of one input; others have defaults, which they take.
         example_input: a batch like those to come, for its shape; or
         input_shape: the shape of one input, (C, H, W) or (features,).
 
@@ -53,49 +56,117 @@ def compile(
         raise UsageError("compile needs example_input, a batch, or input_shape: (C, H, W) or (features,)")
     require_numbers(model)
     model = without_wrappers(duplicate(model)).to("cpu", torch.float32).eval()
-    try:
-        # A layer by itself is traced as one layer, not as what its forward does.
-        graph = fx.symbolic_trace(nn.Sequential(model) if type(model) in MODULES else model)
-    except Exception as error:  # anything that a forward may raise on a proxy
-        what = f"cannot trace {type(model).__name__} ({_reason(error)})"
-        raise UsageError(f"{what}: its forward must not branch on data") from None
-    builder = Builder(shape)
+    if inputs_of(model) > 1:
+        raise UsageError("cannot compile a model of several inputs: give all but the first a default")
     if math.prod(shape) >= 2**31:
         raise UsageError(f"an input of {math.prod(shape):,} numbers is too large to compile for")
     with torch.no_grad():
-        outputs = _walk(graph, torch.zeros(1, *shape), builder)
-    return Program(shape, outputs, rewritten(builder.operations, builder.shapes[0]))
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _walk(graph: fx.GraphModule, example: Tensor, builder: Builder) -> tuple[int, ...]:
-    """Translate every node; returns the shape of the result."""
-    real: dict[fx.Node, Any] = {}
-    refs: dict[fx.Node, Ref] = {}
-    run = fx.Interpreter(graph)
-    for node in graph.graph.nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: real[n])
-        if node.op == "placeholder":
-            if refs:
-                raise UsageError("cannot compile a model of several inputs")
-            real[node], refs[node] = example, Ref(0, example.ndim == 2)
-            continue
-        if node.op == "output":
-            return _finish(args[0], refs.get(node.args[0]), builder)
+        tracer = Tracer(torch.zeros(1, *shape), MODULES.__contains__)
         try:
-            real[node] = getattr(run, node.op)(node.target, args, kwargs)
-        except Exception as error:
-            what = f"the model does not take an input of shape {tuple(example.shape[1:])}"
-            raise UsageError(f"{what}: {_reason(error)}") from None
-        if any(n in refs for n in node.all_input_nodes) and isinstance(real[node], Tensor):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: refs.get(n, real[n]))
-            refs[node] = _translate(graph, node, args, kwargs, tuple(real[node].shape[1:]), builder)
-            if _in_place(graph, node):
-                _overwrite(refs, node, builder)
-    raise UsageError("cannot compile a model without a result")
+            graph = tracer.traced(model)
+        except UsageError:
+            raise
+        except Exception as error:  # anything that a forward may raise on a value it cannot see
+            what = f"cannot trace {type(model).__name__} ({reason(error)})"
+            raise UsageError(f"{what}: its forward must not branch on data") from None
+        walk = _Walk(graph, tracer, Builder(shape))
+        outputs = walk.outputs()
+    operations = rewritten(walk.builder.operations, walk.builder.shapes[0])
+    if walk.builder.moves:
+        _check_images(Program(shape, outputs, operations), model)
+    return Program(shape, outputs, operations)  # without what the check has laid out
+
+
+def _check_images(program: Program, model: nn.Module) -> None:
+    """Raise where the model computes something else of two images than of each."""
+    images = torch.randn(2, *program.inputs, generator=generator("compile", "images"))
+    try:
+        with torch.no_grad():
+            want = model(images)
+            got = program(images, threads=1)
+    except UsageError:
+        raise
+    except Exception as error:  # anything that a forward may raise
+        raise UsageError(f"cannot compile a model that does not take a batch of images: {reason(error)}") from None
+    near = isinstance(want, Tensor) and want.shape == got.shape
+    if not near or not torch.allclose(want.float(), got, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
+        raise UsageError("cannot compile a model whose result for an image depends on the others of its batch")
+
+
+class _Walk:
+    """Translates a graph's nodes in order."""
+
+    def __init__(self, graph: fx.GraphModule, tracer: Tracer, builder: Builder) -> None:
+        self.graph, self.builder = graph, builder
+        self.real = {node.name: value for node, value in tracer.real.items()}
+        self.refs: dict[fx.Node, Any] = {}
+
+    def outputs(self) -> tuple[int, ...]:
+        """Translate every node; returns the shape of the result for an image."""
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.refs[node] = Ref(0, tuple(self.real[node.name].shape))
+            elif node.op == "output":
+                return self._finish(node.args[0])
+            elif any(n in self.refs for n in node.all_input_nodes):
+                self._take(node)
+        raise UsageError("cannot compile a model without a result")
+
+    def _take(self, node: fx.Node) -> None:
+        real = self.real[node.name]
+        if isinstance(real, Tensor | tuple | list):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.refs.get(n, self.real[n.name]))
+            self.refs[node] = self._translated(node, args, kwargs, real)
+            if _in_place(self.graph, node):
+                self._overwrite(node)
+
+    def _translated(self, node: fx.Node, args: Any, kwargs: Any, real: Any) -> Any:
+        """A node as operations: a module's own arguments come before the input."""
+        rule, name = _rule(self.graph, node)
+        if node.op == "call_module":
+            args = (self.graph.get_submodule(str(node.target)), *args)
+        if rule is None:
+            raise UsageError(f"cannot compile {name}, which is not known")
+        shape = tuple(real.shape) if isinstance(real, Tensor) else None
+        try:
+            found = rule(self.builder, shape, *args, **kwargs)
+        except (TypeError, AttributeError, KeyError) as error:  # arguments that the rule does not have
+            raise UsageError(f"cannot compile {name} with these arguments ({reason(error)})") from None
+        if isinstance(real, Tensor) and (not isinstance(found, Ref) or math.prod(found.shape) != real.numel()):
+            raise UsageError(f"cannot compile {name} with a result of shape {shape}")
+        return replace(found, shape=shape) if isinstance(real, Tensor) and found.shape != shape else found
+
+    def _overwrite(self, node: fx.Node) -> None:
+        """Let every node that stood for the changed value stand for the result from here on."""
+        changed, new = node.args[0], self.refs[node]
+        old = self.refs.get(changed) if isinstance(changed, fx.Node) else None
+        if old is None or old == new:
+            return
+        shapes = self.builder.shapes
+        same = (old.index is None) == (new.index is None) and (old.index is None or torch.equal(old.index, new.index))
+        if not same or shapes[old.value] != shapes[new.value] or math.prod(old.shape) != math.prod(shapes[old.value]):
+            raise UsageError(f"cannot compile {node.name}, which changes its argument: write the result to a new name")
+        for other, ref in self.refs.items():
+            if isinstance(ref, Ref) and ref.value == old.value:
+                self.refs[other] = replace(ref, value=new.value)
+
+    def _finish(self, result: Any) -> tuple[int, ...]:
+        ref = self.refs.get(result) if isinstance(result, fx.Node) else None
+        if not isinstance(ref, Ref) or len(ref.shape) < 2 or ref.shape[0] != 1:
+            raise UsageError("cannot compile a model whose result is not one tensor made of its input, batch first")
+        builder = self.builder
+        ref = builder.plain(ref)
+        if ref.value != len(builder.operations) or ref.value == 0:
+            builder.scaled(ref, 1.0)
+        return ref.shape[1:]
+
+
+def _rule(graph: fx.GraphModule, node: fx.Node) -> tuple[Callable[..., Any] | None, str]:
+    """The rule of a node's module, function or method, and how to call it in a sentence."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return MODULES.get(type(module)), f"{type(module).__name__} ({str(node.target).removeprefix('model.')})"
+    return FUNCTIONS.get(node.target), f"{getattr(node.target, '__name__', node.target)}()"
 
 
 def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -103,49 +174,5 @@ def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else node.target.__name__
-    positional = node.target in (F.relu, F.relu6) and len(node.args) > 1 and node.args[1] is True
+    positional = node.target in INPLACE and len(node.args) > 1 and node.args[1] is True
     return name in ("iadd", "isub", "imul") or name.endswith("_") or bool(node.kwargs.get("inplace")) or positional
-
-
-def _overwrite(refs: dict[fx.Node, Ref], node: fx.Node, builder: Builder) -> None:
-    """Let every node that stood for the changed value stand for the result from here on."""
-    changed, new = node.args[0], refs[node]
-    if not isinstance(changed, fx.Node) or changed not in refs or refs[changed].value == new.value:
-        return
-    old = refs[changed]
-    if builder.shapes[old.value] != builder.shapes[new.value]:
-        raise UsageError(f"cannot compile {node.name}, which changes its argument: write the result to a new name")
-    for name, ref in refs.items():
-        if ref.value == old.value:
-            refs[name] = Ref(new.value, ref.flat)
-
-
-def _finish(result: Any, ref: Ref | None, builder: Builder) -> tuple[int, ...]:
-    if ref is None or not isinstance(result, Tensor) or result.ndim < 2:
-        raise UsageError("cannot compile a model whose result is not one tensor made of its input, batch first")
-    if ref.value != len(builder.operations) or ref.value == 0:
-        builder.pointwise([(ref, 1.0)])
-    return tuple(result.shape[1:])
-
-
-def _translate(
-    graph: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any, shape: tuple[int, ...], builder: Builder
-) -> Ref:
-    """A node as operations: a module's own arguments come before the input."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        rule, name = MODULES.get(type(module)), f"{type(module).__name__} ({node.target})"
-        args = (module, *args)
-    else:
-        rule = FUNCTIONS.get(node.target)
-        name = f"{getattr(node.target, '__name__', node.target)}()"
-    if rule is None:
-        raise UsageError(
-            f"cannot compile {name}: known are convolutions, linear layers, batch norm, clamping activations, pools, "
-            "adds, flattening and concatenation"
-        )
-    ref: Ref = rule(builder, shape, *args, **kwargs)
-    have = builder.shapes[ref.value]
-    if math.prod(have) != math.prod(shape) or (not ref.flat and have != shape):
-        raise UsageError(f"cannot compile {name} with a result of shape (N, {', '.join(map(str, shape))})")
-    return ref

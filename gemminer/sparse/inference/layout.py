@@ -1,9 +1,4 @@
-"""A compiled network's operations, and where their values lie in memory.
-
-Everything linear is a Sum: out[o, y, x] = clamp(bias[o] + sum over its entries of value * in[channel, y * s + dy,
-x * s + dx]), zero outside the map. Convolutions, linear layers, folded batch norm, residual adds, strided slices
-and concatenation are all entries. A program is a list of Sums and Pools; value 0 is the input and value i + 1 the
-result of operation i.
+"""Where a program's values lie in memory, and the instructions of the kernels.
 
 A Layout places the values in one scratch array for groups of `lanes` images (see `kernels`), reusing the memory
 of values no longer needed. Entries read a value where it lies if output and value have one size and the stride is 1,
@@ -19,63 +14,20 @@ from typing import Any
 import numpy as np
 
 from gemminer.sparse.inference import kernels
-from gemminer.sparse.inference.kernels import VECTOR
-
-Array = np.ndarray[Any, Any]
-Shape = tuple[int, int, int]  # channels, height, width
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Weights of a Sum that read one value with one stride: five vectors of equal length."""
-
-    source: int
-    stride: tuple[int, int]
-    row: Array
-    channel: Array
-    dy: Array
-    dx: Array
-    value: Array
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def take(self, which: Array) -> Entries:
-        """A part of the entries, by index or flags."""
-        parts = (self.row, self.channel, self.dy, self.dx, self.value)
-        return Entries(self.source, self.stride, *(part[which] for part in parts))
-
-
-@dataclass(frozen=True)
-class Sum:
-    """clamp(bias + sum of entries, low, high), a row an output channel."""
-
-    shape: Shape
-    entries: tuple[Entries, ...]
-    bias: Array
-    low: float = -math.inf
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The largest or the mean over windows of the given channels of a value."""
-
-    shape: Shape
-    source: int
-    channel: Array
-    largest: bool
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def taps(self) -> tuple[Array, Array]:
-        """dy and dx of the window's cells."""
-        grid = np.mgrid[: self.window[0], : self.window[1]].reshape(2, -1)
-        return grid[0] - self.padding[0], grid[1] - self.padding[1]
-
-
-Operation = Sum | Pool
+from gemminer.sparse.inference.operations import (
+    Apply,
+    Array,
+    Attention,
+    Constant,
+    Gather,
+    Norm,
+    Operation,
+    Planar,
+    Pool,
+    Shape,
+    Sum,
+)
+from gemminer.sparse.inference.tiles import VECTOR, WIDEST
 
 
 def _up(n: int) -> int:
@@ -90,6 +42,7 @@ class _Maps:
     plane: int
     pitch: int
     lead: int  # floats of upper padding before the first channel, zero
+    work: int  # where its operation has room for itself
 
 
 @dataclass
@@ -116,7 +69,7 @@ class _Split:
 def _direct(op: Operation, source: Shape, stride: tuple[int, int]) -> bool:
     """Whether entries can read the value where it lies."""
     if op.shape[1:] == (1, 1):
-        return isinstance(op, Sum) or op.padding == (0, 0)
+        return not isinstance(op, Pool) or op.padding == (0, 0)
     return isinstance(op, Sum) and stride == (1, 1) and op.shape[1:] == source[1:]
 
 
@@ -134,12 +87,26 @@ class Plan:
             if isinstance(op, Pool):
                 dy, dx = op.taps()
                 self._reads(i, op, op.source, op.stride, op.channel, dy, dx)
+            elif isinstance(op, Planar):
+                for planes in op.planes:
+                    self.last[planes.source] = max(self.last[planes.source], i)
             else:
                 for e in op.entries:
                     self._reads(i, op, e.source, e.stride, e.channel, e.dy, e.dx)
         for split in self.splits.values():
             pad = self.pad[split.size]
             pad[1] = max(pad[1], max(0, -split.low[1]) + max(0, split.high[1]))
+
+    def work(self, i: int) -> int:
+        """Floats that operation `i` needs beside its operands and its result."""
+        op = self.operations[i]
+        if isinstance(op, Norm):
+            return 2 * kernels.STRETCH
+        if not isinstance(op, Attention):
+            return 0
+        queries, keys = (math.prod(self.shapes[v][1:]) for v in (i + 1, op.planes[1].source))
+        depth, wide = len(op.planes[0].channel) // op.heads, op.shape[0] // op.heads
+        return _up(depth * _up(queries) + (depth + wide) * keys + (keys + 3) * _up(queries)) + VECTOR
 
     @staticmethod
     def key(i: int, op: Operation, source: int, stride: tuple[int, int]) -> Any:
@@ -191,9 +158,11 @@ class Plan:
             ph, pw = self.pad[height, width]
             pitch = width + pw
             lead, plane = _up((ph * pitch + pw) * lanes), _up((height + ph) * pitch * lanes)
-            maps.append(_Maps(space.take(lead + channels * plane, time, self.last[which]) + lead, plane, pitch, lead))
+            base = space.take(lead + channels * plane, time, self.last[which])
+            work = space.take(needed, time, time) if time >= 0 and (needed := self.work(time)) else 0
+            maps.append(_Maps(base + lead, plane, pitch, lead, work))
             end = max(end, (ph * pitch + pw) * lanes)  # the last vectors may read past the last plane
-        return maps, space.size + end + 2 * kernels.WIDEST * VECTOR
+        return maps, space.size + end + 2 * WIDEST * VECTOR
 
 
 class _Space:
@@ -240,9 +209,12 @@ class Layout:
                     self._split(split)
             if isinstance(op, Pool):
                 self._pool(i, op)
-            else:
+            elif isinstance(op, Sum):
                 self._sum(i, op)
+            else:
+                self._planar(i, op)
         self._emit(kernels.OUTPUT, *self._whole(-1))
+        self.kernel = kernels.run_all if any(isinstance(op, Planar) for op in plan.operations) else kernels.run
 
         def joined(parts: list[Array], dtype: Any, *columns: int) -> Array:
             return np.ascontiguousarray(np.concatenate([np.empty((0, *columns)), *parts]), dtype=dtype)
@@ -271,6 +243,58 @@ class Layout:
             height, width = 1, height * width  # one long row
         pitch = maps.pitch if height > 1 else width
         return channels, height, width, maps.origin, maps.plane, pitch, maps.lead
+
+    def _planar(self, i: int, op: Planar) -> None:
+        """An instruction with a table of where each operand's planes begin."""
+        tables = [
+            self.maps[p.source].origin + p.channel.astype(np.int64) * self.maps[p.source].plane for p in op.planes
+        ]
+        first, whole = self._counts["table"], self._whole(i + 1)
+        if isinstance(op, Apply):
+            spread = len(op.planes) == 2 and self.plan.shapes[op.planes[1].source][1:] != op.shape[1:]
+            self._emit(kernels.APPLY, *whole, kernels.NUMBERS[op.function], first, int(spread))
+            table = np.stack(tables * (3 - len(tables)), 1)
+        elif isinstance(op, Norm):
+            self._emit(kernels.NORM, *whole, self.maps[i + 1].work, first, low=op.eps)
+            table = np.stack(tables * 2, 1)
+        elif isinstance(op, Attention):
+            table = np.concatenate(tables)
+            table = np.stack([table, table], 1)
+            self._attention(i, op, whole, first)
+        else:
+            self._numbers(op, whole)
+            return
+        self._table.append(np.pad(table, ((0, 0), (0, 1))))
+        self._counts["table"] += len(table)
+
+    def _attention(self, i: int, op: Attention, whole: tuple[int, ...], first: int) -> None:
+        keys = op.planes[1].source
+        (_, rows, columns), pitch = self.plan.shapes[keys], self.maps[keys].pitch
+        depth, line = len(op.planes[0].channel) // op.heads, _up(math.prod(op.shape[1:]))
+        mask = sum(map(len, self._mask_parts))
+        self._mask_parts.append(np.full(line, -1, np.int32))
+        fields = (op.heads, depth, first, self.maps[i + 1].work, rows, columns, pitch, mask, self._counts["entries"])
+        self._emit(kernels.ATTENTION, *whole, *fields, low=op.scale)
+        self._append(np.arange(max(depth, rows * columns)) * line, None)
+
+    def _numbers(self, op: Gather | Constant, whole: tuple[int, ...]) -> None:
+        kind = kernels.CONSTANT if isinstance(op, Constant) else kernels.GATHER
+        self._emit(kind, *whole, self._counts["entries"])
+        if isinstance(op, Constant):
+            self._append(None, op.data.reshape(-1))
+            return
+        (planes,) = op.planes
+        source = self.maps[planes.source]
+        _, height, width = self.plan.shapes[planes.source]
+        which, y, x = np.unravel_index(op.index.reshape(-1), (len(planes.channel), height, width))
+        self._append(source.origin + planes.channel[which] * source.plane + (y * source.pitch + x) * self.lanes, None)
+
+    def _append(self, offset: Array | None, value: Array | None) -> None:
+        """Offsets or values without the other."""
+        count = len(value if offset is None else offset)  # type: ignore[arg-type]
+        self._offsets.append(np.zeros(count, np.int64) if offset is None else offset)
+        self._values.append(np.zeros(count, np.float32) if value is None else value)
+        self._counts["entries"] += count
 
     def _split(self, split: _Split) -> None:
         (sy, sx), source = split.stride, self.maps[split.source]
@@ -378,5 +402,5 @@ class Layout:
             scratch = self.scratch.pop()
         except IndexError:
             scratch = self.memory()
-        kernels.run(images, logits, begin, end, self.lanes, *self.tables, scratch)
+        self.kernel(images, logits, begin, end, self.lanes, *self.tables, scratch)
         self.scratch.append(scratch)

@@ -26,7 +26,21 @@ from torch import Tensor
 from gemminer.core import numbers
 from gemminer.core.errors import GemminerError, UsageError, in_words
 from gemminer.core.files import as_path, atomic
-from gemminer.sparse.inference.layout import Array, Entries, Layout, Operation, Plan, Pool, Sum
+from gemminer.sparse.inference.layout import Layout, Plan
+from gemminer.sparse.inference.operations import (
+    Apply,
+    Array,
+    Attention,
+    Constant,
+    Entries,
+    Gather,
+    Norm,
+    Operation,
+    Planar,
+    Planes,
+    Pool,
+    Sum,
+)
 from gemminer.sparse.inference.validation import (
     CODES,
     FLOATS,
@@ -43,6 +57,7 @@ from gemminer.sparse.threads import require_compiler, run_on_threads
 Images = TypeVar("Images", Tensor, Array)
 
 FORMAT = "gemminer.program/1"
+SECOND = "gemminer.program/2"  # with operations that the first did not have
 LANES = (64, 32, 16, 8, 4, 2, 1)
 # Bytes that the maps of a group may take: most of a second-level cache of a megabyte; or, as each group reads the
 # weights again, four times the weights' bytes (VGG-16 at 1.4%: 8 images instead of 1, twice as fast).
@@ -58,7 +73,7 @@ class Program:
     Args:
         inputs: the shape of one image: (C, H, W) or (features,).
         outputs: the shape of one image's result.
-        operations: Sums and Pools, the last one's value being the result.
+        operations: what is computed, in order, the last one's value being the result.
 
     Raises:
         GemminerError: operations that do not fit together.
@@ -142,22 +157,27 @@ class Program:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file in place of any, atomically; its size grows with the number of kept weights."""
         path = Path(path)
-        terms = [e for op in self.operations if isinstance(op, Sum) for e in op.entries]
-        packed = [_pack(e, _channels(self.inputs, self.operations, e.source)) for e in terms]
-        boxes = iter([box for box, _, _ in packed])
+        steps, values, biases, rows = [np.empty(0, np.int64)], [np.empty(0, np.float32)], [np.empty(0, np.float32)], []
+        for op in self.operations:
+            boxes = []
+            for e in op.entries if isinstance(op, Sum) else ():
+                box, step, value = _pack(e, _channels(self.inputs, self.operations, e.source))
+                boxes.append(box)
+                steps.append(step)
+                values.append(value)
+            if isinstance(op, Gather):
+                steps.append(_unsigned(np.diff(op.index, prepend=0)))
+            if isinstance(op, Sum | Constant):
+                biases.append(op.bias if isinstance(op, Sum) else op.data.reshape(-1))
+            rows.append(_as_json(op, boxes))
         header = {
-            "format": FORMAT,
+            "format": SECOND if any(isinstance(op, Planar) for op in self.operations) else FORMAT,
             "inputs": self.inputs,
             "outputs": self.outputs,
-            "operations": [_as_json(op, boxes) for op in self.operations],
+            "operations": rows,
         }
-        tensors = {
-            "value": np.concatenate([np.empty(0, np.float32), *(value for _, _, value in packed)]),
-            "index": _to_bytes(np.concatenate([np.empty(0, np.int64), *(steps for _, steps, _ in packed)])),
-            "bias": np.concatenate(
-                [op.bias for op in self.operations if isinstance(op, Sum)] or [np.empty(0, np.float32)]
-            ),
-        }
+        index = _to_bytes(np.concatenate(steps))
+        tensors = {"value": np.concatenate(values), "index": index, "bias": np.concatenate(biases)}
         header["sha256"] = _checksum(header, tensors)
         with atomic(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"gemminer": json.dumps(header, separators=(",", ":"))}))
@@ -187,8 +207,8 @@ class Program:
             header = json.loads(facts["gemminer"])
             if not isinstance(header, dict):
                 raise GemminerError("it is a damaged program: its header is no JSON object")
-            if header.get("format") != FORMAT:
-                raise GemminerError(f"it has format {header.get('format')!r:.50}; this version reads {FORMAT!r}")
+            if header.get("format") not in (FORMAT, SECOND):
+                raise GemminerError(f"it has format {header.get('format')!r:.50}; this version reads {SECOND!r}")
             tensors = {name: file.get_tensor(name) for name in ("value", "index", "bias")}
         if _checksum(header, tensors) != header.pop("sha256", None):
             raise GemminerError("it is damaged: its checksum differs from the one saved with it")
@@ -269,16 +289,42 @@ def _from_bytes(text: Array) -> Array:
     return np.add.reduceat((text & 127).astype(np.int64) << (7 * place), first)
 
 
-def _as_json(op: Operation, boxes: Any) -> dict[str, Any]:
+def _unsigned(numbers: Array) -> Array:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+    return np.asarray((numbers.astype(np.int64) << 1) ^ (numbers.astype(np.int64) >> 63))
+
+
+def _signed(numbers: Array) -> Array:
+    return np.asarray((numbers >> 1) ^ -(numbers & 1))
+
+
+# Kind in a file -> class and the fields that are plain numbers or words.
+KINDS: dict[str, tuple[type[Planar], tuple[str, ...]]] = {
+    "apply": (Apply, ("function",)),
+    "norm": (Norm, ("eps",)),
+    "attention": (Attention, ("heads", "scale")),
+    "gather": (Gather, ()),
+    "constant": (Constant, ()),
+}
+
+
+def _as_json(op: Operation, boxes: list[list[int]]) -> dict[str, Any]:
     if isinstance(op, Pool):
-        runs = op.channel.tolist()
         kind = "max" if op.largest else "mean"
         fields = {"source": op.source, "window": op.window, "stride": op.stride, "padding": op.padding}
-        channel = None if runs == list(range(len(runs))) else runs
-        return {"kind": kind, "shape": op.shape, "channel": channel, **fields}
+        return {"kind": kind, "shape": op.shape, "channel": _runs(op.channel), **fields}
+    if isinstance(op, Planar):
+        kind, names = next((kind, names) for kind, (known, names) in KINDS.items() if type(op) is known)
+        planes = [[p.source, len(p.channel), _runs(p.channel)] for p in op.planes]
+        return {"kind": kind, "shape": op.shape, "planes": planes, **{name: getattr(op, name) for name in names}}
     limits = [bound if math.isfinite(bound) else None for bound in (op.low, op.high)]
-    entries = [[e.source, *e.stride, *next(boxes), len(e)] for e in op.entries]
+    entries = [[e.source, *e.stride, *box, len(e)] for e, box in zip(op.entries, boxes, strict=True)]
     return {"kind": "sum", "shape": op.shape, "limits": limits, "entries": entries}
+
+
+def _runs(channel: Array) -> list[int] | None:
+    which: list[int] = channel.tolist()
+    return None if which == list(range(len(which))) else which
 
 
 def _from_json(
@@ -287,7 +333,7 @@ def _from_json(
     inputs, outputs = tuple(map(whole, header["inputs"])), tuple(map(whole, header["outputs"]))
     need(len(inputs) in (1, 3), "the input's shape")
     operations: list[Operation] = []
-    at = rows = 0
+    at = step = rows = 0  # of values, indices and biases
     for row in header["operations"]:
         c, h, w = map(whole, row["shape"])
         need(c * h * w <= FLOATS, "a shape too large")
@@ -297,22 +343,51 @@ def _from_json(
             pool = Pool((c, h, w), whole(row["source"]), channel, row["kind"] == "max", window, stride, padding)
             operations.append(pool)
             continue
+        if row["kind"] in KINDS:
+            cells = c * h * w
+            fields: dict[str, Any] = {}
+            if row["kind"] == "gather":
+                need(step + cells <= len(steps), "an order")
+                fields["index"] = np.cumsum(_signed(steps[step : step + cells]))
+                step += cells
+            if row["kind"] == "constant":
+                need(rows + cells <= len(bias), "a constant")
+                fields["data"] = bias[rows : rows + cells].reshape(c, h, w)
+                rows += cells
+            operations.append(_planar(row, (c, h, w), fields))
+            continue
         if row["kind"] != "sum":
             raise GemminerError(f"it has an operation of kind {row['kind']!r:.50}, which this version does not know")
         entries = []
         for source, sy, sx, *box, count in row["entries"]:
-            if whole(source) > len(operations) or at + whole(count) > len(steps) or len(box) != 4:
+            if whole(source) > len(operations) or step + whole(count) > len(steps) or len(box) != 4:
                 raise GemminerError("it is a damaged program: its entries do not fit")
-            channels, here = _channels(inputs, tuple(operations), source), slice(at, at + count)
-            entries.append(_unpack(source, _two((sy, sx)), box, (c, channels), steps[here], value[here]))
-            at += count
+            channels = _channels(inputs, tuple(operations), source)
+            part = steps[step : step + count], value[at : at + count]
+            entries.append(_unpack(source, _two((sy, sx)), box, (c, channels), *part))
+            at, step = at + count, step + count
         low, high = row["limits"]
         limits = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
         operations.append(Sum((c, h, w), tuple(entries), bias[rows : rows + c], *limits))
         rows += c
-    if (at, at, rows) != (len(steps), len(value), len(bias)):
+    if (step, at, rows) != (len(steps), len(value), len(bias)):
         raise GemminerError("it is a damaged program: its vectors have other lengths")
     return inputs, outputs, tuple(operations)
+
+
+def _planar(row: dict[str, Any], shape: tuple[int, int, int], fields: dict[str, Any]) -> Planar:
+    made, names = KINDS[row["kind"]]
+    planes = []
+    for source, count, which in row["planes"]:
+        need(whole(count) <= FLOATS, "a channel")
+        channel = np.arange(count, dtype=np.int32) if which is None else _channels_of(which)
+        need(len(channel) == count, "a channel")
+        planes.append(Planes(whole(source), channel))
+    for name in names:
+        kind = {"function": str, "heads": int}.get(name, float)
+        need(type(row[name]) is kind, f"an operation's {name}")
+        fields[name] = row[name]
+    return made(shape=shape, planes=tuple(planes), **fields)
 
 
 def _two(numbers: Any) -> tuple[int, int]:

@@ -21,7 +21,19 @@ from typing import Any
 import numpy as np
 
 from gemminer.core.folding import foldable, folded, read, settled
-from gemminer.sparse.inference.layout import Array, Entries, Operation, Pool, Shape, Sum
+from gemminer.sparse.inference.kernels import values_of
+from gemminer.sparse.inference.operations import (
+    Apply,
+    Array,
+    Constant,
+    Entries,
+    Operation,
+    Planar,
+    Planes,
+    Pool,
+    Shape,
+    Sum,
+)
 
 
 def rewritten(operations: Sequence[Operation], inputs: Shape) -> tuple[Operation, ...]:
@@ -30,7 +42,9 @@ def rewritten(operations: Sequence[Operation], inputs: Shape) -> tuple[Operation
 
 
 def _sources(op: Operation) -> list[int]:
-    return [op.source] if isinstance(op, Pool) else [e.source for e in op.entries]
+    if isinstance(op, Pool):
+        return [op.source]
+    return [part.source for part in (op.planes if isinstance(op, Planar) else op.entries)]
 
 
 def _trimmed(operations: Sequence[Operation], inputs: Shape) -> list[Operation]:
@@ -108,10 +122,13 @@ def _fold(operations: list[Operation], inputs: Shape) -> list[Operation]:
     known.append(_unknown(0, inputs[0], -math.inf, math.inf))
     shapes = [inputs, *(op.shape for op in operations)]
     # Values whose every row must be right; Sums read no row that is known to be zero.
-    whole = {len(operations), *(op.source for op in operations if isinstance(op, Pool))}
+    whole = {len(operations), *(s for op in operations if not isinstance(op, Sum) for s in _sources(op))}
     for value, op in enumerate(operations, 1):
         if isinstance(op, Pool):
             op, facts = _fold_pool(op, value, known, value in whole)
+        elif isinstance(op, Planar):
+            facts = _unknown(value, op.shape[0], -math.inf, math.inf)
+            facts.constant = _planar_constants(op, known)
         else:
             op = _fold_sum(op, known, shapes)
             facts = _facts(op, value, known, shapes)
@@ -138,6 +155,21 @@ def _fold_pool(op: Pool, value: int, known: list[_Channels], whole: bool) -> tup
     facts = _unknown(value, op.shape[0], low, high)
     facts.constant = np.where(constant == 0, 0.0, np.nan) if padded else constant
     return op, facts
+
+
+def _planar_constants(op: Planar, known: list[_Channels]) -> Array:
+    """(channels,): what the planes of a formula are whose operands are constants, and planes of one number."""
+    constant = np.full(op.shape[0], np.nan)
+    if isinstance(op, Apply):
+        operands = np.stack([known[p.source].constant[p.channel] for p in op.planes])
+        fixed = ~np.isnan(operands).any(0)
+        constant[fixed] = values_of(op.function, *operands[:, fixed]) if fixed.any() else 0
+        if op.function == "mul":
+            constant[(operands == 0).any(0)] = 0
+    elif isinstance(op, Constant):
+        planes = op.data.reshape(op.shape[0], -1)
+        constant = np.where((planes == planes[:, :1]).all(1), planes[:, 0], np.nan)
+    return constant
 
 
 def _fold_sum(op: Sum, known: list[_Channels], shapes: list[Shape]) -> Sum:
@@ -184,6 +216,15 @@ def _compacted(operations: list[Operation], inputs: Shape) -> list[Operation]:
         op, rows = operations[value - 1], live[value]
         if isinstance(op, Pool):
             live[op.source][op.channel[rows]] = True
+        elif isinstance(op, Planar):
+            rows[:] = rows | (rows.any() and not isinstance(op, Apply | Constant))  # all of them, or none
+            for planes in op.planes:
+                channel = (
+                    planes.channel[rows]
+                    if isinstance(op, Apply)
+                    else planes.channel[: rows.any() * len(planes.channel)]
+                )
+                live[planes.source][channel] = True
         else:
             for e in op.entries:
                 live[e.source] |= read(e.row, e.channel, rows, len(live[e.source]))
@@ -203,6 +244,12 @@ def _renumbered(op: Operation, rows: Array, row_place: Array, number: Array, pla
     if isinstance(op, Pool):
         channel = place[op.source][op.channel[rows]].astype(np.int32)
         return replace(op, shape=shape, source=int(number[op.source]), channel=channel)
+    if isinstance(op, Planar):
+        mine = rows if isinstance(op, Apply) else slice(None)
+        planes = tuple(Planes(int(number[p.source]), place[p.source][p.channel[mine]]) for p in op.planes)
+        if isinstance(op, Constant):
+            return replace(op, shape=shape, data=op.data[rows].astype(np.float32))
+        return replace(op, shape=shape, planes=planes)
     groups: dict[tuple[int, tuple[int, int]], list[Entries]] = {}
     for e in op.entries:
         e = e.take(rows[e.row])

@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 
 from gemminer.core.errors import GemminerError
-from gemminer.sparse.inference.layout import Array, Entries, Operation, Pool, Shape, Sum
+from gemminer.sparse.inference.kernels import FORMULAS
+from gemminer.sparse.inference.operations import (
+    Apply,
+    Array,
+    Attention,
+    Entries,
+    Gather,
+    Norm,
+    Operation,
+    Planar,
+    Pool,
+    Shape,
+    Sum,
+)
 
 MOST = 2**31 - 1  # of a size, a stride, a position: offsets are 32-bit
 CODES = 2**62  # codes of strided planes: (channel * stride + row) * stride + column
@@ -54,6 +67,8 @@ def check_operations(inputs: tuple[int, ...], outputs: tuple[int, ...], operatio
         need(math.prod(op.shape) <= FLOATS, "a shape too large")
         if isinstance(op, Pool):
             _check_pool(op, shapes)
+        elif isinstance(op, Planar):
+            _check_planar(op, shapes)
         else:
             need(op.bias.shape == op.shape[:1] and bool(np.isfinite(op.bias).all()), "a bias")
             need(all(abs(limit) <= _LARGEST or math.isinf(limit) for limit in (op.low, op.high)), "a limit")
@@ -106,3 +121,38 @@ def _check_pool(op: Pool, shapes: list[Shape]) -> None:
     need(len(op.channel) * phases <= FLOATS // 16, "a pool's window")
     for n, out, window, stride, padding in zip(size, op.shape[1:], op.window, op.stride, op.padding, strict=True):
         need(2 * padding <= window <= n + 2 * padding and (out - 1) * stride - padding < n, "a pool's window")
+
+
+def _check_planar(op: Planar, shapes: list[Shape]) -> None:
+    sizes = []
+    for planes in op.planes:
+        need(0 <= planes.source < len(shapes), "a source")
+        channels, *size = shapes[planes.source]
+        need(_whole_numbers(planes.channel, len(planes.channel)) and len(planes.channel) <= FLOATS, "a channel")
+        need(not len(planes.channel) or 0 <= planes.channel.min() <= planes.channel.max() < channels, "a channel")
+        sizes.append(size)
+    size, counts = list(op.shape[1:]), [len(planes.channel) for planes in op.planes]
+    if isinstance(op, Apply):
+        need(op.function in FORMULAS and len(sizes) == FORMULAS[op.function][0], "a function")
+        need(counts == [op.shape[0]] * len(sizes), "a function's channels")
+        need(sizes[0] == size and sizes[-1] in (size, [1, 1]), "a function's operands")
+    elif isinstance(op, Norm):
+        need(sizes == [size] and counts == [op.shape[0]] and op.shape[0] > 0, "a norm")
+        need(0 <= op.eps <= _LARGEST, "a norm's eps")
+    elif isinstance(op, Attention):
+        _check_attention(op, sizes, counts)
+    elif isinstance(op, Gather):
+        need(len(sizes) == 1, "an order")
+        index, most = op.index, counts[0] * math.prod(sizes[0])
+        need(index.dtype.kind == "i" and index.shape == (math.prod(op.shape),), "an order")
+        need(not len(index) or 0 <= index.min() <= index.max() < most, "an order")
+    else:
+        need(op.data.shape == op.shape and bool(np.isfinite(op.data).all()), "a constant")
+
+
+def _check_attention(op: Attention, sizes: list[list[int]], counts: list[int]) -> None:
+    need(len(sizes) == 3 and sizes[0] == list(op.shape[1:]) and sizes[1] == sizes[2], "an attention's tokens")
+    need(0 < op.heads <= MOST and abs(op.scale) <= _LARGEST, "an attention's heads")
+    queries, keys, values = counts
+    need(0 < queries == keys and 0 < values == op.shape[0], "an attention's channels")
+    need(queries % op.heads == 0 and values % op.heads == 0, "an attention's channels")

@@ -7,7 +7,7 @@ import pytest
 
 from gemminer import models
 from gemminer.sparse.inference.compiler import compile
-from gemminer.sparse.inference.layout import Sum
+from gemminer.sparse.inference.operations import Sum
 from tests.sparse.inference.helpers import assert_equal, images, masked
 
 

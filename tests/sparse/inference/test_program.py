@@ -115,6 +115,32 @@ def test_saved_and_loaded_programs_are_equal(name: str, tmp_path: Path) -> None:
     assert again.save(tmp_path / "again").read_bytes() == (tmp_path / "net").read_bytes()
 
 
+OLD = (
+    b'\xa8\x02\x00\x00\x00\x00\x00\x00{"__metadata__":{"gemminer":"{\\"format\\":\\"gemminer.program/1\\",\\"inputs\\":[1,3,3],'
+    b'\\"outputs\\":[2],\\"operations\\":[{\\"kind\\":\\"sum\\",\\"shape\\":[2,2,2],\\"limits\\":[0.0,null],\\"entries\\":[[0,1,1,0,0'
+    b',2,2,5]]},{\\"kind\\":\\"max\\",\\"shape\\":[2,1,1],\\"channel\\":null,\\"source\\":1,\\"window\\":[2,2],\\"stride\\":[2,2],\\"p'
+    b'adding\\":[0,0]},{\\"kind\\":\\"sum\\",\\"shape\\":[2,1,1],\\"limits\\":[null,null],\\"entries\\":[[2,1,1,0,0,1,1,3]]}],\\"sha25'
+    b'6\\":\\"8216016b447378cb3506db799f39f94403d2f0c993ecbe3a557fd87beac8f1f4\\"}"},"bias":{"dtype":"F32","shape":[4],"data_o'
+    b'ffsets":[0,16]},"value":{"dtype":"F32","shape":[8],"data_offsets":[16,48]},"index":{"dtype":"U8","shape":[8],"data_off'
+    b'sets":[48,56]}}     \x00\x00\x80\xbf\x00\x00\x00\x00\x00\x00\x80\xbf\x00\x00\x00\x00\x00\x00\x80\xbf\x00\x00\x80?'
+    b"\x00\x00\x80\xbf\x00\x00\x80?\x00\x00\x80\xbf\x00\x00\x80\xbf\x00\x00\x80?\x00\x00\x80\xbf\x00\x02\x01\x02\x01\x00\x02\x01"
+)
+
+
+def test_a_program_of_the_first_format_loads_and_is_written_as_it_was(tmp_path: Path) -> None:
+    """Saved before there was a second format, which only programs with its operations have."""
+    (tmp_path / "old").write_bytes(OLD)
+    program = Program.load(tmp_path / "old")
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.arange(p.numel()).reshape(p.shape) % 3 - 1.0)
+    assert_equal(program, model, images(3, 1, 3, 3))
+    assert compile(model, input_shape=(1, 3, 3)).save(tmp_path / "new").read_bytes() == OLD
+    second = compile(nn.Sequential(nn.Linear(2, 2), nn.SiLU()), input_shape=(2,)).save(tmp_path / "second")
+    assert b"gemminer.program/2" in second.read_bytes()
+
+
 def test_indices_come_back() -> None:
     numbers = np.array([0, 1, 127, 128, 300, 2**20, 2**40, 0], np.int64)
     assert _from_bytes(_to_bytes(numbers)).tolist() == numbers.tolist()
@@ -179,18 +205,77 @@ FORGERIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    """Gather, Norm, Apply, Attention, Constant, in this order among sums."""
+    net = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", batch_first=True))
+    return compile(Shifted(net), input_shape=(3, 2, 2)).save(tmp_path / "tokens.safetensors")
+
+
+class Shifted(nn.Module):
+    """A constant for each number, a gate, and a body."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.body(x * x.mean((2, 3), keepdim=True) + torch.arange(12.0).reshape(3, 2, 2))
+        return out
+
+
+def _of(header: dict[str, Any], kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(op for op in header["operations"] if op["kind"] == kind)
+    return found
+
+
+TOKEN_FORGERIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+    "another function": lambda header, t: _of(header, "apply").update(function="system"),
+    "a function of fewer": lambda header, t: _of(header, "apply").update(function="silu"),
+    "no function": lambda header, t: _of(header, "apply").update(function=7),
+    "an operand behind": lambda header, t: _of(header, "apply")["planes"][0].__setitem__(0, 99),
+    "an operand before": lambda header, t: _of(header, "apply")["planes"][0].__setitem__(0, -1),
+    "a channel beside": lambda header, t: _of(header, "apply")["planes"][0].__setitem__(2, [0, 1, 9]),
+    "fewer channels": lambda header, t: _of(header, "apply")["planes"][0].__setitem__(1, 2),
+    "another size": lambda header, t: _of(header, "apply").update(shape=[3, 4, 1]),
+    "three operands": lambda header, t: _of(header, "apply")["planes"].append([0, 3, None]),
+    "no heads": lambda header, t: _of(header, "attention").update(heads=0),
+    "heads that do not divide": lambda header, t: _of(header, "attention").update(heads=3),
+    "half a head": lambda header, t: _of(header, "attention").update(heads=2.0),
+    "a scale that is none": lambda header, t: _of(header, "attention").update(scale=float("nan")),
+    "no values": lambda header, t: _of(header, "attention")["planes"].pop(),
+    "fewer keys": lambda header, t: _of(header, "attention")["planes"][1].__setitem__(1, 2),
+    "an eps below zero": lambda header, t: _of(header, "norm").update(eps=-1.0),
+    "a norm of fewer": lambda header, t: _of(header, "norm")["shape"].__setitem__(0, 3),
+    "an order beside": lambda header, t: _of(header, "gather")["planes"][0].__setitem__(1, 1),
+    "a longer order": lambda header, t: _of(header, "gather").update(shape=[9, 9, 9]),
+    "a longer constant": lambda header, t: _of(header, "constant").update(shape=[999, 2, 2]),
+    "a constant that is none": lambda header, t: t["bias"].__setitem__(slice(None), np.inf),
+}
+
+
+@pytest.mark.parametrize("forgery", TOKEN_FORGERIES)
+def test_forged_files_of_the_second_format_are_refused(forgery: str, tokens: Path) -> None:
+    forge(tokens, TOKEN_FORGERIES[forgery])
+    refused(tokens)
+
+
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_files_are_refused(forgery: str, saved: Path) -> None:
     """With a right checksum: nothing a kernel follows may point outside."""
+    forge(saved, FORGERIES[forgery])
+    refused(saved)
+
+
+def forge(saved: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     from gemminer.sparse.inference.program import _checksum
 
     with safe_open(saved, framework="np") as file:
         header = json.loads(file.metadata()["gemminer"])
     tensors = load_file(saved)
-    FORGERIES[forgery](header, tensors)
+    change(header, tensors)
     header["sha256"] = _checksum(header, tensors)
     save_file(tensors, saved, metadata={"gemminer": json.dumps(header)})
-    refused(saved)
 
 
 def test_saving_is_atomic(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
