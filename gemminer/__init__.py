@@ -24,6 +24,7 @@ from gemminer.core.ticket import Ticket
 from gemminer.runs.checks import CheckResult as Verdict
 from gemminer.runs.search_object import Search
 from gemminer.runs.typed import TrainResult
+from gemminer.training.pretrain import Pretrain
 
 if TYPE_CHECKING:
     from gemminer.core.compacting import compact
@@ -38,6 +39,7 @@ __all__ = [
     "GemminerError",
     "Hold",
     "Monitor",
+    "Pretrain",
     "Scores",
     "Search",
     "Smallest",

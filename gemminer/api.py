@@ -24,6 +24,7 @@ from gemminer.runs.recipe import DEFAULT_CHECKS
 from gemminer.runs.settings import check_length, draw_of, resolve
 from gemminer.runs.typed import MineOptions, TrainOptions, TrainResult
 from gemminer.training.losses import Loss, Metric, Step, cross_entropy
+from gemminer.training.pretrain import Pretrain
 from gemminer.training.ranks import Distributed
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def mine(
     exclude: str | Sequence[str] = (),
     embeddings: bool = False,
     within: Ticket | Mapping[str, Tensor] | None = None,
+    pretrain: Pretrain | str | None = None,
     engine: str = "auto",
     precision: str = "fp32",
     accumulate: int = 1,
@@ -90,6 +92,7 @@ def mine(
         embeddings: prune embedding tables too, also those an output layer shares.
         within: a ticket of this model, or masks by parameter name, inside which the search stays: what it keeps is a
             part of that, still `density` of all prunable weights, and checks stay inside too. It computes densely.
+        pretrain: a `gemminer.Pretrain`, or its text, as "all@200": steps of the dense network, before the search.
         engine: "dense" computes every weight, "sparse" only those that are kept, "auto" (on a CPU) what is faster;
             results agree within rounding.
         precision: "fp32", or "bf16": the model runs in bfloat16 (autocast); weights, scores and the loss are float32.
@@ -149,7 +152,7 @@ def mine(
         experiment.check_density(density)
         draw = draw_of(initialiser, row, density, seed)
         call = called.Call(experiment, out)
-        ticket = call.search(method, density, resolved.options, draw, resolved.seconds)
+        ticket = call.search(method, density, resolved.options, draw, resolved.seconds, Pretrain.given(pretrain))
         draw_page(call)
         return ticket
 
@@ -309,8 +312,7 @@ def check(
     >>> gemminer.check(net, ticket, data, data, seeds=1, names=["shuffle"], epochs=2).verdict
     'not decided'
     """
-    seeds = numbers.whole("seeds", seeds, least=1)
-    names, ticket = check_names(names), Ticket.given(ticket)
+    seeds, names, ticket = numbers.whole("seeds", seeds, least=1), check_names(names), Ticket.given(ticket)
     with told_of(monitor, progress) as told:
         experiment = called.for_ticket(
             ticket,
@@ -387,12 +389,10 @@ def draw(file: str | Path, out: str | Path | None = None) -> Path:
     """
     from gemminer.reporting import page, tables
     from gemminer.runs import archive
+    from gemminer.runs.compare import gathered
 
     path = as_path("file, the records,", file)
-    if path.is_dir():
-        from gemminer.runs.compare import gathered
-
-        path = gathered(path)
+    path = gathered(path) if path.is_dir() else path
     found = archive.read(path)
     folder = path.parent if out is None else as_path("out, the folder,", out)
     refuse_foreign([folder / "report.html"])

@@ -20,9 +20,12 @@ from gemminer.runs.record import PerClass, Record
 
 MEASURES = ("epochs", "seconds", "flops_dense", "flops_sparse")
 PHASES = ("search", "train")
+EARLIER = ("score", "pretrain")  # phases that come before a search, where there are any
 # Fields of a recipe that do not change how a ticket is found and trained, or that the record has elsewhere.
 _ELSEWHERE = {"method", "density", "model", "data", "seed", "epochs", "limit_train", "validation", "augment"}
 _ELSEWHERE |= {"batch_size", "model_options", "options", "checks", "check_seeds", "dense"}
+# The file of scores: what is chosen by it stands in `pretrain`, as do the options of the choice.
+_ELSEWHERE |= {"scores"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def read(name: str, record: Record) -> Run:
     return Run(
         name=name,
         record=record,
-        before=format.number(accuracy.before),
+        before=before(record),
         after=after,
         trained=accuracy.after_values or (() if after is None else (after,)),
         dense=format.number(accuracy.dense),
@@ -161,6 +164,11 @@ def read(name: str, record: Record) -> Run:
         },
         classes=_classes(record.per_class),
     )
+
+
+def before(record: Record) -> float | None:
+    """The result before training, of a ticket at initialisation alone: weights of step k have been trained."""
+    return None if record.start else format.number(record.accuracy.before)
 
 
 def _classes(found: PerClass | None) -> dict[str, float]:

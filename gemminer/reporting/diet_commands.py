@@ -34,6 +34,9 @@ def score(
     kind: Annotated[str, typer.Option("--kind", help="el2n, forgetting or loss.")] = "el2n",
     runs: Annotated[int, typer.Option("--runs", min=1, help="Networks that are trained to score with.")] = 10,
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs before an example is scored.")] = 20,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, max=1, help="Fraction of labels drawn anew, as in --pretrain.")
+    ] = 0.0,
     out: Annotated[Path | None, typer.Option("--out", help="The file. [runs/scores-...safetensors]")] = None,
     recipe: RecipeName = None,
     given: ForScore,
@@ -46,13 +49,13 @@ def score(
     The file is for --scores of mine and compare, with the same data, --validation and --limit-train. A killed command
     goes on with the network it was at.
     """
-    from gemminer.runs.diet import score_recipe
+    from gemminer.runs.scoring_runs import score_recipe
 
     asked = (recipes.load(recipe) if recipe else Recipe()).changed(given)
     target = out or asked.folder.parent / f"scores-{kind}-{asked.replace(method='uniform').folder.name}.safetensors"
     set_threads(threads)
     with voice.monitor() as monitor:
-        found = score_recipe(asked, target, kind, runs, epochs, monitor=monitor, **place.where())
+        found = score_recipe(asked, target, kind, runs, epochs, noise, monitor=monitor, **place.where())
     if voice.as_json:
         about = {"kind": found.kind, "runs": found.runs, "epochs": found.epochs, "examples": found.each.shape[1]}
         print_json({**about, "cost": dict(found.cost), "checksum": found.checksum, "out": str(target)})

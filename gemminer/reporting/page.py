@@ -222,7 +222,8 @@ def _headline(found: Record) -> str:
     metric, accuracy = found.metric, found.accuracy
     share, density = is_share(metric), _density(found.density.realised)
     said: list[str] = []
-    for result, ending in ((accuracy.before, "before any weight is trained"), (accuracy.after, "after training")):
+    first = aggregate.before(found)  # of weights that have been trained k steps it says nothing of a gem
+    for result, ending in ((first, "before any weight is trained"), (accuracy.after, "after training")):
         if _number(result) is not None:
             value = _value(result, metric)
             full = f"{value} accurate" if share else f"{metric} {value}"
@@ -257,6 +258,7 @@ def link_to(file: Path, folder: Path) -> str:
 def _run_page(found: Record, phases: run_charts.Phases, downloads: Mapping[str, str]) -> str:
     drawn = {"search": run_charts.search(found, phases), "training": run_charts.training(found, phases)}
     drawn |= {"checks": run_charts.checks(found), "layers": run_charts.layers(found)}
+    drawn |= {"examples": run_charts.examples(found)}
     context = {
         "headline": _headline(found),
         "r": found,
@@ -333,6 +335,7 @@ def _table_row(path: Path, run: aggregate.Run, label: str, folder: Path) -> dict
     link = link_to(page, folder) if page.is_file() else ""
     single = all(len(check.values) == 1 for check in found.checks.values())
     extra = {"verdicts": _verdicts(found), "cost": _costs(found)["together"], "single": single}
+    extra["before"] = aggregate.before(found)
     return {"r": found, "name": run.name, "label": label, "link": link} | extra
 
 

@@ -143,6 +143,25 @@ def layers(record: Record) -> Figure | None:
     return figure
 
 
+def examples(record: Record) -> Figure | None:
+    """How many examples have which score, and of them those that a pre-training was on."""
+    found = (record.start.pretrain if record.start else {}).get("histogram")
+    if not found:
+        return None
+    width = (found["high"] - found["low"]) / len(found["all"])
+    x = [found["low"] + width * (i + 0.5) for i in range(len(found["all"]))]
+    figure = new_figure(
+        320,
+        barmode="overlay",
+        bargap=0.05,
+        xaxis=metric_axis(f"score: {record.start.pretrain.get('kind') if record.start else ''}"),
+        yaxis=metric_axis("examples"),
+    )
+    for name, key, colour in (("all examples", "all", "var(--shade)"), ("chosen", "chosen", "var(--c0)")):
+        add_bars(figure, name=name, x=x, y=found[key], width=width, marker={"color": colour})
+    return figure
+
+
 class _Result(NamedTuple):
     """The numbers drawn in the row of the ticket or of a check."""
 

@@ -18,7 +18,7 @@ from gemminer.core.files import save_text
 from gemminer.core.ownership import refuse_foreign
 from gemminer.core.statistics import Check
 from gemminer.reporting import format, sentences
-from gemminer.reporting.aggregate import MEASURES, PHASES, Field, Row, Stat, checks_over, stat
+from gemminer.reporting.aggregate import EARLIER, MEASURES, PHASES, Field, Row, Stat, before, checks_over, stat
 from gemminer.runs.grid import Cell
 from gemminer.runs.record import Record
 
@@ -40,7 +40,7 @@ def row(cell: Cell, found: Record | None, status: str = "finished") -> Line:
         return head
     density, accuracy = found.density, found.accuracy
     kept = {"realised": density.realised, "kept": density.kept, "prunable": density.prunable, "live": density.live}
-    reached = {"before": accuracy.before, "after": accuracy.after, "validation": accuracy.validation}
+    reached = {"before": before(found), "after": accuracy.after, "validation": accuracy.validation}
     checked: Line = {}
     for name, check in found.checks.items():
         checked |= {name: check.mean, f"{name}_difference": check.difference}
@@ -49,6 +49,7 @@ def row(cell: Cell, found: Record | None, status: str = "finished") -> Line:
         for phase in ("search", "train")
         for what in ("epochs", "flops_dense", "flops_sparse")
     }
+    costs |= {f"{phase}_epochs": found.cost[phase].epochs for phase in EARLIER if phase in found.cost}
     return {**head, **kept, **reached, **checked, **costs}
 
 
@@ -75,15 +76,25 @@ def summary(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Line]:
 
 def _over_seeds(found: Sequence[Record]) -> Line:
     line: Line = {"n": len(found)}
-    for name in ("before", "after"):
-        over = stat(getattr(r.accuracy, name) for r in found)
+    for name, values in (("before", map(before, found)), ("after", (r.accuracy.after for r in found))):
+        over = stat(values)
         line |= {name: over and over.mean, f"{name}_std": over and over.std}
     line |= {f"{phase}_epochs": _mean([r.cost[phase].epochs for r in found]) for phase in PHASES}
-    line |= {"flops_sparse": math.fsum(c.flops_sparse for r in found for c in r.cost.values()) / len(found)}
+    line |= {"flops_sparse": math.fsum(_flops(r) for r in found) / len(found)}
+    line |= {f"{phase}_epochs": _mean(own) for phase in EARLIER if (own := _epochs(found, phase))}
     for name, check in checks_over(found).items():
         line |= {f"{name}_difference": check.difference, f"{name}_std": check.difference_std}
         line |= {f"{name}_verdict": check.verdict}
     return line
+
+
+def _flops(found: Record) -> float:
+    """Of finding and training the ticket; scores are a file's, which many runs may share."""
+    return math.fsum(cost.flops_sparse for name, cost in found.cost.items() if name != "score")
+
+
+def _epochs(found: Sequence[Record], phase: str) -> list[float]:
+    return [r.cost[phase].epochs for r in found if phase in r.cost]
 
 
 def _mean(values: Sequence[float]) -> float | None:

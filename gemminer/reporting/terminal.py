@@ -270,7 +270,9 @@ def print_summary(console: Console, record: Mapping[str, Any], folder: Path) -> 
         soft_wrap=True,
     )
     spread = f" +- {accuracy['after_std']:.4f} (n={accuracy['n']})" if accuracy["n"] > 1 else ""
-    console.print(f"test {metric} before training any weight  {accuracy['before']:.4f}")
+    moved = record.get("start")  # by a pre-training, or by a training that was rewound
+    first = "masked, of weights that were trained before" if moved else "before training any weight"
+    console.print(f"test {metric} {first}  {accuracy['before']:.4f}")
     console.print(f"test {metric} after training             {accuracy['after']:.4f}{spread}")
     if accuracy["dense"] is not None:
         console.print(f"test {metric} of the dense network        {accuracy['dense']:.4f}")

@@ -37,6 +37,8 @@ def to_mine(given: Mapping[str, Any], base: str | None = None) -> Asked:
     changes = {name: value for name, value in given.items() if name not in BESIDE_IDENTITY}
     if base is None and not changes:
         base = recipes.DEFAULT
+    if given.get("scores") and not given.get("pretrain") and (base is None or recipes.load(base).pretrain is None):
+        raise UsageError("--scores are for a pre-training on some of the examples: add --pretrain, as easiest:2048@200")
     if base is None:
         return Asked(Recipe().changed(given))
     words = ", ".join(f"{name} {_in_words(value)}" for name, value in changes.items())

@@ -21,16 +21,20 @@ from gemminer.core.progress import Monitor, Together
 from gemminer.core.statistics import overall
 from gemminer.core.ticket import Ticket
 from gemminer.data import parts_of
+from gemminer.runs import identity
 from gemminer.runs.building import build
 from gemminer.runs.checks import CheckResult, judge
-from gemminer.runs.experiment import Experiment
+from gemminer.runs.diet import Begun
+from gemminer.runs.experiment import Experiment, Start
 from gemminer.runs.folder import PYTHON, Folder
 from gemminer.runs.settings import default_epochs, options_of
 from gemminer.runs.shared_folder import folder_for
 from gemminer.runs.steps import Logged, Steps, engine_of, load_weights, of_first, save_weights, ticket_kept
 from gemminer.training.checkpoint import Checkpoint, difference
 from gemminer.training.losses import Metric
+from gemminer.training.pretrain import Pretrain
 from gemminer.training.ranks import Distributed, alone, ranks_of
+from gemminer.training.scores import Scores
 from gemminer.training.settings import Settings
 
 
@@ -101,7 +105,13 @@ class Call:
         self.experiment = experiment.with_task(monitor=Together(Logged(self.folder), experiment.task.monitor))
 
     def search(
-        self, method: str, density: float, options: Any, draw: Draw | None, seconds: float | None = None
+        self,
+        method: str,
+        density: float,
+        options: Any,
+        draw: Draw | None,
+        seconds: float | None = None,
+        pretrain: Pretrain | None = None,
     ) -> Ticket:
         """The ticket, found now or by an earlier call in the folder."""
         found: list[Ticket] = []
@@ -118,15 +128,38 @@ class Call:
                 raise UsageError(
                     f"{self.folder.path} holds a ticket that was found elsewhere: give another folder with out="
                 )
-            of = self.experiment.what_search(method, density, options, draw, seconds)
+        start = None if pretrain is None else self._start(pretrain, draw)
+        if self.folder is not None:
+            of = self.experiment.what_search(method, density, options, draw, seconds, start)
             if methods.get(method).trains:
                 self._choose_engine()
-        searched = self._step("search", of, lambda lent: lent.search(method, density, options, draw, keep, seconds))
+        searched = self._step(
+            "search", of, lambda lent: lent.search(method, density, options, draw, keep, seconds, start)
+        )
         if self.folder is None:
             return found[0]
         ticket = ticket_kept(self.folder, searched["digest"])
         self._record(ticket)
         return ticket
+
+    def _start(self, asked: Pretrain, draw: Draw | None) -> Start:
+        """The weights that a pre-training comes to, now or by an earlier call in the folder."""
+        scores = "none" if asked.scores is None else Scores.given(asked.scores).checksum
+        own = {"the pre-training": asked.text, "the scores": scores, "its settings": repr(dict(asked.train))}
+        with self.experiment.drawn(draw):
+            of = (
+                {}
+                if self.folder is None
+                else {**own, **identity.of_weights(self.experiment.task, self.experiment.seed)}
+            )
+        folder = None if self.folder is None else self.folder.path
+        # A checkpoint is the search's: what goes before it is done again, to the same bits.
+        plain = self.experiment.with_task(checkpoint=None)
+
+        def step(name: str, work: Callable[[Experiment], dict[str, Any]]) -> dict[str, Any]:
+            return work(plain) if self.folder is None else self._step(name, of, work)
+
+        return Begun(step, folder).start(self.experiment, asked, draw, {})
 
     def train(self, ticket: Ticket) -> dict[str, Any]:
         """Train; afterwards the model holds the trained weights, however it ends, once there are any."""

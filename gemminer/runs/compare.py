@@ -28,7 +28,7 @@ from gemminer.core.ownership import is_there, refuse_foreign
 from gemminer.core.progress import Silent
 from gemminer.runs import archive, checks, environment, execute, grid, record
 from gemminer.runs.estimate import Forecast, estimates
-from gemminer.runs.folder import Busy
+from gemminer.runs.folder import DIET, Busy
 from gemminer.runs.grid import Cell, Grid, make
 from gemminer.runs.recipe import Recipe
 from gemminer.runs.record import Record
@@ -94,7 +94,7 @@ class Where:
 
 
 # The files of a finished cell, in their order: the record is last, which says that the others are there.
-RESULTS = ("ticket.safetensors", "trained.safetensors", "metrics.jsonl", "record.json")
+RESULTS = (*DIET, "ticket.safetensors", "trained.safetensors", "metrics.jsonl", "record.json")
 
 
 class _Telling(Silent):

@@ -48,7 +48,8 @@ def scores(
         checkpoint: a file that keeps the networks that are done; a killed call goes on from it. Removed at the end.
         progress: as in `mine`.
         monitor: as in `mine`.
-        how: batch_size, loss, step (then kind must be "loss"), precision and accumulate as in `mine`, and fields of
+        how: batch_size, loss, step (then kind must be "loss"), precision and accumulate as in `mine`; noise, the
+            fraction of labels that is drawn anew, as for `Pretrain(noise=...)`; and fields of
             `gemminer.training.settings.Settings`, whose schedule is constant by default, as published.
 
     Returns:
@@ -71,11 +72,12 @@ def scores(
     """
     checked_kind(kind, runs, epochs)
     seed, given = numbers.seed_of(seed), dict[str, Any](how)
+    noise = float(given.pop("noise", 0.0))
     read = {name: given.pop(name) for name in ScoringOptions.__annotations__ if name in given}
     experiment = called.experiment_of(
         model, data, metric=None, monitor=monitor, seed=seed, checkpoint=checkpoint, **read
     )
-    found = diet.scores_of(experiment, kind, runs, epochs, diet.dense_draw(initialiser, seed), given)
+    found = diet.scores_of(experiment, kind, runs, epochs, diet.dense_draw(initialiser, seed), given, noise)
     if experiment.task.checkpoint is not None:
         experiment.task.checkpoint.clear()
     return found

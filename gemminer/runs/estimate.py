@@ -14,10 +14,11 @@ from gemminer.core.errors import GemminerError
 from gemminer.runs import checks, execute
 from gemminer.runs.experiment import BATCH_SIZE
 from gemminer.runs.grid import Cell
-from gemminer.runs.recipe import Recipe
+from gemminer.runs.recipe import ALONE, Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.settings import resolve_recipe
 from gemminer.training import cost, rate
+from gemminer.training.pretrain import Pretrain
 from gemminer.training.settings import Settings
 
 
@@ -34,8 +35,9 @@ class Facts:
 class Estimate:
     """The epochs that a cell will take, and the dense FLOPs of them all.
 
-    `search` counts the search's epochs, `training` those of the ticket and its checks, `checks` those of searches by
-    checks, `rates` what finding learning rates usually takes. Methods that score a few batches count as no epochs.
+    `search` counts the search's epochs and those of a pre-training and its scores, `training` those of the ticket and
+    its checks, `checks` those of searches by checks, `rates` what finding learning rates usually takes. Methods that
+    score a few batches count as no epochs.
     """
 
     search: float
@@ -51,7 +53,7 @@ class Estimate:
 
 def facts(recipe: Recipe, **where: Any) -> Facts:
     """The sizes that a cell's cost depends on, from a forward pass of one batch; `where` goes to `execute.prepare`."""
-    bare = recipe.replace(method="uniform", density=1.0, options={}, checks=()).changed({"within": None})
+    bare = recipe.replace(method="uniform", density=1.0, options={}, checks=()).changed(ALONE)
     experiment = execute.prepare(bare, device="cpu", **where).experiment
     prunable = sum(p.numel() for p in experiment.task.prunable().values())
     return Facts(experiment.task.train.examples, prunable, experiment.flops.dense)
@@ -68,7 +70,11 @@ def estimate_recipe(recipe: Recipe, known: Facts) -> Estimate:
     rates = trainings * rate.usual(resolved.settings, steps)
     if isinstance(resolved.options, Settings):  # a search that trains the weights
         rates += searches * rate.usual(resolved.options, steps)
-    found = Estimate(search, resolved.settings.epochs * trainings, search * (searches - 1), 0.0, rates)
+    early = 0.0
+    if (before := Pretrain.given(recipe.pretrain, recipe.scores)) is not None:
+        early = before.steps / max(1, steps)
+        early += before.runs * before.epochs if before.needs_scores and before.scores is None else 0
+    found = Estimate(search + early, resolved.settings.epochs * trainings, search * (searches - 1), 0.0, rates)
     return dataclasses.replace(found, flops=found.epochs * cost.TRAINING_PASSES * known.examples * known.flops)
 
 
@@ -116,8 +122,9 @@ class Forecast:
         self.begun.pop(digest, None)
         if result is not None:
             speed = self._speeds.setdefault(self.kinds[digest], [0.0, 0.0])
-            speed[0] += sum(c.flops_dense for c in result.cost.values())
-            speed[1] += sum(c.seconds for c in result.cost.values())
+            own = [cost for name, cost in result.cost.items() if name != "score"]  # another machine may have scored
+            speed[0] += sum(c.flops_dense for c in own)
+            speed[1] += sum(c.seconds for c in own)
 
     def seconds(self) -> float | None:
         """The seconds left; None before the first cell is finished."""

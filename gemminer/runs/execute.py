@@ -1,7 +1,8 @@
 """Recipe -> record. The page to read first.
 
-A run is a list of steps (search, before, train:i, dense, check:NAME:i). Each is finished once and its result kept in
-the run's folder, so a run killed anywhere goes on with the step it was in, from that step's checkpoint.
+A run is a list of steps (search, before, train:i, dense, check:NAME:i; score and pretrain first, where asked for). Each
+is finished once and its result kept in the run's folder, so a run killed anywhere goes on with the step it was in, from
+that step's checkpoint.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from gemminer.runs import record
 from gemminer.runs.asked import ticket_of
 from gemminer.runs.building import build
 from gemminer.runs.checks import CheckResult, check_names, judge
+from gemminer.runs.diet import Begun, check_pretraining
 from gemminer.runs.experiment import BATCH_SIZE, Experiment
 from gemminer.runs.folder import Folder
-from gemminer.runs.recipe import Recipe
+from gemminer.runs.recipe import ALONE, Recipe
 from gemminer.runs.record import Record
 from gemminer.runs.recording import record_of
 from gemminer.runs.settings import Resolved, device_of, draw_of, resolve_recipe
 from gemminer.runs.shared_folder import folder_for
 from gemminer.runs.steps import Logged, Steps, engine_of, save_weights, ticket_kept
 from gemminer.training import engine as engines
+from gemminer.training.pretrain import Pretrain
 from gemminer.training.ranks import Distributed, ranks_of
+from gemminer.training.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,13 @@ class Prepared:
     Args:
         resolved: the options of the search and the settings of the training, epochs included.
         draw: the distribution of the initial weights; None keeps the model's own.
+        pretrain: the pre-training before the search, its scores loaded.
     """
 
     experiment: Experiment
     resolved: Resolved
     draw: Draw | None
+    pretrain: Pretrain | None = None
 
 
 def prepare(
@@ -102,7 +108,11 @@ def prepare(
         ranks=ranks,
     )
     experiment.check_density(recipe.density)
-    return Prepared(dataclasses.replace(experiment, settings=resolved.settings), resolved, draw)
+    pretrain = Pretrain.given(recipe.pretrain, recipe.scores and Scores.load(recipe.scores))
+    experiment = dataclasses.replace(experiment, settings=resolved.settings)
+    if pretrain is not None:
+        check_pretraining(experiment, pretrain)
+    return Prepared(experiment, resolved, draw, pretrain)
 
 
 def train_ticket(recipe: Recipe, path: Path, out: Path, **where: Any) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def check_ticket(recipe: Recipe, path: Path, **where: Any) -> CheckResult:
 def _with_ticket(recipe: Recipe, path: Path, where: Mapping[str, Any]) -> tuple[Ticket, Experiment]:
     """A ticket and its experiment, with the choice of engine in the record beside the ticket, if there is one."""
     ticket = Ticket.load(path)
-    experiment = prepare(recipe.changed({"within": None}), **where).experiment  # the ticket knows it
+    experiment = prepare(recipe.changed(ALONE), **where).experiment  # the ticket knows it
     ticket.check_fits(experiment.task.model)
     beside = path.with_name("record.json")
     found = record.read(beside).engine if beside.exists() else None
@@ -174,6 +184,9 @@ def run_recipe(
         return lent.train(ticket, index, f"train:{index}", keep)
 
     search = {"method": recipe.method, "density": recipe.density, "options": options, "draw": prepared.draw}
+    if prepared.pretrain is not None:
+        given = dataclasses.asdict(prepared.resolved.settings)
+        search["start"] = Begun(step, out).start(experiment, prepared.pretrain, prepared.draw, given)
 
     def keep(ticket: Ticket) -> None:
         if experiment.writes:

@@ -54,6 +54,21 @@ def require_test(batches: Batches | None) -> Batches:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The weights that a pre-training came to, from which a search starts.
+
+    Args:
+        state: parameters and buffers.
+        steps: k, the steps of a training that they have behind them.
+        facts: of the pre-training, for the ticket.
+    """
+
+    state: Mapping[str, Tensor]
+    steps: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A model and its data, with the steps of a run as functions: each leaves the model as it was.
 
@@ -104,6 +119,7 @@ class Experiment:
         draw: Draw | None,
         keep: Callable[[Ticket], object],
         seconds: float | None = None,
+        start: Start | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
         """Search for a ticket from weights drawn by `draw` (None: the model's own); returns its digest and cost.
@@ -111,6 +127,7 @@ class Experiment:
         Args:
             keep: called with the ticket.
             seconds: the time that the search may take, instead of the options' epochs.
+            start: the weights of a pre-training, which the search keeps; `draw` is what that began with.
             facts: further facts for the ticket's provenance.
         """
         row = methods.get(method)
@@ -118,14 +135,15 @@ class Experiment:
             self.note(said)
         begun, noted = time.monotonic(), len(self.notes)
         self._say_precision()
-        with self.drawn(draw) as table:
+        lent, draw_kept = self._begun(start), None if start else draw
+        with self.drawn(draw, start) as table:
             initial = State(named_state(self.task.model))
-            within = self._within(table, density, draw)
-            with self.claimed(identity.of_search, method, density, options, self.seed, seconds):
+            within = self.task.within if start else self._within(table, density, draw)
+            with lent.claimed(identity.of_search, method, density, options, self.seed, seconds):
                 if seconds is not None:
-                    options = dataclasses.replace(options, epochs=self._epochs_in(seconds))
+                    options = dataclasses.replace(options, epochs=lent._epochs_in(seconds))
                 # A method that does not train never asks, and choosing may mean to time this machine's kernels first.
-                task = self.with_engine().task if row.trains else self._looking()
+                task = lent.with_engine().task if row.trains else lent._looking()
                 found = find_inside(row, dataclasses.replace(task, within=within), density, options, self.seed)
         seconds = found.rows[-1]["seconds"] if found.rows else time.monotonic() - begun
         epochs = _covered(found.rows) if found.epochs is None else found.epochs
@@ -134,7 +152,8 @@ class Experiment:
         known |= {"precision": self.task.precision, "accumulate": self.task.accumulate}
         known |= provenance.pruned(table, **prunes, embeddings=self.task.embeddings) | {"epochs": epochs, **facts}
         known |= {"notes": self.notes[noted:]} if self.notes[noted:] else {}
-        ticket = provenance.ticket_of(found, initial, draw, within, known)
+        known |= {"pretrain": dict(start.facts), "rewind_step": start.steps} if start else {}
+        ticket = provenance.ticket_of(found, initial, draw_kept, within, known)
         if warning := provenance.empty_layers(ticket, row):
             self.note(warning)
         self._agree(ticket.digest, "tickets")
@@ -144,11 +163,18 @@ class Experiment:
         return {"live": found.live, "cost": {**spent, "epochs": epochs}, "digest": ticket.digest}
 
     @contextlib.contextmanager
-    def drawn(self, draw: Draw | None) -> Iterator[Prunable]:
-        """The model with its prunable weights drawn by `draw` (None: its own), and the table of them."""
+    def drawn(self, draw: Draw | None, start: Start | None = None) -> Iterator[Prunable]:
+        """The model with its prunable weights drawn by `draw` (None: its own), and the table of them.
+
+        With a start, all of its parameters and buffers are that.
+        """
         with borrowed(self.task.model):
             table = self.task.table()
-            if draw is not None:
+            if start is not None:
+                with torch.no_grad():
+                    for name, tensor in named_state(self.task.model).items():
+                        tensor.copy_(start.state[name])
+            elif draw is not None:
                 weights = draw.weights({name: p.shape for name, p in table.weights.items()}, table.layouts)
                 with torch.no_grad():
                     for name, p in table.weights.items():
@@ -156,11 +182,21 @@ class Experiment:
             yield table
 
     def what_search(
-        self, method: str, density: float, options: Any, draw: Draw | None, seconds: float | None = None
+        self,
+        method: str,
+        density: float,
+        options: Any,
+        draw: Draw | None,
+        seconds: float | None = None,
+        start: Start | None = None,
     ) -> dict[str, str]:
         """What a call of `search` with these arguments is, in texts by name."""
-        with self.drawn(draw):
-            return identity.of_search(self.task, method, density, options, self.seed, seconds)
+        with self.drawn(draw, start):
+            return identity.of_search(self._begun(start).task, method, density, options, self.seed, seconds)
+
+    def _begun(self, start: Start | None) -> Experiment:
+        """The same, its weights those of a start."""
+        return self if start is None else self.with_task(begun=start.steps)
 
     def what_training(self, ticket: Ticket) -> dict[str, str]:
         """What all trainings of a ticket, and what is measured of them, are of, in texts by name."""

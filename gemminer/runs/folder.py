@@ -2,6 +2,8 @@
 
 ticket.safetensors     the ticket
 trained.safetensors    the trained weights of the ticket (first training seed)
+scores.safetensors     the scores of the training examples, where the run computed them
+examples.safetensors   the indices of the examples of a pre-training, where they are not all
 record.json            the result, schema `record.Record`
 metrics.jsonl          an object a line for each epoch of each phase
 report.html            the page
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 FILES = ("record.json", "metrics.jsonl", "report.html", "ticket.safetensors", "trained.safetensors")
+DIET = ("scores.safetensors", "examples.safetensors")  # of a run with a pre-training on some of the examples
 # What a run writes in its state/: finished steps, checkpoints of steps, the ticket that a check searches for.
-INSIDE = re.compile(r"steps\.jsonl|inverted\.safetensors|(budget|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt")
+INSIDE = re.compile(
+    r"steps\.jsonl|(inverted|pretrained)\.safetensors|"
+    r"(budget|score|pretrain|search|before|dense|train-\d+|check-[a-z0-9_-]+)\.pt"
+)
 PYTHON = "python"  # in place of a recipe's digest: what mine, train and check of Python keep
 _MARKER = "gemminer.run/1 "  # and the recipe's digest, in state/recipe
 # Errors of a file system without locks, or without its lock server.
@@ -73,7 +79,7 @@ class Folder:
     a run. The folder of something else than a run has other `FILES`, and other names `INSIDE` its state/.
     """
 
-    FILES: tuple[str, ...] = FILES
+    FILES: tuple[str, ...] = (*FILES, *DIET)
     INSIDE: re.Pattern[str] = INSIDE
 
     def __init__(

@@ -18,7 +18,7 @@ from gemminer.runs import recipe as recipes
 from gemminer.runs.recipe import Recipe
 
 # Axes from the outermost loop to the innermost, the order of a table's rows.
-AXES = ("data", "model", "density", "method", "seed")
+AXES = ("data", "model", "density", "method", "pretrain", "seed")
 # The cells' seeds are the pairs of a comparison, so that a cell trains once from its ticket and once a check; random
 # tickets are methods of their own, and dense networks cells of their own.
 CHECKS = ("shuffle", "reinit", "invert")
@@ -81,11 +81,14 @@ class Grid:
             if self.dense:
                 for seed in self.axes["seed"]:
                     axes = {"data": data, "model": model, "density": 1.0, "seed": seed}
-                    yield self._cell(DENSE, "uniform", {}, **axes, within=None)
-            for density, label, seed in itertools.product(*(self.axes[name] for name in AXES[2:])):
+                    yield self._cell(DENSE, "uniform", {}, **axes, **recipes.ALONE)
+            for density, label, pretrain, seed in itertools.product(*(self.axes[name] for name in AXES[2:])):
                 method, own = parse(label)
                 options = {**self.options.get(method, {}), **own}
-                yield self._cell(label, method, options, data=data, model=model, density=density, seed=seed)
+                axes = {"data": data, "model": model, "density": density, "seed": seed, "pretrain": pretrain}
+                found = self._cell(label, method, options, **axes)
+                begun = found.recipe.pretrain
+                yield found if begun is None else dataclasses.replace(found, label=f"{label}:pretrain={begun}")
 
     def _cell(self, label: str, method: str, options: Mapping[str, Any], **axes: Any) -> Cell:
         fields = {**CELL, **self.common, **axes, "method": method, "options": options}
@@ -96,7 +99,7 @@ class Grid:
 
     def as_fields(self) -> dict[str, Any]:
         """The fields from which `make` makes this grid, as JSON values."""
-        axes = {name: list(values) for name, values in self.axes.items()}
+        axes = {name: list(values) for name, values in self.axes.items() if values != (None,)}
         own = {**axes, **self.common, "options": {k: dict(v) for k, v in self.options.items()}, "dense": self.dense}
         return {PARTS: [own, *(other.as_fields() for other in self.others)]} if self.others else own
 
@@ -162,7 +165,9 @@ def _values(axis: str, given: Any) -> tuple[Any, ...]:
         if isinstance(several, range) and several[MOST:]:
             raise UsageError(f"{axis} takes at most {MOST:,} values, not {shown(value)}")
         values += several if isinstance(several, range) else [value]
-        if axis in ("data", "model", "method") and not isinstance(value, str):
+        if axis == "pretrain" and value is None:
+            continue
+        if axis in ("data", "model", "method", "pretrain") and not isinstance(value, str):
             raise UsageError(f"{axis} takes names, not {shown(value)}")
     if not values:
         raise UsageError(f"there is nothing to compare: {axis} has no values")
@@ -170,7 +175,7 @@ def _values(axis: str, given: Any) -> tuple[Any, ...]:
 
 
 def _hashable(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float)) else repr(value)
+    return value if isinstance(value, (str, int, float)) or value is None else repr(value)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -48,11 +48,22 @@ def of_training(task: Task, ticket: Ticket | None, settings: Any, seed: int, ind
     return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed), "the phase": phase}
 
 
-def of_scores(task: Task, kind: str, settings: Any, seed: int, draw: Any) -> dict[str, str]:
+def of_scores(task: Task, kind: str, settings: Any, seed: int, draw: Any, noise: float = 0.0) -> dict[str, str]:
     """What scores of examples are, but for the number of networks: there may be more of them later."""
     drawn = "the model's own" if draw is None else draw.kind
-    own = {"the call": "score", "the kind": kind, "the initial weights": drawn}
+    own = {"the call": "score", "the kind": kind, "the initial weights": drawn, "the noise": f"{noise:g}"}
     return {**own, **_settings(dataclasses.asdict(settings)), **_of(task, seed)}
+
+
+def of_weights(task: Task, seed: int) -> dict[str, str]:
+    """What the network, its weights as they are, and the data are."""
+    return _of(task, seed)
+
+
+def of_pretraining(task: Task, settings: Any, seed: int, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a pre-training is: to be asked when the model holds its first weights."""
+    own = {name: value for name, value in facts.items() if name != "histogram"}
+    return {"the call": "pretrain", **_settings(own), **_settings(dataclasses.asdict(settings)), **_of(task, seed)}
 
 
 def _settings(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -32,7 +32,8 @@ def ticket_of(
 ) -> Ticket:
     """The ticket of what was found; `initial` is the state before the search, with weights of this draw."""
     masks = Masks(found.masks)
-    own = {"realised": masks.density, "live": found.live, "at_initialisation": found.draw_holds, **found.facts}
+    own = {"realised": masks.density, "live": found.live, **found.facts}
+    own["at_initialisation"] = found.draw_holds and "pretrain" not in facts
     if within is not None:
         own["within"] = sum(int(mask.sum()) for mask in within.values())
     start = initial if found.start is None else State(found.start)

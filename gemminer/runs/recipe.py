@@ -19,6 +19,7 @@ from gemminer.core.errors import UsageError, unknown
 from gemminer.core.files import as_path, read_json
 from gemminer.core.numbers import plain
 from gemminer.runs.paper import NAMED
+from gemminer.training.pretrain import Pretrain
 
 # The default checks are left out of a recipe's identity: another list would change the identity of every old run.
 DEFAULT_CHECKS = ("shuffle", "reinit", "invert", "uniform", "erk")
@@ -28,6 +29,7 @@ DEFAULTS = 2
 # The same for runs with one value of one option: (method, option, value) -> what a run with it came to mean.
 REVISED = {("imp", "rewind", "warm"): "trained from step k on"}
 DEFAULT = "digits"  # the recipe that `gemminer mine` and `make mine` run
+ALONE = {"within": None, "pretrain": None, "scores": None}  # fields of a search that a ticket knows
 RUN = {"mine": "", "compare": ""}
 SMALLEST = {"smallest": ""}
 MINE = RUN | SMALLEST
@@ -205,6 +207,20 @@ class Recipe(BaseModel):
     within: Annotated[str | None, Flag(commands={"mine": ""})] = Field(
         None, description="a ticket's file, or its run's folder: the search stays inside its mask"
     )
+
+    pretrain: Annotated[
+        str | None, Flag(axis="pre-trainings, as all@0,all@200,easiest:3200@200; or repeated", commands=RUN)
+    ] = Field(None, description="train k steps before the search, on all or some examples: all@200, easiest:3200@200")
+    scores: Annotated[str | None, Flag(commands=RUN)] = Field(
+        None, description="file of 'gemminer score', by which --pretrain chooses"
+    )
+
+    @field_validator("pretrain")
+    @classmethod
+    def _one_text(cls, value: str | None) -> str | None:
+        """The text in one spelling; no steps are no pre-training."""
+        found = Pretrain.given(value)
+        return None if found is None else found.text
 
     @field_validator("*", mode="before")
     @classmethod

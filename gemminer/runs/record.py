@@ -117,6 +117,13 @@ class Engine(_Part):
     below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")
 
 
+class Start(_Part):
+    """What a ticket starts from that is not the initial weights: those of step k of a training."""
+
+    step: int | None = Field(None, description="k; None for weights that are kept as trained")
+    pretrain: dict[str, Any] = Field(default_factory=dict, description="of a pre-training: examples, noise, indices")
+
+
 class Record(_Part):
     """The result of a run. Versioned: readers refuse a `schema` they do not know."""
 
@@ -141,6 +148,7 @@ class Record(_Part):
         default_factory=list, description="weights of two and more dimensions that were not prunable, and why"
     )
     accuracy: Accuracy
+    start: Start | None = Field(None, description="None where the ticket is at initialisation")
     per_class: PerClass | None = None
     verdict: str | None = None
     checks: dict[str, CheckRow] = Field(default_factory=dict)

@@ -41,7 +41,12 @@ def record_of(
     values = [t["test"] for t in trained if t["test"] is not None]
     spread = paired_test(values, values) if values else None  # for its mean and deviation
     device, ranks = experiment.task.device, experiment.task.ranks
-    costs = {"search": searched, "train": trained[0] if trained else {}}
+    pretrained, facts = steps.get("pretrain", {}), ticket.provenance
+    costs = {"score": {"cost": pretrained["score"]} if "score" in pretrained else {}, "pretrain": pretrained}
+    costs |= {"search": searched, "train": trained[0] if trained else {}}
+    start = None
+    if not facts.get("at_initialisation", True):
+        start = record.Start(step=facts.get("rewind_step"), pretrain=facts.get("pretrain") or {})
     return Record(
         schema=record.SCHEMA,
         created=environment.now(),
@@ -68,6 +73,7 @@ def record_of(
             dense=dense,
             validation=trained[0]["validation"] if trained else None,
         ),
+        start=start,
         per_class=_per_class([t.get("classes") for t in trained], experiment.classes),
         verdict=verdict.verdict if verdict else None,
         checks=verdict.checks if verdict else {},

@@ -97,6 +97,8 @@ class ScoringOptions(TypedDict, total=False):
 class ScoreOptions(TrainOptions, ScoringOptions, total=False):
     """What `scores` takes besides its question: how the data is read, and the settings of a training."""
 
+    noise: float
+
 
 class Cost(TypedDict):
     """What a training took: epochs, seconds, and FLOPs of all weights and of those kept."""

@@ -34,6 +34,7 @@ def fit(
     first_epoch: int = 0,
     first_step: int = 0,
     last_epoch: int | None = None,
+    last_step: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run `settings.epochs` epochs: batches, loss, backward, rule, optimiser step, rule. Returns a row an epoch.
 
@@ -51,6 +52,7 @@ def fit(
         first_step: the steps of that epoch that are over: so many of its batches are left out, and the learning rate
             and the numbers of the steps are those of the rest.
         last_epoch: the epoch of the schedule to end with; by default the last.
+        last_step: the step of that epoch to end with; by default its last.
 
     The first row has `rate`, how the learning rate was found, if it was "auto": a resumed loop takes it from there. A
     row has the `fraction` of the promised batches that came in its epoch, where that is not 1.
@@ -69,7 +71,8 @@ def fit(
     begun = now - seconds
     with private_randomness():
         for epoch in range(start, stop):
-            taken, loss = clock.taken, _epoch(task, rule, optimiser, settings, clock, seed, phase)
+            until = last_step if epoch + 1 == stop else None
+            taken, loss = clock.taken, _epoch(task, rule, optimiser, settings, clock, seed, phase, until)
             row: dict[str, Any] = {"phase": phase, "epoch": epoch + 1, "step": clock.taken}
             row |= {"loss": loss, "lr": optimiser.param_groups[0]["lr"], **rule.numbers()}
             if task.ranks is not None:
@@ -187,13 +190,14 @@ def _epoch(
     clock: Clock,
     seed: int,
     phase: str,
+    until: int | None = None,
 ) -> float:
-    """One pass over the training batches; returns the mean loss of its steps."""
+    """One pass over the training batches, to step `until` if that is given; returns the mean loss of its steps."""
     epoch = clock.epoch
     seed_globals(mixed(seed, phase, epoch))
     task.train_mode()
     total, count = torch.zeros((), dtype=torch.float64, device=task.device), 0
-    for batches in _groups(task, rule, clock):
+    for batches in _groups(task, rule, clock, until):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr_at(epoch + clock.part)
         total += step(task, rule, optimiser, batches, clock.tick(), settings.max_norm)
@@ -217,12 +221,14 @@ def _epoch(
     return loss / count
 
 
-def _groups(task: Task, rule: Rule, clock: Clock) -> Iterator[list[Batch]]:
+def _groups(task: Task, rule: Rule, clock: Clock, until: int | None = None) -> Iterator[list[Batch]]:
     """The batches of the epoch's steps and, where the last epoch ends before a schedule does, of as many more.
 
     Those are of the epoch before, which had as many as a whole one has. A first epoch may begin in the middle.
     """
-    yield from itertools.islice(grouped(task.train.epoch(clock.epoch), task.accumulate), clock.batches, None)
+    yield from itertools.islice(grouped(task.train.epoch(clock.epoch), task.accumulate), clock.batches, until)
+    if until is not None and clock.batches >= until:
+        return
     clock.came()
     while rule.scheduled and clock.short:
         before = clock.taken

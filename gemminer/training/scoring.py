@@ -75,7 +75,7 @@ def scored_once(
     """
     own = mixed(seed, "scores", run)
     phase = f"scores:{run}"
-    batches = Picked(task.train, seed=own)
+    batches = Picked(task.train, seed=own, labels=classes)
     seen = None
     if kind == "forgetting":
         assert classes is not None

@@ -23,6 +23,7 @@ def test_summary_is_mean_and_deviation_over_seeds_and_pairs() -> None:
         costs = types.SimpleNamespace(epochs=2.0, flops_sparse=10.0)
         return types.SimpleNamespace(
             accuracy=types.SimpleNamespace(before=0.5, after=after),
+            start=None,
             cost={"search": costs, "train": costs},
             checks={"shuffle": check},
             metric="accuracy",

@@ -11,7 +11,7 @@ import torch
 import gemminer
 from gemminer.core.errors import UsageError
 from gemminer.core.progress import Monitor
-from gemminer.runs import diet
+from gemminer.runs import scoring_runs
 from gemminer.runs.recipe import make
 from gemminer.training.scores import Scores
 from tests.helpers import Snapshot, states, tiny_data, tiny_net
@@ -75,24 +75,24 @@ def test_more_networks_go_on_from_those_that_are_done(tmp_path: Path) -> None:
 def test_a_recipes_scores_are_kept_in_a_file_and_not_computed_twice(tmp_path: Path) -> None:
     recipe, out = make(RECIPE), tmp_path / "s.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        diet.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=Kill("scores:1"))
+        scoring_runs.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=Kill("scores:1"))
     assert not out.exists()
     watch = Kill("")
-    found = diet.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=watch)
+    found = scoring_runs.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=watch)
     assert watch.seen == ["scores:1"]
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
     watch = Kill("")
-    again = diet.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=watch)
+    again = scoring_runs.score_recipe(recipe, out, "el2n", 2, 2, device="cpu", monitor=watch)
     assert not watch.seen
     assert again.checksum == found.checksum == Scores.load(out).checksum
     for changes in ({"kind": "loss"}, {"runs": 3}, {"epochs": 1}):
         with pytest.raises(UsageError, match="holds other scores"):
-            diet.score_recipe(recipe, out, **{"kind": "el2n", "runs": 2, "epochs": 2, **changes}, device="cpu")  # type: ignore[arg-type]
+            scoring_runs.score_recipe(recipe, out, **{"kind": "el2n", "runs": 2, "epochs": 2, **changes}, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="holds other scores"):
-        diet.score_recipe(recipe.replace(limit_train=150), out, "el2n", 2, 2, device="cpu")
+        scoring_runs.score_recipe(recipe.replace(limit_train=150), out, "el2n", 2, 2, device="cpu")
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not written by gemminer"):
-        diet.score_recipe(recipe, tmp_path / "mine.txt", "el2n", 2, 2, device="cpu")
+        scoring_runs.score_recipe(recipe, tmp_path / "mine.txt", "el2n", 2, 2, device="cpu")
 
 
 def test_hard_examples_have_high_scores() -> None:

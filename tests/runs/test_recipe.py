@@ -46,6 +46,8 @@ def test_a_digest_is_of_what_is_not_the_default() -> None:
         "exclude": ("a",),
         "embeddings": True,
         "within": "runs/first",
+        "pretrain": "all@200",
+        "scores": "runs/scores.safetensors",
     }
     assert set(changes) == set(Recipe.model_fields)  # a field added later is to be added here
     digests = {make({name: value}).digest for name, value in changes.items()}
