@@ -282,8 +282,8 @@ def check(
         train_data: as in `mine`.
         test_data: as `train_data`; what the metric is measured on.
         seeds: trainings of the ticket and of each check; 1 decides nothing.
-        names: shuffle, reinit, invert (the method's ranking turned upside down), uniform and erk (random tickets of
-            equal density).
+        names: shuffle, reinit, scratch (all values drawn anew), invert (the method's ranking turned upside down),
+            uniform and erk (random tickets of equal density).
         epochs: of each training; by default as in `mine`.
         seed: the first training seed is derived from it.
         batch_size: as in `mine`.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gemminer import methods
 from gemminer.core.draw import Draw
 from gemminer.core.masks import State
 from gemminer.core.model_state import borrowed, named_state
@@ -19,6 +20,9 @@ from gemminer.core.selection import keep_highest
 from gemminer.core.ticket import Ticket
 from gemminer.methods import Find
 from gemminer.training.task import Task
+
+# The methods that keep an exact number of single weights of any network.
+EXACT = tuple(name for name in methods.names() if methods.get(name).exact)
 
 
 def tiny_net(seed: int = 0, norm: bool = True) -> nn.Sequential:
@@ -61,7 +65,7 @@ def mined(find: Find, task: Task, density: float, options: Any, seed: int) -> Ti
     facts = {} if found.live is None else {"live": found.live}
     facts |= {"rows": list(found.rows), "at_initialisation": found.draw_holds, **found.facts}
     facts["epochs"] = len(found.rows) if found.epochs is None else found.epochs
-    return Ticket(found.masks, initial if found.start is None else found.start, facts)
+    return Ticket(found.masks, initial if found.start is None else found.start, facts, removed=found.removed)
 
 
 class Elsewhere(torch.Tensor):

@@ -112,18 +112,28 @@ def hessian_gradient(task: Task, seen: Seen, weights: Sequence[Tensor]) -> list[
 )
 def find(task: Task, density: float, options: Options, seed: int) -> Found:
     """Remove the highest S = -w * (H g), of the loss of logits / T (equation 8 there)."""
+    seen = examples_of(task, options)
+
+    def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        return flow(task, options, seen, weights)
+
+    return prune_once(task, density, options, seed, score, STEPS * len(seen))
+
+
+def examples_of(task: Task, options: Options) -> Seen:
+    """The batches that are scored: so many examples of each class, or the first batches."""
+    seen = of_each_class(task, options.per_class) if options.per_class else []
+    return seen or first_batches(task, options.batches)
+
+
+def flow(task: Task, options: Options, seen: Seen, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """-S = w * (H g) of each weight, of the loss of logits / T over the batches."""
     if task.loss is output_loss:
         task.note("grasp has no temperature here: the model makes its loss itself")
 
     def divided(module: nn.Module, args: Any, output: Any) -> Any:
         return tree_map(lambda t: t / options.temperature if isinstance(t, Tensor) else t, output)
 
-    seen = of_each_class(task, options.per_class) if options.per_class else []
-    seen = seen or first_batches(task, options.batches)
-
-    def score(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        with twice_differentiable("grasp"), task.hooked(divided):
-            products = hessian_gradient(task, seen, list(weights.values()))
-        return {name: w * hg for (name, w), hg in zip(weights.items(), products, strict=True)}  # -S
-
-    return prune_once(task, density, options, seed, score, STEPS * len(seen))
+    with twice_differentiable("grasp"), task.hooked(divided):
+        products = hessian_gradient(task, seen, list(weights.values()))
+    return {name: w * hg for (name, w), hg in zip(weights.items(), products, strict=True)}

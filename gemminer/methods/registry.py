@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class Found:
         epochs: passes over the training data; None is what the rows cover.
         draw_holds: whether the ticket starts from the weights that were drawn; False after rewinding to later ones.
         facts: further JSON-serialisable facts for the ticket's provenance.
+        removed: names of modules that are gone, as `Ticket.removed`.
     """
 
     masks: Mapping[str, Tensor]
@@ -38,6 +39,7 @@ class Found:
     epochs: float | None = None
     draw_holds: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
+    removed: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Method:
         cost: (options, density, prunable weights) -> the epochs a search will take in all.
         remedy: advice for the warning that a layer keeps nothing.
         drive: begins the search for a loop of the caller's own; None for a method that is more than one loop.
+        exact: it keeps exactly round(density * d) weights, of any network; one that removes whole layers keeps at most
+            so many.
     """
 
     name: str
@@ -106,42 +110,44 @@ class Method:
     options: type[Any]
     summary: str
     source: str
-    initialiser: str
+    initialiser: str = "kaiming-normal"
     fan_scaled: bool = False
     trains: bool = False
     cost: Cost = _no_epochs
     remedy: str = ""
     drive: Drive | None = None
+    exact: bool = True
 
 
 _METHODS: dict[str, Method] = {}
 
 
+class About(TypedDict, total=False):
+    """What a row may say besides, as `Method` has it."""
+
+    initialiser: str
+    fan_scaled: bool
+    trains: bool
+    remedy: str
+    drive: Drive | None
+    exact: bool
+
+
 def register(
-    name: str,
-    options: type[Any],
-    *,
-    summary: str,
-    source: str,
-    initialiser: str = "kaiming-normal",
-    fan_scaled: bool = False,
-    trains: bool = False,
-    cost: Cost | None = None,
-    remedy: str = "",
-    drive: Drive | None = None,
+    name: str, options: type[Any], *, summary: str, source: str, cost: Cost | None = None, **about: Unpack[About]
 ) -> Callable[[Find], Find]:
     """Decorator that registers a method as `name`; the conformance suite and the command line list all of them.
 
-    `cost` is by default `options.epochs` for a method that trains, and nothing for one that does not. Raises TypeError
-    where a method trains and its options have no `epochs`.
+    `cost` is by default `options.epochs` for a method that trains, and nothing for one that does not. `about` are
+    further fields of `Method`. Raises TypeError where a method trains and its options have no `epochs`.
     """
+    trains = about.get("trains", False)
     if trains and "epochs" not in {f.name for f in dataclasses.fields(options)}:
         raise TypeError(f"the method {name!r} trains, so its options need a field epochs")
     cost = cost or (_own_epochs if trains else _no_epochs)
 
     def add(find: Find) -> Find:
-        row = Method(name, find, options, summary, source, initialiser, fan_scaled, trains, cost, remedy, drive)
-        _METHODS[name] = row
+        _METHODS[name] = Method(name, find, options, summary, source, cost=cost, **about)
         return find
 
     return add

@@ -223,7 +223,7 @@ def _plain(x: Any) -> str:
 def _field(runs: list[Run], model: str, data: str) -> Field:
     notes: list[str] = []
     single = _once(runs, notes)
-    pruned = [run for run in single if run.asked < 1 and run.realised < 1]
+    pruned = [run for run in single if run.realised < 1]  # at density 1 too, where whole layers are removed
     labels = _methods(pruned)
     cells: dict[tuple[float, str], list[Run]] = {}
     for run in pruned:

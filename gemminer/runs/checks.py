@@ -14,18 +14,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gemminer import methods
 from gemminer.core import statistics
 from gemminer.core.errors import UsageError, unknown
 from gemminer.core.html import table
-from gemminer.core.model_state import borrowed, gradients
+from gemminer.core.layers import owned
+from gemminer.core.model_state import borrowed, copied, gradients
 from gemminer.core.numbers import strings
-from gemminer.core.randomness import generator, mixed
+from gemminer.core.randomness import drawing, generator, mixed, private_randomness, seed_globals
 from gemminer.core.statistics import Check
 from gemminer.core.ticket import Ticket
 from gemminer.methods.inside import find_inside
@@ -37,12 +38,14 @@ from gemminer.runs.settings import options_of
 def shuffle(ticket: Ticket, seed: int) -> Ticket:
     """Permute the mask inside each layer: the layer densities stay, the choice of weights is destroyed.
 
-    Of a ticket that was found inside a mask, only what is inside is permuted.
+    Of a ticket that was found inside a mask, only what is inside is permuted. Of one that removes layers others go,
+    as many of each stage, and what is left of those that stay is permuted.
 
     Raises UsageError where every layer is empty or full, so that no permutation changes anything: a shuffle that
     shuffles nothing would be passed off as a check.
     """
-    masks, partly = {}, False
+    ticket, partly = shuffle_layers(ticket, seed) if ticket.removed else (ticket, False)
+    masks = {}
     for name, mask in ticket.masks.items():
         places, source = _places(ticket, name), generator(seed, "shuffle", name)
         flat = mask.reshape(-1)[places]
@@ -84,6 +87,53 @@ def reinit(ticket: Ticket, seed: int) -> Ticket:
     if all(torch.equal(fresh[name], ticket.initial[name]) for name in fresh):
         raise UsageError("drawing this ticket's weights anew changes nothing: each of its layers is constant")
     return ticket.replace(initial={**ticket.initial, **fresh}, draw=draw, check="reinit", check_seed=seed)
+
+
+def shuffle_layers(ticket: Ticket, seed: int) -> tuple[Ticket, bool]:
+    """The ticket with other layers removed, as many of each stage, and whether any stage has others that could go.
+
+    What a layer keeps goes along to the layer that takes its place, of a stage and of equal shapes.
+    """
+    groups: dict[Any, list[str]] = {}
+    for row in ticket.provenance.get("layers", ()):
+        shapes = tuple(sorted(_own(ticket, row["name"]).items()))
+        groups.setdefault((tuple(row["stage"]), shapes), []).append(row["name"])
+    source, takes = generator(seed, "shuffle", "layers"), dict[str, str]()
+    for group in groups.values():
+        if 0 < len(set(group) & set(ticket.removed)) < len(group):
+            gone = [name in ticket.removed for name in group]
+            order = list(range(len(group)))
+            while [gone[i] for i in order] == gone:
+                order = torch.randperm(len(group), generator=source).tolist()
+            takes |= {name: group[i] for name, i in zip(group, order, strict=True)}
+    masks = dict(ticket.masks)
+    for name, other in takes.items():
+        for part in _own(ticket, name):
+            masks[f"{name}.{part}"] = ticket.masks[f"{other}.{part}"]
+    back = {other: name for name, other in takes.items()}
+    return ticket.replace(masks=masks, removed=[back.get(name, name) for name in ticket.removed]), bool(takes)
+
+
+def _own(ticket: Ticket, layer: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's masks, by their names in it."""
+    return {n.removeprefix(f"{layer}."): ticket.masks.shape(n) for n in ticket.masks if owned(n, [layer])}
+
+
+def scratch(ticket: Ticket, model: nn.Module, seed: int) -> Ticket:
+    """Keep the mask, and let the model's layers draw all their values anew as PyTorch's layers do by default.
+
+    Raises UsageError where no layer knows how (`reset_parameters`).
+    """
+    with borrowed(model), private_randomness(), drawing(), torch.no_grad():
+        ticket.start_from(model)
+        seed_globals(mixed(seed, "scratch"))
+        able = [m for m in model.modules() if callable(getattr(m, "reset_parameters", None))]
+        for module in able:
+            cast(Any, module).reset_parameters()
+        fresh = copied(model)
+    if not able:
+        raise UsageError("no layer of this model knows how to draw its values anew: it has no reset_parameters")
+    return ticket.replace(initial=fresh, check="scratch", check_seed=seed)
 
 
 # --- the list of checks ------------------------------------------------------------------------------------------
@@ -148,6 +198,11 @@ def _reinit(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     return reinit(ticket, seed)
 
 
+@register("scratch", "the same mask, all values drawn anew as the layers do by default")
+def _scratch(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    return scratch(ticket, experiment.task.model, seed)
+
+
 @register("invert", "the method's ranking turned upside down", kept_as="inverted.safetensors")
 def _invert(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
     facts = ticket.provenance
@@ -158,7 +213,18 @@ def _invert(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
 
 @register("uniform", "a random mask, the same density in each layer")
 def _uniform(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    if ticket.removed:
+        return _random_layers(experiment, ticket, seed)
     return _found_by(experiment, ticket, "uniform", "uniform", ticket.density, {}, seed)
+
+
+def _random_layers(experiment: Experiment, ticket: Ticket, seed: int) -> Ticket:
+    """As many layers removed anywhere, at random; of what is left as many single weights kept, if some were pruned."""
+    options = {**ticket.provenance.get("options", {}), "criterion": "random", "remove": len(ticket.removed)}
+    further = options.get("then", "none") != "none"
+    options |= {"invert": False, "then": "uniform" if further else "none"}
+    density = ticket.density if further else 1.0
+    return _found_by(experiment, ticket, "uniform", "layers", density, options, seed)
 
 
 @register("erk", "a random mask, layer densities by the Erdős-Rényi-kernel rule")
@@ -190,7 +256,7 @@ def _found_by(
         # A method that does not train writes no checkpoint: the step's is that of the training that follows.
         with experiment.claimed(*of) if row.trains else contextlib.nullcontext():
             found = find_inside(row, task, density, chosen, seed)
-    return ticket.replace(masks=found.masks, check=check)
+    return ticket.replace(masks=found.masks, check=check, removed=found.removed)
 
 
 def altered_ticket(experiment: Experiment, name: str, ticket: Ticket, index: int) -> Ticket:

@@ -44,7 +44,7 @@ SCHEMA = "gemminer.compare/1"
 
 
 def plan(fields: Mapping[str, Any]) -> Grid:
-    """A grid from plain fields (see `grid.make`); the method "all" stands for all methods.
+    """A grid from plain fields (see `grid.make`); the method "all" stands for all that reach any density.
 
     Raises UsageError for an unknown name or an option that cannot be, in any of its cells.
     """
@@ -65,7 +65,8 @@ def _all_methods(fields: dict[str, Any]) -> dict[str, Any]:
     labels = list(asked) if isinstance(asked, (list, tuple)) else [asked]
     if "all" not in labels:
         return fields
-    return {**fields, "method": [n for label in labels for n in (methods.names() if label == "all" else [label])]}
+    every = [name for name in methods.names() if methods.get(name).exact]
+    return {**fields, "method": [n for label in labels for n in (every if label == "all" else [label])]}
 
 
 # --- a cell ------------------------------------------------------------------------------------------------------

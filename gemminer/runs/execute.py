@@ -210,12 +210,13 @@ def run_recipe(
 def _meant(recipe: Recipe, resolved: Resolved) -> str:
     """A sentence about the run that a recipe stands for."""
     search, training = getattr(resolved.options, "epochs", None), resolved.settings.epochs
-    if resolved.seconds is not None:
-        lengths = f"{resolved.seconds:g} seconds of search, {training} epochs of training"
-    elif search is not None:
-        lengths = f"{search} epochs of search, {training} of training"
-    else:
+    searches = methods.get(recipe.method).cost(resolved.options, recipe.density, 1) > 0
+    if not searches:
         lengths = f"{training} epochs of training"
+    elif resolved.seconds is not None:
+        lengths = f"{resolved.seconds:g} seconds of search, {training} epochs of training"
+    else:
+        lengths = f"{search} epochs of search, {training} of training"
     what = f"{recipe.method}, {recipe.model} on {recipe.data}, density {100 * recipe.density:.4g}%"
     how = ", bf16" if recipe.precision == "bf16" else ""
     how += f", steps of {recipe.accumulate} batches" if recipe.accumulate > 1 else ""

@@ -93,7 +93,8 @@ class Grid:
     def _cell(self, label: str, method: str, options: Mapping[str, Any], **axes: Any) -> Cell:
         fields = {**CELL, **self.common, **axes, "method": method, "options": options}
         chosen = recipes.make({**fields, "dense": False}, "comparison")
-        if chosen.density == 1:  # nothing is left out, so there is nothing to destroy
+        # Nothing is left out, so there is nothing to destroy; unless layers are removed by their number.
+        if chosen.density == 1 and not options.get("remove"):
             chosen = recipes.make({**fields, "dense": False, "checks": ()}, "comparison")
         return Cell(label, chosen)
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gemminer.core.draw import Draw
+from gemminer.core.layers import owned
 from gemminer.core.masks import Masks, State
 from gemminer.core.prunable import Prunable
 from gemminer.core.ticket import Ticket
@@ -38,7 +39,7 @@ def ticket_of(
         own["within"] = sum(int(mask.sum()) for mask in within.values())
     start = initial if found.start is None else State(found.start)
     provenance = {**facts, **own, "versions": environment.versions()}
-    return Ticket(masks, start, provenance, draw if found.draw_holds else None, within)
+    return Ticket(masks, start, provenance, draw if found.draw_holds else None, within, found.removed)
 
 
 def steps_behind(ticket: Ticket | None) -> int:
@@ -47,6 +48,6 @@ def steps_behind(ticket: Ticket | None) -> int:
 
 
 def empty_layers(ticket: Ticket, row: Method) -> str | None:
-    """A warning, with the method's remedy, where nothing is kept of a layer."""
-    empty = [layer.name for layer in ticket.per_layer() if layer.kept == 0]
+    """A warning, with the method's remedy, where nothing is kept of a layer that was not removed."""
+    empty = [layer.name for layer in ticket.per_layer() if layer.kept == 0 and not owned(layer.name, ticket.removed)]
     return "; ".join(filter(None, (f"warning: nothing is kept of {', '.join(empty)}", row.remedy))) if empty else None

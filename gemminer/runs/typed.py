@@ -58,6 +58,11 @@ class MineOptions(TrainOptions, total=False):
     rounds: int
     freeze_late: bool
     mode: Literal["train", "eval"]
+    criterion: Literal["snip", "grasp", "signed", "loss", "cka", "hrank", "l1", "random"]
+    reduce: Literal["mean", "sum"]
+    remove: int
+    least: int
+    then: str
 
 
 class SmallestOptions(TypedDict, total=False):

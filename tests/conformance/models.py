@@ -127,8 +127,32 @@ class Gpt(nn.Module):
         return out
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Residual(nn.Module):
+    """Two stages of three blocks that can be removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.narrow = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.wide, self.small = nn.Sequential(*(Block() for _ in range(3))), nn.Sequential(Block(), Block(), Block())
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.small(self.narrow(self.wide(torch.relu(self.stem(x)))))
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {k.__name__: k for k in (Plain, Awkward, Signal, Tokens)}  # have pins
-ALL = MODELS | {k.__name__: k for k in (Recurrent, Gpt)}
+ALL = MODELS | {k.__name__: k for k in (Recurrent, Gpt, Residual)}
 
 
 def build(name: str) -> nn.Module:

@@ -23,11 +23,12 @@ from gemminer.data import TensorBatches
 from gemminer.sparse.training.convert import densify, sparsify
 from gemminer.training.task import Task
 from tests.conformance.models import ALL, build, options_of, task_of
-from tests.helpers import mined
+from tests.helpers import EXACT, mined
 
 DENSITY = 0.3
 
-METHODS = methods.names()
+METHODS = EXACT
+OTHERS = tuple(name for name in methods.names() if name not in EXACT)
 
 
 def search(method: str, model: nn.Module, seed: int = 0, density: float = DENSITY, **fields: Any) -> Ticket:
@@ -150,3 +151,54 @@ class TestEveryMethod:
         ticket = mined(methods.get(method).find, task, DENSITY, options_of(method), 0)
         assert list(ticket.masks) == ["conv.weight", "hidden.weight"]
         assert ticket.kept == round(DENSITY * (36 + 128))
+
+
+@pytest.mark.parametrize("method", OTHERS)
+class TestEveryMethodThatRemovesLayers:
+    """Its count cannot be exact: it keeps at most what is asked for, and one layer fewer removed would be more."""
+
+    @pytest.mark.parametrize("density", [0.9, 0.6, 0.45])
+    def test_it_stays_within_the_density_and_no_layer_is_removed_in_vain(self, method: str, density: float) -> None:
+        ticket = search(method, build("Residual"), density=density)
+        kept = round(density * ticket.prunable)
+        sizes = [sum(m.numel() for n, m in ticket.masks.items() if n.startswith(f"{r}.")) for r in ticket.removed]
+        assert ticket.kept <= kept < ticket.kept + max(sizes)
+        assert ticket.kept == ticket.prunable - sum(sizes)
+
+    @pytest.mark.parametrize("name", [name for name in ALL if name != "Residual"])
+    def test_a_network_without_such_layers_is_told_so(self, method: str, name: str) -> None:
+        with pytest.raises(UsageError, match="no removable layer: "):
+            search(method, build(name))
+
+    def test_the_model_is_left_as_it_was_and_the_search_repeats(self, method: str) -> None:
+        model = build("Residual")
+        before, modules = snapshot(model), list(model.modules())
+        ticket = search(method, model, density=0.6)
+        assert snapshot(model) == before
+        assert list(model.modules()) == modules
+        assert ticket == search(method, build("Residual"), density=0.6)
+        assert all(torch.equal(ticket.initial[n], t) for n, t in named_state(model).items())
+
+    def test_all_seeds_count_or_none(self, method: str) -> None:
+        assert len({search(method, build("Residual"), seed=seed, density=0.6).digest for seed in range(3)}) in (1, 3)
+
+    def test_inverted_it_is_another_ticket(self, method: str) -> None:
+        upright, inverted = (search(method, build("Residual"), density=0.6, invert=invert) for invert in (False, True))
+        assert len(upright.removed) == len(inverted.removed)
+        assert inverted != upright
+
+    def test_the_ticket_survives_the_disk(self, method: str, tmp_path: Path) -> None:
+        ticket = search(method, build("Residual"), density=0.6)
+        loaded = Ticket.load(ticket.save(tmp_path / "t.safetensors"))
+        assert (loaded, loaded.removed, loaded.provenance) == (ticket, ticket.removed, ticket.provenance)
+
+    def test_excluded_weights_keep_their_layers(self, method: str) -> None:
+        task = dataclasses.replace(task_of(build("Residual")), exclude=("wide.*",))
+        ticket = mined(methods.get(method).find, task, 0.6, options_of(method, least=0), 0)
+        assert all(name.startswith("small.") for name in ticket.removed)
+        assert not any(name.startswith("wide.") for name in ticket.masks)
+
+    @pytest.mark.parametrize("density", [0, -0.1, 1.01, float("nan"), float("inf"), 1e-9, "0.5"])
+    def test_a_density_that_cannot_be_is_refused(self, method: str, density: Any) -> None:
+        with pytest.raises(UsageError, match="density"):
+            search(method, build("Residual"), density=density)

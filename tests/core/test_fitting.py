@@ -20,7 +20,7 @@ from gemminer.core.names import bare
 from gemminer.core.ticket import Ticket
 from gemminer.runs import checks
 from tests.core.test_names import WRAPS, Own, plain
-from tests.helpers import drawn_ticket, tiny_data
+from tests.helpers import EXACT, drawn_ticket, tiny_data
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -80,7 +80,7 @@ def test_a_ticket_fitted_to_other_names_is_saved_without_weights(kind: str, tmp_
     assert Ticket.load(fresh.save(tmp_path / "t", weights=False)) == fresh
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_a_seed_gives_one_ticket_wrapped_or_not(method: str) -> None:
     data = tiny_data(32)
     how = {"epochs": 1} if methods.get(method).trains else {}

@@ -20,7 +20,11 @@ from gemminer.data import TensorBatches
 from gemminer.runs import checks
 from gemminer.runs.building import build
 from gemminer.runs.checks import altered_ticket, reinit, shuffle
+from tests.conformance.models import Conv1D
+from tests.conformance.models import build as conformance
 from tests.helpers import Pair, drawn_ticket, tiny_net
+
+FRESH = ("reinit", "scratch")  # keep the mask and draw other values
 
 
 def masks_ticket(**masks: list[bool]) -> Ticket:
@@ -123,7 +127,7 @@ def test_each_check_destroys_one_thing(pair: Pair) -> None:
         assert first.provenance["check"] == name
         same_masks = all(torch.equal(m, ticket.masks[n]) for n, m in first.masks.items())
         same_start = all(torch.equal(t, ticket.initial[n]) for n, t in first.initial.items())
-        assert (same_masks, same_start) == ((True, False) if name == "reinit" else (False, True))
+        assert (same_masks, same_start) == ((True, False) if name in FRESH else (False, True))
     counts = [layer.kept for layer in ticket.per_layer()]
     assert [layer.kept for layer in altered_ticket(bench, "shuffle", ticket, 0).per_layer()] == counts
 
@@ -172,7 +176,7 @@ def test_what_a_check_draws_stays_where_the_search_could_go(pair: Pair, name: st
     assert not any(bool((mask & ~old.masks[n]).any()) for n, mask in other.masks.items())
     if kept:  # a weight that is zero was pruned
         assert all(bool(other.initial[n][mask].all()) for n, mask in other.masks.items())
-    changed = (dict(other.masks), dict(ticket.masks)) if name != "reinit" else (other.initial, ticket.initial)
+    changed = (dict(other.masks), dict(ticket.masks)) if name not in FRESH else (other.initial, ticket.initial)
     assert any(not torch.equal(changed[0][n], changed[1][n]) for n in ticket.masks)
 
 
@@ -181,3 +185,86 @@ def test_an_inversion_needs_a_method(pair: Pair) -> None:
     bench = build(tiny_net(), TensorBatches(*pair))
     with pytest.raises(UsageError, match="needs to know the ticket's method, which is None"):
         altered_ticket(bench, "invert", ticket, 0)
+
+
+# --- tickets that remove layers ----------------------------------------------------------------------------------
+
+
+def layers_ticket(**options: object) -> tuple[torch.nn.Module, Ticket, Pair]:
+    net, data = conformance("Residual"), (torch.randn(48, 1, 4, 4), torch.arange(48) % 3)
+    how = {"criterion": "l1", "remove": 2, **options}
+    return net, gemminer.mine(net, data, how.pop("density", 1.0), method="layers", **how), data
+
+
+def test_a_shuffle_removes_others_as_many_of_each_stage() -> None:
+    _, ticket, _ = layers_ticket()
+    stages = sorted(name.split(".")[0] for name in ticket.removed)
+    found = [shuffle(ticket, seed) for seed in range(30)]
+    assert all(sorted(name.split(".")[0] for name in other.removed) == stages for other in found)
+    assert all(set(other.removed) != set(ticket.removed) for other in found)
+    assert all(other.kept == ticket.kept for other in found)
+    assert len({frozenset(other.removed) for other in found}) > 1
+    assert all(torch.equal(found[0].initial[n], t) for n, t in ticket.initial.items())
+
+
+def test_a_shuffle_of_a_gem_without_layers_moves_layers_and_weights() -> None:
+    _, ticket, _ = layers_ticket(then="random", density=0.2)
+    other = shuffle(ticket, 0)
+    assert other.kept == ticket.kept
+    assert set(other.removed) != set(ticket.removed)
+    counts = [sorted(t.masks.kept(n) for n in t.masks) for t in (ticket, other)]
+    assert counts[0] == counts[1]
+    assert not torch.equal(other.masks["stem.weight"], ticket.masks["stem.weight"])
+
+
+def test_a_stage_of_which_all_or_nothing_goes_cannot_be_shuffled() -> None:
+    _, ticket, _ = layers_ticket(remove=6, least=0)
+    with pytest.raises(UsageError, match="shuffling changes nothing"):
+        shuffle(ticket, 0)
+
+
+@pytest.mark.parametrize("then", ["none", "snip"])
+def test_every_check_of_a_ticket_that_removes_layers(then: str) -> None:
+    """As many layers and weights are left; but erk keeps single weights of the whole network."""
+    net, ticket, data = layers_ticket(then=then, **({} if then == "none" else {"density": 0.2}))
+    experiment = build(net, TensorBatches(*data, batch_size=16), test=TensorBatches(*data))
+    found = {name: altered_ticket(experiment, name, ticket, 0) for name in checks.names()}
+    assert all(len(t.removed) == (0 if name == "erk" else 2) for name, t in found.items())
+    assert all(t.kept == ticket.kept for t in found.values())
+    assert found["reinit"].removed == found["scratch"].removed == ticket.removed
+    assert set(found["invert"].removed) != set(ticket.removed)
+    uniform = {frozenset(altered_ticket(experiment, "uniform", ticket, i).removed) for i in range(12)}
+    assert len({tuple(sorted(n.split(".")[0] for n in names)) for names in uniform}) > 1  # anywhere
+    for name, other in found.items():
+        assert experiment.train(other, 0, f"check:{name}:0")["test"] >= 0
+
+
+def test_scratch_draws_every_value_as_the_layers_do() -> None:
+    net = conformance("Residual")
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    ticket = drawn_ticket(net, 0.5)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    found = [checks.scratch(ticket, net, seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert all(torch.equal(found[0].masks[n], m) for n, m in ticket.masks.items())
+    assert not any((t == 7.0).any() for t in found[0].initial.values())
+    assert torch.equal(found[0].initial["wide.0.norm.weight"], torch.ones(4))
+    bound = 1 / math.sqrt(16)
+    assert bound / 2 < found[0].initial["head.weight"].abs().max() <= bound
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    with pytest.raises(UsageError, match="no layer of this model knows how to draw"):
+        checks.scratch(drawn_ticket(Bare(), 0.5), Bare(), 0)
+
+
+class Bare(torch.nn.Module):
+    """Its one weight is GPT-2's kind of layer, which has no reset_parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Conv1D(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out

@@ -23,7 +23,7 @@ from gemminer.training import engine, rate
 from gemminer.training.evaluate import recalibrate
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
-from tests.helpers import Notes, Pair, Snapshot, drawn_ticket, states, tiny_data, tiny_net
+from tests.helpers import EXACT, Notes, Pair, Snapshot, drawn_ticket, states, tiny_data, tiny_net
 
 
 class Flattening(nn.Module):
@@ -233,7 +233,7 @@ def test_dropout_left_in_evaluation_mode_is_on_in_training_and_said() -> None:
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
 def test_gradients_are_recorded_though_the_caller_turned_them_off(off: Any) -> None:
     net, data = tiny_net(), tiny_data()
-    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in methods.names()}
+    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in EXACT}
     trained = tiny_net()
     gemminer.train(trained, want["snip"], data, data, epochs=1)
     with off():
@@ -257,7 +257,7 @@ def short(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
 def test_a_global_default_type_changes_no_ticket(default: torch.dtype) -> None:
     net, data = tiny_net(), tiny_data()
-    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in methods.names()}
+    want = {name: gemminer.mine(net, data, 0.2, method=name, **short(name)) for name in EXACT}
     torch.set_default_dtype(default)
     try:
         for name, ticket in want.items():

@@ -11,6 +11,7 @@ import pytest
 from gemminer import cli
 from gemminer.core.errors import UsageError
 from gemminer.runs import compare, grid
+from tests.helpers import EXACT
 from tests.runs.helpers import plan
 
 
@@ -43,13 +44,14 @@ def test_what_is_asked_twice_is_run_once() -> None:
     # At density 1 there is nothing to check, and the dense reference is that same recipe.
     cells = plan(method=["uniform"], density=[1.0]).cells()
     assert [c.label for c in cells] == ["dense"]
+    # Layers that are removed by their number are something to check.
+    cells = plan(method=["layers:remove=3"], density=[1.0], checks=["shuffle"]).cells()
+    assert [(c.label, c.recipe.checks) for c in cells] == [("dense", ()), ("layers:remove=3", ("shuffle",))]
 
 
 def test_all_methods_are_one_word() -> None:
-    from gemminer import methods
-
-    assert plan(method="all").axes["method"] == methods.names()
-    assert plan(method=["all", "imp:rewind=lr"]).axes["method"] == (*methods.names(), "imp:rewind=lr")
+    assert plan(method="all").axes["method"] == EXACT
+    assert plan(method=["all", "imp:rewind=lr"]).axes["method"] == (*EXACT, "imp:rewind=lr")
 
 
 def test_options_by_method_and_label_reach_only_their_cells() -> None:

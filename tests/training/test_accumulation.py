@@ -21,7 +21,7 @@ from gemminer.training.losses import Loss
 from gemminer.training.rules import Dense
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
-from tests.helpers import Notes, drawn_ticket, tiny_data, tiny_net
+from tests.helpers import EXACT, Notes, drawn_ticket, tiny_data, tiny_net
 
 BATCHES = (2, 16), (1, 32)  # accumulate, batch size
 
@@ -243,7 +243,7 @@ def test_a_number_of_batches_that_cannot_be(accumulate: Any) -> None:
     assert str(caught.value).count(". ") == 0
 
 
-@pytest.mark.parametrize("name", [name for name in methods.names() if not methods.get(name).trains])
+@pytest.mark.parametrize("name", [name for name in EXACT if not methods.get(name).trains])
 def test_a_method_without_steps_takes_none(name: str) -> None:
     with pytest.raises(gemminer.UsageError, match=f"'{name}' takes no optimiser steps to accumulate for"):
         gemminer.mine(tiny_net(), tiny_data(), 0.3, method=name, accumulate=2)

@@ -16,7 +16,7 @@ import gemminer
 from gemminer import methods
 from gemminer.core.errors import UsageError
 from gemminer.training.feed import Feed, mapped, shapes
-from tests.helpers import Notes
+from tests.helpers import EXACT, Notes
 
 
 class Two(nn.Module):
@@ -80,7 +80,7 @@ def test_inputs_of_several_parts_are_unpacked_where_the_model_wants_that(form: s
     assert result["test"] > 0.6
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_every_method_takes_dictionaries(method: str) -> None:
     how = {"epochs": 1} if methods.get(method).trains else {}
     assert gemminer.mine(Two(), loader(FORMS["mapping"]), 0.3, method=method, **how).kept == round(0.3 * 576)
@@ -158,7 +158,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_half_precision_through_every_method(dtype: torch.dtype, method: str) -> None:
     how = {"epochs": 1} if methods.get(method).trains else {}
     ticket = gemminer.mine(mlp(dtype), (X.to(dtype), Y), 0.3, method=method, **how)
@@ -239,7 +239,7 @@ class Attribute(Two):
         return SimpleNamespace(loss=logits.square().mean(), logits=logits)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_every_method_with_the_loss_of_the_models_output(method: str) -> None:
     how: dict[str, Any] = {"epochs": 1} if methods.get(method).trains else {}
     torch.manual_seed(0)

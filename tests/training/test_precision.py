@@ -23,7 +23,7 @@ from gemminer.sparse.training import chain, crossover
 from gemminer.training import engine, precision
 from gemminer.training.task import Task
 from tests.conformance import models
-from tests.helpers import Notes, drawn_ticket, mined, tiny_data, tiny_net
+from tests.helpers import EXACT, Notes, drawn_ticket, mined, tiny_data, tiny_net
 
 EMULATED = "this processor emulates bf16, so what is computed densely is slower than in fp32"
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -53,7 +53,7 @@ def watched(net: nn.Module) -> Iterator[dict[bool, set[torch.dtype]]]:
 # --- what runs in bfloat16 ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("name", models.ALL)
 def test_every_method_searches_in_it(method: str, name: str) -> None:
     model = models.build(name)
@@ -65,7 +65,7 @@ def test_every_method_searches_in_it(method: str, name: str) -> None:
     assert {t.dtype for t in ticket.initial.values() if t.is_floating_point()} == {FP32}
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_layers_put_out_bfloat16_in_search_training_and_evaluation(method: str) -> None:
     """SynFlow scores in float64, which autocast leaves alone, and some methods never run the model."""
     net, data = tiny_net(), tiny_data()

@@ -16,7 +16,7 @@ from gemminer import methods
 from gemminer.core.errors import GemminerError, UsageError
 from gemminer.data import TensorBatches
 from gemminer.training.task import Task, accuracy, cross_entropy
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import EXACT, tiny_data, tiny_net
 
 
 def test_cross_entropy_and_accuracy_of_every_layout() -> None:
@@ -82,7 +82,7 @@ def step_accuracy(model: nn.Module, batch: Any) -> Tensor:
     return (model(batch[0]).argmax(1) == batch[1]).double()
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_a_step_that_computes_the_same_gives_the_same_ticket(method: str) -> None:
     how = {"epochs": 2} if methods.get(method).trains else {}
     loader: Any = DataLoader(TensorDataset(*tiny_data()), batch_size=32, shuffle=True)
@@ -93,7 +93,7 @@ def test_a_step_that_computes_the_same_gives_the_same_ticket(method: str) -> Non
         assert got.provenance["live"] == want.provenance["live"]
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_a_step_inside_a_mask(method: str) -> None:
     how = {"epochs": 1} if methods.get(method).trains else {}
     half = gemminer.mine(tiny_net(), tiny_data(), 0.5, method="random")
@@ -138,7 +138,7 @@ def by_call(model: Any, batch: Tensor) -> Tensor:
     return F.mse_loss(model(batch), batch)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_every_method_without_targets(method: str) -> None:
     how = {"epochs": 1} if methods.get(method).trains else {}
     x = tiny_data()[0]
