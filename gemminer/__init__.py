@@ -29,15 +29,17 @@ from gemminer.training.pretrain import Pretrain
 if TYPE_CHECKING:
     from gemminer.core.compacting import compact
     from gemminer.reporting.answering import smallest
-    from gemminer.reporting.dieting import scores
+    from gemminer.reporting.dieting import instability, scores
     from gemminer.reporting.page import report
     from gemminer.runs.answer import Smallest
+    from gemminer.runs.connectivity import Instability
     from gemminer.training.scores import Scores
 
 __version__ = "0.1.0"
 __all__ = [
     "GemminerError",
     "Hold",
+    "Instability",
     "Monitor",
     "Pretrain",
     "Scores",
@@ -52,6 +54,7 @@ __all__ = [
     "compare",
     "draw",
     "hold",
+    "instability",
     "mine",
     "report",
     "scores",
@@ -62,6 +65,8 @@ __all__ = [
 
 _LATER = {
     "compact": "gemminer.core.compacting",
+    "Instability": "gemminer.runs.connectivity",
+    "instability": "gemminer.reporting.dieting",
     "report": "gemminer.reporting.page",
     "scores": "gemminer.reporting.dieting",
     "Scores": "gemminer.training.scores",

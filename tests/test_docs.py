@@ -116,6 +116,7 @@ def test_commands_of_the_docs_are_understood(line: str, tmp_path: Path, monkeypa
     monkeypatch.setattr("gemminer.runs.seeking.smallest_of", reached)
     monkeypatch.setattr("gemminer.runs.exporting.export_run", reached)
     monkeypatch.setattr("gemminer.runs.scoring_runs.score_recipe", reached)
+    monkeypatch.setattr("gemminer.runs.stability_runs.instability_of", reached)
     for name in ("compare", "draw"):
         monkeypatch.setattr(f"gemminer.api.{name}", reached)
     monkeypatch.setattr("gemminer.bench.run", reached)

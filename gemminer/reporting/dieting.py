@@ -1,4 +1,4 @@
-"""A data diet as Python has it, `gemminer.scores`: its progress shown.
+"""A data diet as Python has it, `gemminer.scores` and `gemminer.instability`: their progress shown.
 
 In a file of its own, for a progress bar takes a tenth of a second to import.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from gemminer.reporting.calls import told_of
-from gemminer.runs import dieting
+from gemminer.runs import connectivity, dieting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,3 +29,4 @@ def _shown(call: Callable[P, T]) -> Callable[P, T]:
 
 
 scores = _shown(dieting.scores)
+instability = _shown(connectivity.instability)

@@ -58,7 +58,7 @@ class PlainMonitor(Monitor):
     def begin(self, phase: str, start: int, stop: int) -> None:
         self._last, self._stop = time.monotonic(), stop
         if start:
-            self.note(f"{phase}: resumed after epoch {start} of {stop}")
+            self.note(f"{phase}: goes on after epoch {start} of {stop}")
 
     def epoch(self, row: dict[str, Any]) -> None:
         if row["epoch"] == self._stop or row.get("rate") or time.monotonic() - self._last >= self.every:

@@ -105,6 +105,16 @@ class ScoreOptions(TrainOptions, ScoringOptions, total=False):
     noise: float
 
 
+class InstabilityOptions(TrainOptions, ScoringOptions, total=False):
+    """What `instability` takes besides its question: how the network is trained, as `train` says."""
+
+    epochs: int | None
+    seed: int
+    initialiser: str
+    metric: Metric | None
+    engine: str
+
+
 class Cost(TypedDict):
     """What a training took: epochs, seconds, and FLOPs of all weights and of those kept."""
 

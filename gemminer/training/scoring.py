@@ -91,7 +91,7 @@ def scored_once(
     took = settings.epochs + (found["steps"] / max(1, lent.steps) if found else 0.0)
     if seen is not None:
         return seen.scores(), took
-    return _losses(task, classes) if kind == "loss" else _el2n(task, classes), took
+    return example_losses(task, classes) if kind == "loss" else _el2n(task, classes), took
 
 
 class _Seen:
@@ -144,7 +144,7 @@ def _el2n(task: Task, classes: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def _losses(task: Task, classes: Tensor | None) -> Tensor:
+def example_losses(task: Task, classes: Tensor | None) -> Tensor:
     """The loss of each example: of a whole batch at once where that can be, else of one example at a time."""
     known = classes is not None and any(task.loss is f for f in (cross_entropy, F.cross_entropy))
     picked = Picked(task.train, shuffle=False, augment=False, size=None if known else 1)

@@ -52,7 +52,7 @@ from tests.helpers import EXACT  # noqa: E402
 PINS = HERE / "pins.json"
 HELP = HERE / "help"
 COMMANDS = ("", "mine", "smallest", "train", "check", "export", "inspect", "compare", "score")
-COMMANDS += ("methods", "models", "data", "recipes", "checks", "bench")
+COMMANDS += ("instability", "methods", "models", "data", "recipes", "checks", "bench")
 
 DENSITY, EPOCHS, BATCH = 0.3, 4, 16
 # Other roads through the methods that train, on the plain model.

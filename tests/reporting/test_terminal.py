@@ -34,7 +34,7 @@ def test_plain_lines() -> None:
     monitor.epoch(row(5, validation=0.75, kept=0.5, live=0.25))
     monitor.close()
     assert text.getvalue().splitlines() == [
-        "search: resumed after epoch 2 of 5",
+        "search: goes on after epoch 2 of 5",
         "search epoch 5, loss 0.5000, validation accuracy 0.7500, kept 50.000%, live 25.000%",
     ]
 
