@@ -63,7 +63,8 @@ def inspect(ticket: TicketFile, other: Other = None, as_json: Json = False) -> N
     if not as_json:
         print_ticket(OUT, found)
         return
-    whole = {"kept": found.kept, "prunable": found.prunable, "density": found.density, "digest": found.digest}
+    whole: dict[str, Any] = {"kept": found.kept, "prunable": found.prunable, "density": found.density}
+    whole |= {"digest": found.digest, "removed": list(found.removed)}
     layers = [dataclasses.asdict(layer) for layer in found.per_layer()]
     draw = dataclasses.asdict(found.draw) if found.draw else None
     dense = [dataclasses.asdict(one) for one in found.left_dense]

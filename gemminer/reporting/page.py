@@ -258,8 +258,13 @@ def link_to(file: Path, folder: Path) -> str:
 def _run_page(found: Record, phases: run_charts.Phases, downloads: Mapping[str, str]) -> str:
     drawn = {"search": run_charts.search(found, phases), "training": run_charts.training(found, phases)}
     drawn |= {"checks": run_charts.checks(found), "layers": run_charts.layers(found)}
-    drawn |= {"examples": run_charts.examples(found)}
+    drawn |= {"examples": run_charts.examples(found), "removable": run_charts.removable(found)}
+    gone = [layer.name for layer in found.removable if layer.removed]
+    removed = {layer.name for layer in found.layers if layer.name.startswith(tuple(f"{name}." for name in gone))}
+    own = [layer for layer in found.layers if layer.name not in removed]
     context = {
+        "gone": gone,
+        "removed": removed,
         "headline": _headline(found),
         "r": found,
         "downloads": downloads,
@@ -271,9 +276,9 @@ def _run_page(found: Record, phases: run_charts.Phases, downloads: Mapping[str, 
         "freezes": run_charts.freezes(phases),
         "dense_trained": any(phase.partition(":")[0] == "dense" for phase in phases),
         "marks": run_charts.MARKS,
-        "collapsed": [layer.name for layer in found.layers if layer.kept == 0],
-        "dead": sum(layer.dead_filters for layer in found.layers),
-        "filters": sum(layer.filters for layer in found.layers),
+        "collapsed": [layer.name for layer in own if layer.kept == 0],
+        "dead": sum(layer.dead_filters for layer in own),
+        "filters": sum(layer.filters for layer in own),
         "left_dense": left_dense.groups(found.left_dense),
         "dense_share": left_dense.share(found.left_dense, sum(layer.prunable for layer in found.layers)),
     }

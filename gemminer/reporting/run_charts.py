@@ -143,6 +143,27 @@ def layers(record: Record) -> Figure | None:
     return figure
 
 
+def removable(record: Record) -> Figure | None:
+    """The score of each layer that could be removed, in the network's order; those removed in another colour."""
+    found = [layer for layer in record.removable if math.isfinite(layer.score)]
+    if not found:
+        return None
+    figure = new_figure(
+        22 * len(found) + 90,
+        bargap=0.25,
+        barmode="overlay",
+        xaxis=metric_axis(f"score: {escaped(str(record.options.get('criterion', '')))}"),
+        yaxis=rows_axis([layer.name for layer in found]),
+    )
+    for name, gone, colour in (("stays", False, "var(--c0)"), ("removed", True, "var(--fail)")):
+        rows = [place for place, layer in enumerate(found) if layer.removed is gone]
+        x = [found[place].score for place in rows]
+        hover = [f"<b>{escaped(found[place].name)}</b><br>{found[place].score:.4g}, {name}" for place in rows]
+        bars = {"x": x, "y": rows, "orientation": "h", "marker": {"color": colour}}
+        add_bars(figure, name=name, hovertext=hover, hoverinfo="text", **bars)
+    return figure
+
+
 def examples(record: Record) -> Figure | None:
     """How many examples have which score, and of them those that a pre-training was on."""
     found = (record.start.pretrain if record.start else {}).get("histogram")

@@ -311,6 +311,8 @@ def print_ticket(console: Console, ticket: Ticket) -> None:
     console.print(table)
     for line in left_dense.lines(ticket.left_dense, ticket.prunable):
         console.print(line, markup=False, soft_wrap=True)
+    if ticket.removed:
+        console.print(f"removed layers: {', '.join(ticket.removed)}", markup=False, soft_wrap=True)
     facts = ticket.provenance
     draw = f"{ticket.draw.kind}, seed {ticket.draw.seed}" if ticket.draw else "the model's own"
     method = facts.get("method", "an unknown method")

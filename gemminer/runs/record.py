@@ -117,6 +117,15 @@ class Engine(_Part):
     below: dict[str, float] = Field(default_factory=dict, description="a layer that is not named was dense")
 
 
+class Removable(_Part):
+    """A layer that could be removed: the method's score of it, the shape it gives, whether the ticket removes it."""
+
+    name: str
+    score: float = math.nan
+    stage: tuple[int, ...] = ()
+    removed: bool = False
+
+
 class Start(_Part):
     """What a ticket starts from that is not the initial weights: those of step k of a training."""
 
@@ -148,6 +157,9 @@ class Record(_Part):
         default_factory=list, description="weights of two and more dimensions that were not prunable, and why"
     )
     accuracy: Accuracy
+    removable: list[Removable] = Field(
+        default_factory=list, description="the layers that could be removed, where the method removes whole ones"
+    )
     start: Start | None = Field(None, description="None where the ticket is at initialisation")
     per_class: PerClass | None = None
     verdict: str | None = None

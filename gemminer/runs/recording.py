@@ -74,6 +74,7 @@ def record_of(
             validation=trained[0]["validation"] if trained else None,
         ),
         start=start,
+        removable=[record.Removable(**row) for row in ticket.provenance.get("layers", ())],
         per_class=_per_class([t.get("classes") for t in trained], experiment.classes),
         verdict=verdict.verdict if verdict else None,
         checks=verdict.checks if verdict else {},
