@@ -16,9 +16,10 @@ from torch import nn
 
 from gemminer.core.errors import GemminerError
 from gemminer.sparse.inference.compiler import compile
+from gemminer.sparse.inference.dense import computed
 from gemminer.sparse.inference.kernels import values_of
 from gemminer.sparse.inference.layout import Layout
-from gemminer.sparse.inference.operations import Apply, Array, Constant, Gather, Norm, Planar, Pool
+from gemminer.sparse.inference.operations import Apply, Array, Constant, Dense, Gather, Norm, Planar, Pool
 from gemminer.sparse.inference.program import Program, _checksum
 from tests.mutations.damage import Tensors, one_line
 
@@ -61,8 +62,15 @@ def files(folder: Path) -> dict[str, bytes]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pooled = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU6(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4))
+        dense = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Softmax(1), nn.Flatten(), nn.Linear(16, 3))
         plain = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5))
-        nets = [(pooled, (1, 8, 8)), (plain, (7,)), (_Branches(), (2, 9, 9)), (_Tokens(), (2, 6, 8))]
+        nets = [
+            (pooled, (1, 8, 8)),
+            (plain, (7,)),
+            (_Branches(), (2, 9, 9)),
+            (_Tokens(), (2, 6, 8)),
+            (dense, (2, 4, 4)),
+        ]
         with torch.no_grad():
             for net, _ in nets:
                 for p in net.parameters():
@@ -118,7 +126,8 @@ def run_guarded(program: Program, images: Array, lanes: int, at_end: bool) -> Ar
     logits = np.zeros((len(images), math.prod(program.outputs)), np.float32)
     arrays = [images, logits, *layout.tables, layout.memory()]
     with guarded(arrays, at_end) as (x, y, *tables, scratch):
-        layout.kernel(x, y, 0, len(images), lanes, *tables, scratch)
+        layout.tables, layout.scratch = tuple(tables), [scratch]
+        layout.run(x, y, 0, len(images))
         return y.copy()
 
 
@@ -135,6 +144,11 @@ def _planar(op: Planar, operands: list[Array]) -> Array:
         return op.data.astype(np.float64)
     if isinstance(op, Gather):
         return np.asarray(operands[0].reshape(-1)[op.index].reshape(op.shape))
+    if isinstance(op, Dense):  # by PyTorch here and there: what goes in and where it comes out is looked at
+        given = [
+            torch.from_numpy(part.astype(np.float32)).reshape(f) for part, f in zip(operands, op.forms, strict=True)
+        ]
+        return computed(op, given).numpy().reshape(op.shape).astype(np.float64)
     if isinstance(op, Norm):
         centred = operands[0] - operands[0].mean(0)
         return np.asarray(centred / np.sqrt((centred**2).mean(0) + op.eps))

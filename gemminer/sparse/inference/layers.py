@@ -91,6 +91,9 @@ def batch_norm(
     count = x.shape[1]
     scale = numbers(weight, 1.0, count) / np.sqrt(numbers(variance, 1.0, count) + eps)
     start = numbers(bias, 0.0, count) - numbers(mean, 0.0, count) * scale
+    if len(x.shape) == 2 and x.shape[0] > 1:  # tokens, which the network has put in one row with its images
+        planes, size = b.tokens(x, count)
+        return b.weighted(size, [(planes, scale)], start, shape=shape, index=b.token_order(shape, count))
     planes, size = b.channels(x)
     return b.weighted(size, [(planes, scale)], start, shape=shape)
 
@@ -281,7 +284,8 @@ def moved(function: Any) -> Callable[..., Any]:
     def rule(b: Builder, shape: Any, x: Ref, *args: Any, **kwargs: Any) -> Any:
         # What a view needs of the tensor's memory has nothing to do with the places' memory.
         run = getattr(Tensor, {"view": "reshape"}.get(function, function)) if isinstance(function, str) else function
-        return b.viewed(x, lambda index: run(index, *args, **kwargs))
+        plain = [torch.empty(part.shape, device="meta") if isinstance(part, Ref) else part for part in args]
+        return b.viewed(x, lambda index: run(index, *plain, **kwargs))
 
     return rule
 

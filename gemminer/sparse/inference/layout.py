@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from gemminer.sparse.inference import kernels
+from gemminer.sparse.inference.dense import computed
 from gemminer.sparse.inference.operations import (
     Apply,
     Array,
     Attention,
     Constant,
+    Dense,
     Gather,
     Norm,
     Operation,
@@ -192,6 +195,7 @@ class Layout:
         self.maps, self.floats = plan.place(lanes)
         self.plan = plan
         self.scratch: list[Array] = []  # not in use
+        self._dense: list[tuple[int, int, Dense]] = []  # before which instruction, operation
         self._code: list[list[int]] = []
         self._limits: list[tuple[float, float]] = []
         self._rows: list[Array] = []
@@ -211,10 +215,12 @@ class Layout:
                 self._pool(i, op)
             elif isinstance(op, Sum):
                 self._sum(i, op)
+            elif isinstance(op, Dense):
+                self._dense.append((len(self._code), i, op))
             else:
                 self._planar(i, op)
         self._emit(kernels.OUTPUT, *self._whole(-1))
-        self.kernel = kernels.run_all if any(isinstance(op, Planar) for op in plan.operations) else kernels.run
+        self.kernel: Any = kernels.run_all if any(isinstance(op, Planar) for op in plan.operations) else kernels.run
 
         def joined(parts: list[Array], dtype: Any, *columns: int) -> Array:
             return np.ascontiguousarray(np.concatenate([np.empty((0, *columns)), *parts]), dtype=dtype)
@@ -244,7 +250,7 @@ class Layout:
         pitch = maps.pitch if height > 1 else width
         return channels, height, width, maps.origin, maps.plane, pitch, maps.lead
 
-    def _planar(self, i: int, op: Planar) -> None:
+    def _planar(self, i: int, op: Apply | Norm | Attention | Gather | Constant) -> None:
         """An instruction with a table of where each operand's planes begin."""
         tables = [
             self.maps[p.source].origin + p.channel.astype(np.int64) * self.maps[p.source].plane for p in op.planes
@@ -402,5 +408,37 @@ class Layout:
             scratch = self.scratch.pop()
         except IndexError:
             scratch = self.memory()
-        self.kernel(images, logits, begin, end, self.lanes, *self.tables, scratch)
+        if not self._dense:
+            self.kernel(images, logits, begin, end, self.lanes, *self.tables, scratch)
+        for first in range(begin, end, self.lanes) if self._dense else ():
+            self._by_parts(images, logits, first, min(end, first + self.lanes), scratch)
         self.scratch.append(scratch)
+
+    def _by_parts(self, images: Array, logits: Array, begin: int, end: int, scratch: Array) -> None:
+        """A group of images: instructions up to a dense part, that part, and so on."""
+        code, limits, *rest = self.tables
+        at = 0
+        for until, i, op in [*self._dense, (len(code), -1, None)]:
+            if until > at:
+                part = slice(at, until)
+                self.kernel(images, logits, begin, end, self.lanes, code[part], limits[part], *rest, scratch)
+            if op is not None:
+                self._compute(i, op, end - begin, scratch)
+            at = until
+
+    def _compute(self, i: int, op: Dense, count: int, scratch: Array) -> None:
+        """A dense part, image by image; what lies beside its result is zero."""
+        out, maps = self._view(i + 1, scratch), self.maps[i + 1]
+        scratch[maps.origin - maps.lead : maps.origin + op.shape[0] * maps.plane] = 0
+        planes = [self._view(p.source, scratch)[p.channel] for p in op.planes]
+        with torch.no_grad():
+            for lane in range(count):
+                numbers = [np.ascontiguousarray(part[..., lane]) for part in planes]
+                operands = [torch.from_numpy(n).reshape(form) for n, form in zip(numbers, op.forms, strict=True)]
+                out[..., lane] = computed(op, operands).numpy().reshape(op.shape)
+
+    def _view(self, value: int, scratch: Array) -> Array:
+        """(channels, height, width, lanes) of a value where it lies."""
+        (channels, height, width), maps = self.plan.shapes[value], self.maps[value]
+        steps = [4 * n for n in (maps.plane, maps.pitch * self.lanes, self.lanes, 1)]
+        return np.lib.stride_tricks.as_strided(scratch[maps.origin :], (channels, height, width, self.lanes), steps)

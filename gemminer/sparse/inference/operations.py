@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]  # channels, height, width
@@ -122,5 +123,18 @@ class Constant:
     planes: tuple[Planes, ...] = ()
 
 
-Planar = Apply | Norm | Attention | Gather | Constant  # those that say what they read as planes
+@dataclass(frozen=True)
+class Dense:
+    """Steps of PyTorch's own on tensors of the forms, one image at a time (`dense`)."""
+
+    shape: Shape
+    planes: tuple[Planes, ...]
+    forms: tuple[tuple[int, ...], ...]
+    steps: tuple[Any, ...]
+    constants: tuple[Tensor, ...]
+    part: str  # of the network
+    why: str  # no kernel computes it
+
+
+Planar = Apply | Norm | Attention | Gather | Constant | Dense  # those that say what they read as planes
 Operation = Sum | Pool | Planar

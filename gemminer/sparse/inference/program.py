@@ -32,6 +32,7 @@ from gemminer.sparse.inference.operations import (
     Array,
     Attention,
     Constant,
+    Dense,
     Entries,
     Gather,
     Norm,
@@ -92,8 +93,15 @@ class Program:
         """The number of weights in multiply-adds: kept weights that matter, residual adds included."""
         return sum(len(e) for op in self.operations if isinstance(op, Sum) for e in op.entries)
 
+    @property
+    def dense(self) -> dict[str, str]:
+        """Part of the network -> why PyTorch computes it, from dense weights: empty where kernels compute all of it."""
+        return {op.part: op.why for op in self.operations if isinstance(op, Dense)}
+
     def __repr__(self) -> str:
-        return f"Program({self.inputs} -> {self.outputs}, {len(self.operations)} operations, {self.entries} entries)"
+        counts = f"{len(self.operations)} operations, {self.entries} entries"
+        counts += f", dense: {in_short(self.dense)}" if self.dense else ""
+        return f"Program({self.inputs} -> {self.outputs}, {counts})"
 
     def __call__(self, images: Images, *, threads: int | None = None) -> Images:
         """Logits of a batch, on `threads` threads: torch.get_num_threads() by default.
@@ -167,6 +175,8 @@ class Program:
                 values.append(value)
             if isinstance(op, Gather):
                 steps.append(_unsigned(np.diff(op.index, prepend=0)))
+            if isinstance(op, Dense):
+                biases += [constant.reshape(-1).numpy().astype(np.float32) for constant in op.constants]
             if isinstance(op, Sum | Constant):
                 biases.append(op.bias if isinstance(op, Sum) else op.data.reshape(-1))
             rows.append(_as_json(op, boxes))
@@ -215,6 +225,19 @@ class Program:
         if [(t.dtype, t.ndim) for t in tensors.values()] != [(np.float32, 1), (np.uint8, 1), (np.float32, 1)]:
             raise GemminerError("it is a damaged program: its vectors have other types")
         return cls(*_from_json(header, tensors["value"], _from_bytes(tensors["index"]), tensors["bias"]))
+
+
+def in_short(dense: dict[str, str]) -> str:
+    """Why parts of a network are computed dense, each reason once.
+
+    >>> in_short({"a": "x, which is not known", "b": "x, which is not known", "c": "y"})
+    'x, which is not known (a, b); y (c)'
+    """
+    reasons: dict[str, list[str]] = {}
+    for part, why in dense.items():
+        reasons.setdefault(why, []).append(part)
+    more = {why: f" and {len(parts) - 2} more" if len(parts) > 2 else "" for why, parts in reasons.items()}
+    return "; ".join(f"{why} ({', '.join(parts[:2])}{more[why]})" for why, parts in reasons.items())
 
 
 # on disk
@@ -305,6 +328,7 @@ KINDS: dict[str, tuple[type[Planar], tuple[str, ...]]] = {
     "attention": (Attention, ("heads", "scale")),
     "gather": (Gather, ()),
     "constant": (Constant, ()),
+    "dense": (Dense, ("forms", "steps", "part", "why")),
 }
 
 
@@ -316,7 +340,10 @@ def _as_json(op: Operation, boxes: list[list[int]]) -> dict[str, Any]:
     if isinstance(op, Planar):
         kind, names = next((kind, names) for kind, (known, names) in KINDS.items() if type(op) is known)
         planes = [[p.source, len(p.channel), _runs(p.channel)] for p in op.planes]
-        return {"kind": kind, "shape": op.shape, "planes": planes, **{name: getattr(op, name) for name in names}}
+        fields = {name: getattr(op, name) for name in names}
+        if isinstance(op, Dense):
+            fields["constants"] = [[str(c.dtype).removeprefix("torch."), *c.shape] for c in op.constants]
+        return {"kind": kind, "shape": op.shape, "planes": planes, **fields}
     limits = [bound if math.isfinite(bound) else None for bound in (op.low, op.high)]
     entries = [[e.source, *e.stride, *box, len(e)] for e, box in zip(op.entries, boxes, strict=True)]
     return {"kind": "sum", "shape": op.shape, "limits": limits, "entries": entries}
@@ -354,6 +381,8 @@ def _from_json(
                 need(rows + cells <= len(bias), "a constant")
                 fields["data"] = bias[rows : rows + cells].reshape(c, h, w)
                 rows += cells
+            if row["kind"] == "dense":
+                fields["constants"], rows = _constants(row["constants"], bias, rows)
             operations.append(_planar(row, (c, h, w), fields))
             continue
         if row["kind"] != "sum":
@@ -375,6 +404,22 @@ def _from_json(
     return inputs, outputs, tuple(operations)
 
 
+_FIELDS: dict[str, type] = {"function": str, "heads": int, "forms": list, "steps": list, "part": str, "why": str}
+_TYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+
+
+def _constants(rows: list[Any], numbers: Array, at: int) -> tuple[tuple[Tensor, ...], int]:
+    """A dense part's constants, whatever their type kept as float32 from number `at` on, and where they end."""
+    made = []
+    for kind, *shape in rows:
+        count = math.prod(map(whole, shape))
+        need(at + count <= len(numbers), "a constant")
+        part = torch.from_numpy(numbers[at : at + count].copy())
+        made.append(part.reshape(shape).to(_TYPES[kind]))
+        at += count
+    return tuple(made), at
+
+
 def _planar(row: dict[str, Any], shape: tuple[int, int, int], fields: dict[str, Any]) -> Planar:
     made, names = KINDS[row["kind"]]
     planes = []
@@ -384,9 +429,10 @@ def _planar(row: dict[str, Any], shape: tuple[int, int, int], fields: dict[str, 
         need(len(channel) == count, "a channel")
         planes.append(Planes(whole(source), channel))
     for name in names:
-        kind = {"function": str, "heads": int}.get(name, float)
-        need(type(row[name]) is kind, f"an operation's {name}")
+        need(type(row[name]) is _FIELDS.get(name, float), f"an operation's {name}")
         fields[name] = row[name]
+    if made is Dense:
+        fields.update(steps=tuple(row["steps"]), forms=tuple(tuple(map(whole, form)) for form in row["forms"]))
     return made(shape=shape, planes=tuple(planes), **fields)
 
 

@@ -45,7 +45,7 @@ MOVES = (
     torch.chunk, torch.split, torch.select, torch.narrow, torch.flip, torch.roll, torch.movedim, torch.swapaxes,
     F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle,
     "permute", "transpose", "flatten", "reshape", "view", "squeeze", "unsqueeze", "unbind", "chunk", "split", "select",
-    "narrow", "flip", "roll", "movedim", "swapaxes", "expand", "repeat", "unflatten", "t",
+    "narrow", "flip", "roll", "movedim", "swapaxes", "expand", "repeat", "reshape_as", "expand_as", "unflatten", "t",
 )  # fmt: skip
 
 

@@ -47,7 +47,10 @@ class _Value(fx.Proxy):
         return int(self.real.ndim)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name) if name in _PLAIN else super().__getattr__(name)
+        return getattr(self.real, name) if name in _PLAIN or name.startswith("new_") else super().__getattr__(name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise UsageError("cannot compile an assignment to a part of a tensor: write the result to a new name")
 
     def size(self, dim: int | None = None) -> Any:
         return self.real.size() if dim is None else self.real.size(dim)
@@ -85,9 +88,9 @@ class Tracer(fx.Tracer):
         self.real: dict[fx.Node, Any] = {}
         self._computing = False
 
-    def traced(self, model: nn.Module) -> fx.GraphModule:
-        whole = Whole(model)
-        return fx.GraphModule(whole, self.trace(whole))
+    def traced(self, model: nn.Module) -> fx.Graph:
+        """The graph of `Whole(model)`, which is `root` from here on; a GraphModule would register code of its own."""
+        return self.trace(Whole(model))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from gemminer.core.errors import GemminerError
+from gemminer.sparse.inference.dense import sizes_of
 from gemminer.sparse.inference.kernels import FORMULAS
 from gemminer.sparse.inference.operations import (
     Apply,
     Array,
     Attention,
+    Dense,
     Entries,
     Gather,
     Norm,
@@ -146,6 +148,10 @@ def _check_planar(op: Planar, shapes: list[Shape]) -> None:
         index, most = op.index, counts[0] * math.prod(sizes[0])
         need(index.dtype.kind == "i" and index.shape == (math.prod(op.shape),), "an order")
         need(not len(index) or 0 <= index.min() <= index.max() < most, "an order")
+    elif isinstance(op, Dense):
+        counts = [len(planes.channel) * math.prod(size) for planes, size in zip(op.planes, sizes, strict=True)]
+        need(counts == [math.prod(form) for form in op.forms], "a dense part's operands")
+        sizes_of(op, FLOATS)
     else:
         need(op.data.shape == op.shape and bool(np.isfinite(op.data).all()), "a constant")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gemminer import models
@@ -121,14 +122,13 @@ def test_a_result_that_depends_on_the_batch_is_refused() -> None:
 
 
 REFUSED: dict[str, tuple[tuple[int, ...], nn.Module, str]] = {
-    "layer": ((3, 4, 4), nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softmin(1)), r"Softmin \(1\)"),
-    "transposed": ((3, 4, 4), nn.ConvTranspose2d(3, 2, 2), r"ConvTranspose2d"),
-    "function": ((3, 4, 4), Net(lambda m, x: torch.fft.fft(x).real), "fft"),
-    "transformer": ((3, 32, 32), models.build("transformer", dim=16, depth=1), "cannot"),
+    "function": ((3, 4, 4), Net(lambda m, x: torch.linalg.qr(x)[0]), "qr"),
+    "result of another type": ((3, 4, 4), Net(lambda m, x: x > 0), "gt"),
     "branch on data": ((3, 4, 4), Net(lambda m, x: x if x.sum() > 0 else -x), "must not branch"),
+    "assignment": ((3, 4, 4), Net(lambda m, x: x.__setitem__(0, 1) or x), "to a part of a tensor"),  # type: ignore[func-returns-value]
     "wrong input": ((4, 4, 4), nn.Sequential(nn.Conv2d(3, 2, 1)), r"shape \(4, 4, 4\)"),
     "batch statistics": ((3, 4, 4), nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
-    "reflection": ((3, 4, 4), nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"), "reflect"),
+    "random numbers": ((4,), Net(lambda m, x: F.dropout(x, 0.5, True) + torch.rand_like(x)), "rand_like"),
     "two results": ((4,), Net(lambda m, x: (x, x)), "one tensor"),  # type: ignore[arg-type, return-value]
 }
 

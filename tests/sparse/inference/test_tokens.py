@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gemminer.core.errors import UsageError
 from gemminer.sparse.inference.compiler import compile
 from gemminer.sparse.inference.operations import Attention, Gather, Norm
 from tests.sparse.inference.helpers import Net, assert_equal, images, masked
@@ -64,6 +63,10 @@ NETS: dict[str, nn.Module] = {
     "tokens mixed": Net(
         lambda m, x: m.a((t := x.flatten(2).transpose(1, 2)).transpose(1, 2)).transpose(1, 2) + t, a=nn.Linear(24, 24)
     ),
+    "batch norm of tokens": Net(
+        lambda m, x: m.n((t := x.flatten(2).transpose(1, 2)).flatten(0, 1)).reshape_as(t), n=nn.BatchNorm1d(4)
+    ),
+    "batch norm of lines": Net(lambda m, x: m.n(x.flatten(2)), n=nn.BatchNorm1d(4)),
     "mean of tokens": Net(lambda m, x: m.a(x.flatten(2).transpose(1, 2).mean(1)), a=nn.Linear(4, 3)),
     "mean of channels": Net(lambda m, x: m.a(x.mean(1).flatten(1)), a=nn.Linear(24, 3)),
     "mean of all": Net(lambda m, x: x.mean(dim=(-1, 1)) + x.flatten(1).mean(-1, keepdim=True)),
@@ -110,9 +113,3 @@ def test_channels_last_are_channels() -> None:
     program = compile(masked(NETS["layer norm of channels"], 0.8), input_shape=(4, 4, 6))
     assert [isinstance(op, Norm) for op in program.operations].count(True) == 1
     assert not any(isinstance(op, Gather) for op in program.operations)
-
-
-def test_attention_with_a_mask_is_named() -> None:
-    net = Net(lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
-    with pytest.raises(UsageError, match="attention with a mask"):
-        compile(net, input_shape=(2, 4, 6))
