@@ -2,11 +2,14 @@
 
     python benchmarks/turns.py train resnet20 dense dense:bf16 before=ours@OLD ours ours:bf16
     python benchmarks/turns.py infer vgg16 deepsparse@OTHER/bin/python onnxruntime ours --batch 1
+    python benchmarks/turns.py all --contestant before=OLD --contestant deepsparse=OTHER/bin/python
     python benchmarks/turns.py --draw
 
-A contestant is [LABEL=]KIND[:PRECISION][@WHERE]. KIND is ours, dense, and for `infer` onnxruntime and deepsparse
-(installed by hand for evaluation; its licence allows no more). WHERE is the Python that runs it, or a folder that holds
-another version's package `gemminer`. Network, weights and ticket are those of `gemminer.bench.networks`, the same for
+A contestant is [LABEL=]KIND[:PRECISION][@WHERE]. KIND is ours, dense (PyTorch eager), compile (torch.compile), for
+`infer` onnxruntime and deepsparse (installed by hand for evaluation; its licence allows no more), for `train`
+sparseprop and sparselab. WHERE is the Python that runs it, or a folder that holds another version's package
+`gemminer`. `all` measures every cell of CELLS that is not there yet, with those contestants whose WHERE was given and
+those that need none. Network, weights and ticket are those of `gemminer.bench.networks`, the same for
 all. In each round every contestant makes as many calls as fill a quarter of a second, after one that is not counted;
 the ratio is the first contestant's time divided by each one's, the median over the rounds with its 10th and 90th
 percentile. A training says its loss after --steps equal steps too: a speed-up by another accuracy is none. Lines go to
@@ -16,6 +19,7 @@ results/turns.jsonl, the table of --draw into docs/performance.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,6 +38,22 @@ BEGIN, END = "<!-- turns -->", "<!-- end of turns -->"
 SECONDS = 0.25
 
 Call = Callable[[], Any]
+# What `all` measures: (what, network, density, batch, steps), and who takes part, if its WHERE is known.
+CELLS = [
+    *(("infer", model, 0.0144, batch, 0) for model in ("resnet20", "vgg16", "mobilenet-v2") for batch in (1, 128)),
+    *(("train", "resnet20", density, 128, 200) for density in (0.0372, 0.0144, 0.0059)),
+    ("train", "vgg16", 0.0144, 128, 20),
+    ("train", "mobilenet-v2", 0.0144, 128, 20),
+    ("train", "lenet-300-100", 0.0144, 128, 200),
+    *(("train", "mlp-2048", density, 128, 200) for density in (0.0144, 0.1)),
+]
+WHO = {
+    "infer": ("deepsparse", "onnxruntime", "dense", "before", "ours"),
+    "train": ("dense", "dense:bf16", "sparseprop", "sparselab", "before", "ours", "ours:bf16"),
+}
+ELSEWHERE = ("deepsparse", "sparseprop", "sparselab", "before")  # need a WHERE
+# SparseProp's layers of groups are wrong (NaN), sparselab has linear layers only.
+NOT = {"sparseprop": ("mobilenet-v2",), "sparselab": ("resnet20", "vgg16", "mobilenet-v2")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +119,40 @@ def _networks(kind: str, name: str, density: float, batch: int, threads: int) ->
     images, labels = networks.images_of(name, batch)
     if kind == "ours":
         return sparse_net(name, net, density), images, labels
+    if kind in ("sparseprop", "sparselab"):
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the times
+            own = (_sparseprop if kind == "sparseprop" else _sparselab)(
+                networks.ticket_of(name, net, density).apply(net), images, threads
+            )
+        return own, images, labels
     if images.dim() == 4:
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     return net, images, labels
+
+
+def _sparseprop(net: Any, images: Any, threads: int) -> Any:
+    """The network with those layers of SparseProp's that it finds faster than PyTorch's."""
+    import sparseprop  # type: ignore[import-not-found]
+    from sparseprop.utils import swap_modules_with_sparse  # type: ignore[import-not-found]
+
+    sparseprop.set_num_threads(threads)
+    return swap_modules_with_sparse(net, tuple(images.shape))  # says which on standard output
+
+
+def _sparselab(net: Any, images: Any, threads: int) -> Any:
+    """The network with sparselab's layers in place of its linear ones, of the same weights."""
+    import numpy as np
+    import sparselab  # type: ignore[import-not-found]
+    import torch
+
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            own = sparselab.SparseLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            own._csr = sparselab.layout.from_dense(layer.weight.detach(), padding_ratio=own.padding_ratio)
+            own._values = torch.nn.Parameter(torch.from_numpy(np.asarray(own._csr.values)))
+            own.bias = layer.bias
+            net.set_submodule(name, own)
+    return net
 
 
 def _training(
@@ -110,11 +161,12 @@ def _training(
     import torch
 
     net, images, labels = _networks(kind, name, density, batch, threads)
+    run = torch.compile(net) if kind == "compile" else net
     optimiser = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=True)
 
     def call() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = net(images)
+            output = run(images)
         loss = torch.nn.functional.cross_entropy(output.float(), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -143,10 +195,12 @@ def _inference(
     if images.dim() == 4:
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
 
+    run = torch.compile(net) if kind == "compile" else net
+
     @torch.no_grad()
     def call() -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return net(images)
+            return run(images)
 
     return call, {"torch": torch.__version__}
 
@@ -284,6 +338,22 @@ def keep(rows: Sequence[dict[str, Any]]) -> None:
     save_text(OUT, "".join(json.dumps(r) + "\n" for r in sorted([*others, *rows], key=setting)))
 
 
+def everything(where: dict[str, str], fresh: bool = False) -> None:
+    """Measure each of CELLS that is not there yet; what is drawn names who was not installed."""
+    for what, model, density, batch, steps in CELLS:
+        setting = {"what": what, "model": model, "density": density, "batch": batch}
+        if not fresh and any(setting.items() <= row.items() for row in read()):
+            continue
+        own = [k for k in WHO[what] if k not in ELSEWHERE or (k in where and model not in NOT.get(k, ()))]
+        texts = [
+            k if k not in where else f"before=ours@{where[k]}" if k == "before" else f"{k}@{where[k]}" for k in own
+        ]
+        asked = argparse.Namespace(**setting, contestants=texts, steps=steps, rounds=9, threads=os.cpu_count())
+        rows = measure(asked)
+        keep(rows)
+        print(table(rows), flush=True)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         worker(*sys.argv[2:])
@@ -292,9 +362,11 @@ def main() -> None:
         draw()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "infer"])
-    parser.add_argument("model")
-    parser.add_argument("contestants", nargs="+", metavar="contestant")
+    parser.add_argument("what", choices=["train", "infer", "all"])
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument("contestants", nargs="*", metavar="contestant")
+    parser.add_argument("--contestant", action="append", default=[], metavar="KIND=WHERE", help="all: where it is")
+    parser.add_argument("--fresh", action="store_true", help="all: measure what is there again, too")
     parser.add_argument("--density", type=float, default=0.0144)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -302,6 +374,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="train: say the loss after so many steps")
     parser.add_argument("--dry", action="store_true", help="print only")
     args = parser.parse_args()
+    if args.what == "all":
+        everything(dict(text.split("=", 1) for text in args.contestant), args.fresh)
+        draw()
+        return
     rows = measure(args)
     if not args.dry:
         keep(rows)

@@ -27,7 +27,9 @@ from gemminer.methods.random_tickets import erk_ratio
 from gemminer.training.task import Task
 
 # The networks of the documentation with the inputs they are measured on: (channels, side).
-INPUTS = {"resnet20": (3, 32), "lenet-300-100": (1, 28), "vgg16": (3, 32), "mobilenet-v2": (3, 32)}
+INPUTS = {
+    "resnet20": (3, 32), "lenet-300-100": (1, 28), "vgg16": (3, 32), "mobilenet-v2": (3, 32), "mlp-2048": (1, 32)
+}  # fmt: skip
 CLASSES = 10
 # Weights kept in each of ResNet-20's layers, in forward order, by four of the authors' own Gem-Miner runs: at 50%,
 # 3.72%, 1.44% and 0.59% of 268,336 (published with the Rare Gems code).
@@ -47,12 +49,22 @@ def build(name: str) -> nn.Module:
     if name not in INPUTS:
         raise UsageError(f"no benchmark of {name!r}; there are: {', '.join(INPUTS)}")
     channels, side = INPUTS[name]
-    model = models.build(name, in_channels=channels, classes=CLASSES, image_size=side)
+    model = (
+        _mlp(side**2)
+        if name == "mlp-2048"
+        else models.build(name, in_channels=channels, classes=CLASSES, image_size=side)
+    )
     parameters = prunable_weights(model)
     with torch.no_grad():
         for key, weight in Draw().weights({n: p.shape for n, p in parameters.items()}).items():
             parameters[key].copy_(weight)
     return model.train()
+
+
+def _mlp(inputs: int) -> nn.Module:
+    """Three linear layers, as other engines for sparse linear layers are measured on."""
+    layers = [nn.Linear(inputs, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, CLASSES)]
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 def images_of(name: str, count: int) -> tuple[Tensor, Tensor]:

@@ -198,8 +198,8 @@ class Backward:
         pattern = step.pattern
         assert pattern is not None
         assert weight.values is not None
-        layout = pattern.layout(source.height, source.width)
-        row = layout.at(run.batch, run.block)
+        layout = pattern.layout(source.height, source.width, run.block)
+        row = layout.at(run.batch)
         todo, extra, dx, stats, last = 0, run.no_map, run.no_map, run.no_stats, False
         if self.needs[step.unit.source]:
             todo, extra, stats, last = self._into(step.unit.source)

@@ -339,8 +339,8 @@ class Forward:
         if pattern is None:
             self._shortcut(step.unit) if step.unit.shortcut else self._pool(step.unit)
             return
-        layout = pattern.layout(source.height, source.width)
-        row = layout.at(run.batch, run.block)
+        layout = pattern.layout(source.height, source.width, run.block)
+        row = layout.at(run.batch)
         oh, ow = pattern.out_size(source.height, source.width)
         assert weight.values is not None
         rows = step.rows(pattern.start, layout.offset, weight.values)

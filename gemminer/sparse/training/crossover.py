@@ -26,7 +26,7 @@ from gemminer.core.files import atomic, read_json
 from gemminer.sparse.training.fuse import fused
 from gemminer.sparse.training.modules import SparseConv2d, SparseLinear
 
-VERSION = 7
+VERSION = 8
 _BATCH, _IN_A_ROW = 64, 3
 _REPEATS, _SECONDS = (9, 25), 1.5  # the least and most turns; after these seconds no more than the least
 _DENSITIES = (0.02, 0.3)

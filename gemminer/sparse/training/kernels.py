@@ -9,8 +9,10 @@ batch leaves it; nothing is padded in memory.
 
 Each thread copies the rows a tile of outputs reads into its own small planes, padded with zeros and split into
 stride x stride phases (even and odd rows and columns for stride 2), so every kept weight is one contiguous run of
-them at a fixed offset. On the way the copy applies what came before: y = relu(scale * z + shift). Backwards
-the copy forms dz = A * g + B * (z - mean) + C, the gradient of batch norm, in the same way.
+them at a fixed offset. Where the planes of a whole map would not fit the second cache they are a window: the rows that
+the next tile reads once more slide to the front. On the way the copy applies what came before:
+y = relu(scale * z + shift). Backwards the copy forms dz = A * g + B * (z - mean) + C, the gradient of batch norm, in
+the same way.
 
 A `Geometry` row of integers describes a layer (`G_*` below). All arrays are flat. What is passed from layer to layer,
 activations and their gradients, is of the type of the weights or, half the memory, bfloat16 (in arrays of 16-bit
@@ -237,8 +239,11 @@ def _stream(source, at, out, to, n):
 
 
 @_inner
-def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want, y, planes, row):
-    """Rows first..last-1 of every wanted channel, activated, into the padded phase planes (and into y to keep)."""
+def _fill(g, lanes, first, last, t0, z, res, base, scale, shift, alive, flags, want, y, planes, row):
+    """Rows first..last-1 of every wanted channel, activated, into the padded phase planes (and into y to keep).
+
+    The planes begin with what output row t0 reads.
+    """
     w, s, ph, pw, rows, columns = g[G_W], g[G_S], g[G_PH], g[G_PW], g[G_XR], g[G_XC]
     n = w * lanes
     channels, store = g[G_C], flags & STORE
@@ -247,14 +252,14 @@ def _fill(g, lanes, first, last, z, res, base, scale, shift, alive, flags, want,
             if not want[c] and not store:
                 continue
             at = base + (r * channels + c) * n
-            down, py = (r + ph) // s, (r + ph) % s
+            down, py = (r + ph) // s - t0, (r + ph) % s
             straight = s == 1 and want[c]
             held = planes if straight else row
             to = ((c * rows + down) * columns + pw) * lanes if straight else 0
             _activate(z, res, at, c, scale, shift, alive, flags, held, to, n)
             if store:
                 _stream(held, to, y, at, n)
-            if straight or not want[c] or down >= rows:
+            if straight or not want[c] or not 0 <= down < rows:
                 continue
             for x in range(w):
                 right, px = (x + pw) // s, (x + pw) % s
@@ -284,9 +289,53 @@ def _clear(planes, n, rows, columns, top, left, height, width, lanes):
 
 
 @_inner
+def _slide(planes, n, rows, line, tile, kept):
+    """In n planes of rows of `line` numbers, put the `kept` rows behind the tile to the front."""
+    for p in range(n):
+        base = p * rows * line
+        for i in range(kept):
+            _move(planes, base + (tile + i) * line, planes, base + i * line, line)
+
+
+@_inner
+def _zero_rows(planes, n, rows, line, first, last):
+    for p in range(n):
+        _zero(planes, (p * rows + first) * line, (p * rows + last) * line)
+
+
+@_inner
+def _next_input(g, lanes, t0, planes):
+    """Let the window of the input begin with what output row t0 reads; rows beyond the map are zero."""
+    s, rows, line = g[G_S], g[G_XR], g[G_XC] * lanes
+    if t0 > 0:
+        _slide(planes, g[G_C] * s * s, rows, line, g[G_TILE], rows - g[G_TILE])
+    for p in range(rows):
+        for py in range(s):
+            if not g[G_PH] <= (p + t0) * s + py < g[G_PH] + g[G_H]:
+                for c in range(g[G_C]):
+                    for px in range(s):
+                        at = (((c * s + py) * s + px) * rows + p) * line
+                        _zero(planes, at, at + line)
+
+
+@_inner
+def _next_gradient(g, lanes, t0, planes):
+    """Let the window of the gradient begin G_ZTOP rows before t0; rows beyond the map are zero."""
+    rows, line, top = g[G_ZR], g[G_ZC] * lanes, g[G_ZTOP]
+    if t0 > 0:
+        _slide(planes, g[G_O], rows, line, g[G_TILE], top)
+    else:
+        _zero_rows(planes, g[G_O], rows, line, np.int64(0), top)
+    if t0 + g[G_TILE] >= g[G_OH]:
+        _zero_rows(planes, g[G_O], rows, line, top + g[G_OH] - t0, rows)
+
+
+@_inner
 def _clear_input(g, lanes, planes):
     s = g[G_S]
-    if s == 1:
+    if s == 1 and g[G_TILE] < g[G_OH]:
+        _clear(planes, g[G_C], g[G_XR], g[G_XC], np.int64(0), g[G_PW], g[G_XR], g[G_W], lanes)
+    elif s == 1:
         _clear(planes, g[G_C], g[G_XR], g[G_XC], g[G_PH], g[G_PW], g[G_H], g[G_W], lanes)
     else:
         _zero(planes, np.int64(0), g[G_C] * s * s * g[G_XR] * g[G_XC] * lanes)
@@ -317,12 +366,14 @@ def forward(t, next_block, g, z_in, res, scale, shift, alive, flags, want, y, st
             last = min(h, (t1 - 1) * s - ph + kh)
             if t1 == oh and flags & STORE:
                 last = h
+            if tile < oh:
+                _next_input(g, lanes, t0, planes)
             if last > filled:
-                _fill(g, lanes, filled, last, z_in, res, from_, scale, shift, alive, flags, want, y, planes, row)
+                _fill(g, lanes, filled, last, t0, z_in, res, from_, scale, shift, alive, flags, want, y, planes, row)
                 filled = last
             n = ow * lanes
             for r in range(t0, t1):
-                _sum_rows(planes, r * columns * lanes, offset, lanes, value, start, none, one, c_out, sums, n, n)
+                _sum_rows(planes, (r - t0) * columns * lanes, offset, lanes, value, start, none, one, c_out, sums, n, n)
                 for o in range(c_out):
                     _stream(sums, o * n, out, to + (r * c_out + o) * n, n)
                     if stats.shape[0] == 0 or start[o] == start[o + 1]:
@@ -388,7 +439,7 @@ def _finish(dx, first, n, extra, z, y, at, scale, shift, mean, alive, flags, out
 
 @_inner
 def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, start, planes):
-    """Rows first..last-1 of dz = a * g + b * (z - mean) + c (batch norm's gradient) into padded planes."""
+    """Rows first..last-1, a tile, of dz = a * g + b * (z - mean) + c (batch norm's gradient) into padded planes."""
     ow, rows, columns, top, left = g[G_OW], g[G_ZR], g[G_ZC], g[G_ZTOP], g[G_ZLEFT]
     n = ow * lanes
     c_out = g[G_O]
@@ -397,7 +448,7 @@ def _fill_gradient(g, lanes, first, last, grad, z, base, a, b, c, mean, norm, st
             if start[o] == start[o + 1]:
                 continue
             at = base + (r * c_out + o) * n
-            to = ((o * rows + top + r) * columns + left) * lanes
+            to = ((o * rows + top + r - first) * columns + left) * lanes
             a_o = a[o]
             if norm:
                 b_o, c_o, mean_o = b[o], c[o], mean[o]
@@ -449,18 +500,23 @@ def backward(
         lanes = min(g[G_NB], g[G_N] - b * g[G_NB])
         if lanes != cleared:
             _clear_input(g, lanes, x_planes)
-            _clear(z_planes, c_out, g[G_ZR], g[G_ZC], g[G_ZTOP], g[G_ZLEFT], oh, ow, lanes)
+            z_top, z_height = (g[G_ZTOP], oh) if tile == oh else (np.int64(0), g[G_ZR])
+            _clear(z_planes, c_out, g[G_ZR], g[G_ZC], z_top, g[G_ZLEFT], z_height, ow, lanes)
             cleared = lanes
         from_, to = b * g[G_NB] * c_in * h * w, b * g[G_NB] * c_out * oh * ow
         filled, done = np.int64(0), np.int64(0)  # literals would compile `_fill` once more
         for t0 in range(0, oh, tile):
             t1 = min(oh, t0 + tile)
+            if tile < oh:
+                _next_gradient(g, lanes, t0, z_planes)
             _fill_gradient(g, lanes, t0, t1, grad, z_out, to, a, b_z, b_c, mean_out, norm, start, z_planes)
             if todo & NEED_W:
                 last = min(h, (t1 - 1) * s - ph + kh)
+                if tile < oh:
+                    _next_input(g, lanes, t0, x_planes)
                 if last > filled:
                     _fill(
-                        g, lanes, filled, last, source, source, from_, scale, shift, alive, in_flags, want,
+                        g, lanes, filled, last, t0, source, source, from_, scale, shift, alive, in_flags, want,
                         out, x_planes, row,
                     )  # fmt: skip
                     filled = last
@@ -471,7 +527,7 @@ def backward(
                     f0, f1 = (0, c_out) if small else (o, o + 1)
                     if start[f0] == start[f1]:
                         continue
-                    for r in range(t0, t1):
+                    for r in range(t1 - t0):
                         dz = ((g[G_ZTOP] + r) * g[G_ZC] + g[G_ZLEFT]) * lanes
                         _gather_rows(
                             z_planes, dz, z_gap, x_planes, r * x_line, offset, lanes,
@@ -483,7 +539,7 @@ def backward(
                 ready = h if t1 == oh else max(done, min(h, s * t1 - ph))
                 n = w * lanes
                 for r in range(done, ready):
-                    q, line = (r + ph) % s * s, (r + ph) // s * g[G_ZC]
+                    q, line = (r + ph) % s * s, ((r + ph) // s - t0) * g[G_ZC]
                     for px in range(s):
                         x0 = (px - pw) % s
                         m = (w - x0 + s - 1) // s * lanes

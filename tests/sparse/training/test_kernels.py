@@ -18,12 +18,27 @@ from gemminer import models
 from gemminer.core.ticket import Ticket
 from gemminer.sparse.training import kernels, vectors
 from gemminer.sparse.training.convert import sparsify
+from gemminer.sparse.training.patterns import Pattern
 from tests.sparse.training.helpers import compare, noise, ticket_for
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_convolution_equals_masked_dense(data: st.DataObject) -> None:
+    _convolution(data)
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_so_does_one_whose_planes_are_a_window(data: st.DataObject) -> None:
+    """With a cache so small that a window is of one to three rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        tile = data.draw(st.integers(1, 3))
+        patch.setattr(Pattern, "_tile", staticmethod(lambda rows, *rest: min(rows, tile)))
+        _convolution(data)
+
+
+def _convolution(data: st.DataObject) -> None:
     draw = data.draw
     groups = draw(st.sampled_from([1, 1, 1, 2, 4]))
     per_in, per_out = draw(st.integers(1, 3)), draw(st.integers(1, 3))
