@@ -24,7 +24,7 @@ from gemminer.runs.execute import check_ticket, prepare, run_recipe, train_ticke
 from gemminer.runs.recipe import make
 from gemminer.training.pretraining import checksum
 from gemminer.training.settings import Settings
-from tests.helpers import tiny_data, tiny_net
+from tests.helpers import EXACT, tiny_data, tiny_net
 
 EASY = gemminer.Pretrain(steps=9, examples="easiest", count=40, runs=2, epochs=1, train={"lr": 0.1, "epochs": 8})
 HOW: dict[str, Any] = {"epochs": 4, "batch_size": 16}
@@ -45,7 +45,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", EXACT)
 def test_every_method_starts_from_the_weights_of_step_k(method: str) -> None:
     own = {"epochs": 4} if methods.get(method).trains else {}
     net = tiny_net()
