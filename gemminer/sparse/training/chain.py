@@ -154,7 +154,7 @@ def threads_for(blocks: int, numbers: int) -> int:
 
 def block_size(batch: int, area: int, width: int, numbers: int) -> int:
     """Images in a block: rows of some 512 numbers, and a block for every thread where the batch allows."""
-    lanes = 64 if area == 1 else 32 if width <= 40 else 8 if width <= 80 else 4
+    lanes = 64 if area == 1 else 16 if width <= 40 else 8 if width <= 80 else 4
     return max(1, min(lanes, -(-batch // threads_for(batch, numbers))))
 
 
