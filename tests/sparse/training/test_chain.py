@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gemminer import models
 from gemminer.sparse.training.convert import sparsify
+from gemminer.sparse.training.patterns import Pattern
 from tests.sparse.training.helpers import compare, noise, ticket_for
 
 
@@ -20,6 +21,16 @@ from tests.sparse.training.helpers import compare, noise, ticket_for
     "name", ["lenet-5", "conv-2", "vgg16", "mobilenet-v2", "resnet18", "resnet50", "wideresnet-10-1"]
 )
 def test_networks_equal_masked_dense(name: str) -> None:
+    _equals_masked_dense(name)
+
+
+@pytest.mark.parametrize(("name", "tile"), [("vgg16", 1), ("mobilenet-v2", 3), ("resnet18", 2), ("resnet20", 5)])
+def test_so_do_networks_whose_planes_are_windows(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pattern, "_tile", staticmethod(lambda rows, *rest: min(rows, tile)))
+    _equals_masked_dense(name)
+
+
+def _equals_masked_dense(name: str) -> None:
     size = {"resnet18": 33, "resnet50": 33}.get(name, 16)
     width = {"lenet-5": 1.0}.get(name, 0.1)
     model = models.build(name, image_size=size, width=width).double()
