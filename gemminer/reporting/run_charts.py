@@ -178,8 +178,11 @@ def examples(record: Record) -> Figure | None:
         xaxis=metric_axis(f"score: {record.start.pretrain.get('kind') if record.start else ''}"),
         yaxis=metric_axis("examples"),
     )
-    for name, key, colour in (("all examples", "all", "var(--shade)"), ("chosen", "chosen", "var(--c0)")):
-        add_bars(figure, name=name, x=x, y=found[key], width=width, marker={"color": colour})
+    for name, key, look in (
+        ("all examples", "all", {"color": "var(--muted)", "opacity": 0.35}),
+        ("chosen", "chosen", {"color": "var(--c0)"}),
+    ):
+        add_bars(figure, name=name, x=x, y=found[key], width=width, marker=look)
     return figure
 
 

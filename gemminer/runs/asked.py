@@ -51,6 +51,8 @@ def to_smallest(given: Mapping[str, Any], base: str | None = None) -> Recipe:
     More is held out than by a run, unless that is said: the choice is made on it.
     """
     start = Recipe(validation=HELD_OUT) if base is None else recipes.load(base)
+    if start.pretrain is not None:
+        raise UsageError("smallest searches at initialisation: leave pretrain out of the recipe")
     return start.changed({"density": Recipe().density, "checks": (), **given})
 
 

@@ -18,7 +18,7 @@ from gemminer.export import Exported
 from gemminer.export.portable import facts_of, written
 from gemminer.runs import shipping
 from gemminer.runs.execute import prepare
-from gemminer.runs.recipe import Recipe
+from gemminer.runs.recipe import ALONE, Recipe
 from gemminer.runs.steps import WEIGHTS, digest_of, load_weights
 from gemminer.training.task import Task
 
@@ -60,7 +60,7 @@ def export_run(recipe: Recipe, path: Path, to: str, out: Path | None, how: Mappi
     ticket = Ticket.load(path)
     if not trained.exists():
         raise UsageError(f"there are no trained weights {trained}: 'gemminer train {path}' makes them")
-    task = prepare(recipe.changed({"within": None}), device="cpu", engine="dense", **where).experiment.task
+    task = prepare(recipe.changed(ALONE), device="cpu", engine="dense", **where).experiment.task
     weights = _weights(task, ticket.fitted(task.model), trained)
     if to == "dense":
         return _dense(task, weights, ticket, target)

@@ -21,6 +21,7 @@ from gemminer.core.numbers import whole
 from gemminer.core.randomness import mixed
 from gemminer.data.picked import Picked, classes_of
 from gemminer.training import rate
+from gemminer.training.evaluate import recalibrate
 from gemminer.training.loop import fit
 from gemminer.training.losses import cross_entropy, ignored_label
 from gemminer.training.rules import Dense
@@ -71,7 +72,8 @@ def scored_once(
         loss         the loss of example i alone
         forgetting   how often i goes from right to wrong in the batches it is trained in; infinite if never right
 
-    The first two are of the trained network in evaluation mode, without augmentation.
+    The first two are of the trained network in evaluation mode, without augmentation, batch-norm statistics estimated
+    anew: those of a few steps lag so far behind that they, and not the examples, would decide.
     """
     own = mixed(seed, "scores", run)
     phase = f"scores:{run}"
@@ -91,6 +93,7 @@ def scored_once(
     took = settings.epochs + (found["steps"] / max(1, lent.steps) if found else 0.0)
     if seen is not None:
         return seen.scores(), took
+    recalibrate(task)
     return example_losses(task, classes) if kind == "loss" else _el2n(task, classes), took
 
 

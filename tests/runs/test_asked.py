@@ -67,3 +67,10 @@ def test_flags_reach_every_part_of_a_comparison(tmp_path: Path) -> None:
 def test_a_comparisons_defaults() -> None:
     found = asked.compared()
     assert (found.checks, found.check_seeds, found.dense) == (("shuffle", "reinit", "invert"), 1, True)
+
+
+def test_smallest_takes_no_pretraining(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text('{"pretrain": "all@20"}')
+    with pytest.raises(UsageError, match="at initialisation"):
+        asked.to_smallest({}, str(file))

@@ -16,6 +16,7 @@ from gemminer.core.randomness import mixed
 from gemminer.data import TensorBatches, as_wholes
 from gemminer.data.picked import Picked
 from gemminer.training import scoring
+from gemminer.training.evaluate import recalibrate
 from gemminer.training.settings import Settings
 from gemminer.training.task import Task
 from tests.helpers import tiny_data, tiny_net
@@ -49,6 +50,7 @@ def reference(kind: str) -> Tensor:
             optimiser.step()
     if kind == "forgetting":
         return torch.tensor([forgotten[i] if i in ever else torch.inf for i in range(96)])
+    recalibrate(task_of(model))
     model.eval()
     scores = []
     for x, y in zip(inputs, targets, strict=True):
@@ -97,12 +99,28 @@ def test_any_loss_can_score_an_example_at_a_time() -> None:
         with borrowed(task.model) as model:
             assert scoring.classes_for(task, "loss") is None
             found, _ = scoring.scored_once(task, "loss", None, SETTINGS, SEED, 0)
+            recalibrate(Task(model, TensorBatches(inputs, targets, batch_size=16)))
             model.eval()
             own = ((model(inputs) - wanted) ** 2).mean(1).detach()
         torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-6)
         for kind in ("el2n", "forgetting"):
             with pytest.raises(UsageError, match="give kind='loss'"):
                 scoring.classes_for(task, kind)
+
+
+def test_statistics_that_lag_do_not_decide() -> None:
+    """After a few steps those of the loop are the initial ones still: the same network would score otherwise."""
+    task, far = task_of(), tiny_net()
+    with torch.no_grad():
+        far[1].running_mean += 50
+    for model in (task.model, far):
+        model[1].momentum = 1e-4  # type: ignore[index]
+    found = []
+    for one in (task, dataclasses.replace(task, model=far)):
+        with borrowed(one.model):
+            classes = scoring.classes_for(one, "el2n")
+            found.append(scoring.scored_once(one, "el2n", classes, SETTINGS, SEED, 0)[0])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_labels_that_are_no_classes_of_one_row_each_are_refused() -> None:
