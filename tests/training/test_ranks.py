@@ -63,8 +63,36 @@ def call(
     return found(ticket, model, gemminer.train(model, ticket, data, TEST, epochs=3, **given))
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def without_layers(how: dict[str, Any], density: float, **options: Any) -> Found:
+    """A network of residual blocks, of which one is removed."""
+
+    def residual() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(distributed.get_rank() if distributed.is_initialized() else 0)
+            return nn.Sequential(nn.Linear(6, 12), *(Residual() for _ in range(3)), nn.Linear(12, 3))
+
+    options = {"criterion": "snip", "remove": 1, "batches": 2, "epochs": 3, **options}
+    ticket = gemminer.mine(residual(), TRAIN, density, method="layers", **how, **options)
+    assert len(ticket.removed) == 1
+    model = residual()
+    return found(ticket, model, gemminer.train(model, ticket, TRAIN, TEST, epochs=3, **how))
+
+
 def every_method(how: dict[str, Any]) -> dict[str, Found]:
-    return {name: call(how, name) for name in EXACT}
+    return {
+        **{name: call(how, name) for name in EXACT},
+        "layers": without_layers(how, 1.0),
+        "layers, then gem-miner": without_layers(how, 0.2, then="gem-miner"),
+    }
 
 
 def ways(how: dict[str, Any]) -> dict[str, Found]:
@@ -214,7 +242,7 @@ def test_all_ranks_come_to_the_same_bit_for_bit(both: list[dict[str, Any]]) -> N
         same(both[0][part], both[1][part], bits=True)
 
 
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("method", [*EXACT, "layers", "layers, then gem-miner"])
 def test_one_process_with_the_global_batch_finds_the_same_ticket(
     both: list[dict[str, Any]], one: dict[str, Any], method: str
 ) -> None:
