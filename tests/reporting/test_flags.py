@@ -73,6 +73,7 @@ def test_every_field_of_a_recipe_is_a_flag() -> None:
     flags += " --limit-train 50 --validation 0.2 --augment none --initialiser keep --model-option width=2 -o batches=2"
     flags += " -t lr=1 --checks shuffle,erk --check-seeds 2 --no-dense --exclude fc*,conv1* --include experts*"
     flags += " --embeddings --budget 5s --within runs/first --accumulate 2 --precision bf16 --max-norm 0.5"
+    flags += " --pretrain easiest:50@20 --scores runs/scores.safetensors"
     given = run(*flags.split())["given"]
     assert set(given) == set(Recipe.model_fields)  # a field added later is to be added here
     del given["budget"]  # which stands instead of epochs
