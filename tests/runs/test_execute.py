@@ -21,7 +21,7 @@ from gemminer.core.errors import GemminerError, UsageError
 from gemminer.core.ticket import Ticket
 from gemminer.runs import checks, folder, record
 from gemminer.runs.execute import check_ticket, prepare, run_recipe, train_ticket
-from gemminer.runs.recipe import Recipe, make
+from gemminer.runs.recipe import DEFAULT_CHECKS, Recipe, make
 from gemminer.training import evaluate
 from tests.helpers import Notes
 
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Reco
     assert [row.kept for row in result.layers] == [layer.kept for layer in ticket.per_layer()]
     assert ticket.provenance["recipe"] == recipe.digest == result.recipe_hash
     assert make(result.recipe) == recipe
-    assert set(result.checks) == set(checks.names())
+    assert set(result.checks) == set(DEFAULT_CHECKS)
     assert {c.n for c in result.checks.values()} == {2}
     assert result.checks["shuffle"].ticket_values == result.accuracy.after_values
     assert result.accuracy.n == 2
@@ -79,7 +79,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Recipe, Path, record.Reco
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     expected = ["search", "train:0", "train:1", "dense"]
-    for name in checks.names():
+    for name in DEFAULT_CHECKS:
         expected += [f"check:{name}:search"] * (name == "invert") + [f"check:{name}:{i}" for i in (0, 1)]
     assert phases == expected
     assert [row["epoch"] for row in rows if row["phase"] == "search"] == [1, 2, 3, 4]
