@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -235,7 +236,9 @@ def _built(plain: nn.Module, structure: Structure, select: bool) -> tuple[nn.Mod
         left[name] = "a dead channel is another constant in training than in eval mode: eval_only=True removes it"
     made = made_from_others(plain)
     for name in structure.uncut:
-        other = "its weights are shared, made from others, of a class of their own or used more than once or never"
+        other = (
+            "its weights are shared, made from others, used more than once or never, or it is of a kind that is not cut"
+        )
         left[name] = made.get(f"{name}.weight".removeprefix("."), other)
     return small, cuts, left
 
@@ -439,6 +442,8 @@ class _Wide:
                     return "the shapes of its results change"
                 for a, b in zip(old, new, strict=True):
                     most, far = (float(x.abs().max()) if x.numel() else 0.0 for x in (a, a - b))
+                    if not math.isfinite(most):
+                        return "its own outputs on the example are not finite"
                     part = far / max(most, 1e-30)
                     if not part <= self.limit:
                         return f"outputs in {'training' if mode else 'eval'} mode differ by {part:.1g} of the largest"

@@ -8,6 +8,7 @@ every rank decides the same.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gemminer.core.errors import GemminerError, UsageError, in_words
 
+LOG = logging.getLogger("gemminer")
 T = TypeVar("T")
 Distributed: TypeAlias = "bool | dist.ProcessGroup | None"
 
@@ -171,7 +173,12 @@ def ranks_of(distributed: Distributed) -> Ranks | None:
             )
         return None
     if isinstance(distributed, bool):
-        if not distributed or (launched() == 1 and not dist.is_initialized()):
+        if not distributed:
+            return None
+        if launched() == 1 and not dist.is_initialized():
+            LOG.warning(
+                "distributed=True, but one process runs this, alone: start several by torchrun --nproc-per-node N"
+            )
             return None
         if not dist.is_initialized():
             if torch.cuda.is_available():

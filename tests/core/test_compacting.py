@@ -389,3 +389,12 @@ class Deep(Functional):
 def test_what_calls_other_functions_while_training_is_named() -> None:
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Deep(0.5), nn.Linear(8, 2))
     assert "other functions" in gemminer.compact(net, None, torch.randn(4, 6)).removed.left["training"]
+
+
+def test_a_model_whose_results_are_not_finite_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[2].bias.fill_(float("nan"))
+        model[0].weight[1] = 0
+    with pytest.raises(GemminerError, match="its own outputs on the example are not finite"):
+        gemminer.compact(model, None, torch.ones(3, 4))

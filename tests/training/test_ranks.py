@@ -341,3 +341,8 @@ def test_the_command_line_is_silent_only_where_another_rank_says_it(
     monkeypatch.setenv("WORLD_SIZE", world)
     assert main(["mine", "--model", "lenet-300-100", "--density", "2", *flag.split()]) == 2
     assert ("density is the fraction" in capsys.readouterr().err) == said
+
+
+def test_one_process_alone_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    gemminer.mine(tiny_net(), TRAIN, 0.2, method="magnitude", distributed=True)
+    assert "one process runs this, alone" in caplog.text
