@@ -52,7 +52,8 @@ WHO = {
     "infer": ("deepsparse", "onnxruntime", "dense", "before", "ours"),
     "train": ("dense", "dense:bf16", "sparseprop", "sparselab", "before", "ours", "ours:bf16"),
 }
-ELSEWHERE = ("deepsparse", "sparseprop", "sparselab", "before")  # need a WHERE
+# Those that need a WHERE, and how a contestant says it.
+ELSEWHERE = {"deepsparse": "deepsparse", "sparseprop": "sparseprop", "sparselab": "sparselab", "before": "before=ours"}
 # SparseProp's layers of groups are wrong (NaN), sparselab has linear layers only.
 NOT = {"sparseprop": ("mobilenet-v2",), "sparselab": ("resnet20", "vgg16", "mobilenet-v2")}
 
@@ -121,11 +122,10 @@ def _networks(kind: str, name: str, density: float, batch: int, threads: int) ->
     if kind == "ours":
         return sparse_net(name, net, density), images, labels
     if kind in ("sparseprop", "sparselab"):
+        net = networks.ticket_of(name, net, density).apply(net)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the times
-            own = (_sparseprop if kind == "sparseprop" else _sparselab)(
-                networks.ticket_of(name, net, density).apply(net), images, threads
-            )
-        return own, images, labels
+            net = _sparseprop(net, images, threads) if kind == "sparseprop" else _sparselab(net)
+        return net, images, labels
     if images.dim() == 4:
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     return net, images, labels
@@ -140,7 +140,7 @@ def _sparseprop(net: Any, images: Any, threads: int) -> Any:
     return swap_modules_with_sparse(net, tuple(images.shape))  # says which on standard output
 
 
-def _sparselab(net: Any, images: Any, threads: int) -> Any:
+def _sparselab(net: Any) -> Any:
     """The network with sparselab's layers in place of its linear ones, of the same weights."""
     import numpy as np
     import sparselab  # type: ignore[import-not-found]
@@ -340,15 +340,13 @@ def keep(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def everything(where: dict[str, str], fresh: bool = False) -> None:
-    """Measure each of CELLS that is not there yet; what is drawn names who was not installed."""
+    """Measure each of CELLS that is not there yet; who is not installed has no row."""
     for what, model, density, batch, steps in CELLS:
         setting = {"what": what, "model": model, "density": density, "batch": batch}
         if not fresh and any(setting.items() <= row.items() for row in read()):
             continue
-        own = [k for k in WHO[what] if k not in ELSEWHERE or (k in where and model not in NOT.get(k, ()))]
-        texts = [
-            k if k not in where else f"before=ours@{where[k]}" if k == "before" else f"{k}@{where[k]}" for k in own
-        ]
+        texts = [k for k in WHO[what] if k not in ELSEWHERE or (k in where and model not in NOT.get(k, ()))]
+        texts = [f"{ELSEWHERE[k]}@{where[k]}" if k in ELSEWHERE else k for k in texts]
         asked = argparse.Namespace(**setting, contestants=texts, steps=steps, rounds=9, threads=os.cpu_count())
         rows = measure(asked)
         keep(rows)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 from gemminer.reporting import smallest_page
-from gemminer.reporting.calls import told_of
+from gemminer.reporting.calls import shown
 from gemminer.runs import seeking
 from gemminer.runs.answer import Smallest
 
@@ -19,12 +19,11 @@ P = ParamSpec("P")
 
 def _answered(call: Callable[P, Smallest]) -> Callable[P, Smallest]:
     """The same call, with `progress` shown and a page in the folder `out`."""
+    running = shown(call)
 
     @functools.wraps(call)
     def seen(*args: P.args, **given: P.kwargs) -> Smallest:
-        monitor: Any = given.get("monitor")
-        with told_of(monitor, bool(given.get("progress"))) as given["monitor"]:
-            found = call(*args, **given)
+        found = running(*args, **given)
         out: Any = given["out"]
         smallest_page.write(out)
         return found

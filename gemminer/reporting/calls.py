@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 from gemminer.core.progress import Monitor
 from gemminer.runs.called import Call
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -19,6 +24,18 @@ def told_of(monitor: Monitor | None, progress: bool) -> Iterator[Monitor]:
 
     with beside(monitor) as told:
         yield told
+
+
+def shown(call: Callable[P, T]) -> Callable[P, T]:
+    """The same call, with its `progress` shown."""
+
+    @functools.wraps(call)
+    def seen(*args: P.args, **given: P.kwargs) -> T:
+        monitor: Any = given.get("monitor")
+        with told_of(monitor, bool(given.get("progress"))) as given["monitor"]:
+            return call(*args, **given)
+
+    return seen
 
 
 def draw_page(call: Call) -> None:

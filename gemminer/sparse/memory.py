@@ -40,7 +40,7 @@ class BufferPool:
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised array on a 64-byte boundary."""
-        key = (shape[0] if len(shape) == 1 else math.prod(shape), dtype)
+        key = (math.prod(shape), dtype)
         with self._lock:
             while self._returned:
                 back = self._returned.pop()

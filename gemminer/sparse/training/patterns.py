@@ -80,10 +80,8 @@ class Pattern:
         (ph, pw), s = self.padding, self.stride
         kh, kw = self.shape[2:]
         oh, ow = self.out_size(height, width)
-        before, beside = (
-            (kh - 1) // s,
-            (kw - 1) // s,
-        )  # rows and columns of a plane that an output reads besides its own
+        # Rows and columns of a plane that an output reads besides its own.
+        before, beside = (kh - 1) // s, (kw - 1) // s
         columns = ow + beside
         left = max(0, beside - pw // s)
         z_columns = max(left + ow, (width - 1 + pw) // s + left + 1)
